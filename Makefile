@@ -1,0 +1,82 @@
+# From nothing, with only make and Python 3.11 or newer: `make` lists what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+# The first interpreter that runs, is new enough and can make environments (a name on PATH can be a dead shim).
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+
+# make train
+DATASET = iemocap
+METHOD = mculora
+SEED = 66
+FOLD = 1
+SCHEDULE = auto
+SIZE = full
+DATA_ROOT =
+# more arguments: for pytest (make test), papermill (make train, make paper) or jupyter (make lab)
+ARGS =
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+RUN_NAME = train-$(DATASET)-$(METHOD)-$(SIZE)-$(SCHEDULE)-fold$(FOLD)-seed$(SEED)
+# every notebook that has a cell tagged `parameters`, but for the one that trains
+PAPER = $(filter-out nbs/train.ipynb,$(sort $(shell grep -lxE ' *"parameters",?' nbs/*.ipynb 2>/dev/null)))
+
+# Notebooks must run in this environment's kernel, whatever other kernels the user has; nbdev exports nothing while
+# IN_TEST is set.
+unexport JUPYTER_PATH IN_TEST
+export JUPYTER_PREFER_ENV_PATH = 1
+# what a notebook prints is shown as it comes; a kernel's remarks on its own sockets are not
+PAPERMILL = $(BIN)/papermill --kernel python3 --no-progress-bar --log-level WARNING --stdout-file - --stderr-file -
+QUIET = 2> >(grep -v --line-buffered 'TCP without encryption\|KeyboardInterrupt caught in kernel' >&2)
+
+.PHONY: help setup train test paper lab export clean-notebooks hooks
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
+		while IFS='|' read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done
+
+setup: $(STAMP) ## an environment in .venv with exactly the pinned versions (needs Python 3.11 or newer)
+
+$(STAMP): requirements.txt constraints.txt pyproject.toml
+	@$(BIN)/python -c 'import pip' 2>/dev/null || { \
+		test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with the venv module was found. Install one (on Debian and" \
+			"Ubuntu: python3 and python3-venv), or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+		echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear "$(VENV)"; }
+	@echo "installing the pinned packages into $(VENV): some minutes, the first time"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.txt -c constraints.txt -e .
+	@$(BIN)/python -m ipykernel install --sys-prefix --name python3 >/dev/null
+	@touch $@
+
+train: $(STAMP) ## one training run: [DATASET=iemocap] [METHOD=mculora] [SEED=66] [FOLD=1] [SCHEDULE=auto] [SIZE=full|tiny] [DATA_ROOT=]
+	@mkdir -p runs/notebooks
+	@$(PAPERMILL) nbs/train.ipynb 'runs/notebooks/$(RUN_NAME).ipynb' -r dataset '$(DATASET)' -r method '$(METHOD)' \
+		-p seed '$(SEED)' -p fold '$(FOLD)' -r schedule '$(SCHEDULE)' -r size '$(SIZE)' \
+		$(if $(DATA_ROOT),-r data_root "$$($(BIN)/python -c 'import os, sys; print(os.path.abspath(os.path.expanduser(sys.argv[1])))' '$(DATA_ROOT)')") $(ARGS) $(QUIET)
+	@echo "the run as a notebook, with its pictures: runs/notebooks/$(RUN_NAME).ipynb"
+
+test: $(STAMP) ## all tests, with every notebook among them: [ARGS="-k notebooks"]
+	@$(BIN)/python -m pytest $(ARGS)
+
+paper: $(STAMP) ## every table and figure of the paper that has a notebook so far
+	@mkdir -p runs/notebooks; failed=; \
+	test -n "$(PAPER)" || echo "there is no notebook of a table or a figure yet: nothing to run"; \
+	for nb in $(PAPER); do echo "$$nb"; \
+		$(PAPERMILL) "$$nb" "runs/notebooks/$$(basename "$$nb")" $(ARGS) $(QUIET) || failed="$$failed $$nb"; done; \
+	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+
+lab: $(STAMP) ## JupyterLab in nbs/; what it saves is cleaned
+	@JUPYTER_CONFIG_PATH='$(CURDIR)/.jupyter' $(BIN)/jupyter lab --notebook-dir=nbs $(ARGS)
+
+export: $(STAMP) ## nbs/ -> mculora/
+	@$(BIN)/nbdev_export
+
+clean-notebooks: $(STAMP) ## drop the metadata that would make diffs noisy; outputs stay
+	@$(BIN)/nbdev_clean
+
+hooks: $(STAMP) ## git, in this clone: readable diffs of notebooks, and merges that leave them open-able
+	@git config --local diff.jupytext.textconv "'$(abspath $(BIN))/jupytext' --quiet --to py:percent --opt comment_magics=false --opt notebook_metadata_filter=-all --opt cell_metadata_filter=tags --output -"
+	@git config --local merge.nbdev-merge.name "conflicts in notebooks, with nbdev"
+	@git config --local merge.nbdev-merge.driver "'$(abspath $(BIN))/nbdev_merge' %O %A %B %P"

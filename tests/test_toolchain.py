@@ -1,0 +1,327 @@
+"The notebooks are the source of everything, they are clean, and the files that install and run them agree with each other."
+import ast
+import configparser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import warnings
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+MODULES = sorted(p for p in (ROOT/'mculora').rglob('*.py'))
+NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+PYPROJECT = tomllib.loads((ROOT/'pyproject.toml').read_text())
+
+each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def run(*command, cwd=ROOT):
+    "Run `command` without what the calling environment might say to nbdev; its output, or a failed test."
+    env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'MAKEFLAGS', 'MAKELEVEL', 'MFLAGS')}
+    done = subprocess.run([str(c) for c in command], cwd=cwd, env=env, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def load(path): return json.loads(path.read_text(encoding='utf-8'))
+
+
+def source(cell): return ''.join(cell['source'])
+
+
+def parameter_cells(nb): return [c for c in nb['cells'] if 'parameters' in c['metadata'].get('tags', [])]
+
+
+# --- the package is what the notebooks say ---
+
+@pytest.fixture(scope='module')
+def copy(tmp_path_factory):
+    "The notebooks and nbdev's settings alone."
+    to = tmp_path_factory.mktemp('copy')
+    shutil.copy(ROOT/'settings.ini', to)
+    shutil.copytree(ROOT/'nbs', to/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints', '.last_checked'))
+    return to
+
+
+def test_package_is_exactly_what_the_notebooks_export(copy):
+    run(BIN/'nbdev_export', cwd=copy)
+    def texts(top): return {str(p.relative_to(top)): p.read_text() for p in (top/'mculora').rglob('*.py')}
+    fresh, here = texts(copy), texts(ROOT)
+    assert sorted(here) == sorted(fresh), 'modules without a notebook, or notebooks that were not exported'
+    assert not [name for name in here if here[name] != fresh[name]], 'run nbdev_export (and edit nbs/, never mculora/)'
+
+
+def test_notebooks_are_clean(copy):
+    run(BIN/'nbdev_clean', cwd=copy)
+    assert not [p.name for p in NOTEBOOKS if p.read_bytes() != (copy/p.relative_to(ROOT)).read_bytes()], 'run nbdev_clean'
+
+
+# --- each notebook ---
+
+@each_notebook
+def test_metadata(path):
+    nb = load(path)
+    assert nb['metadata']['kernelspec']['name'] == 'python3'
+    assert set(nb['metadata']) == {'kernelspec'}, 'widget state, papermill times or the paths of a machine'
+    assert (nb['nbformat'], nb['nbformat_minor']) == (4, 5)
+
+
+@each_notebook
+def test_parameters_cell(path):
+    "Papermill injects at the top, with exit status 0, where the tag was lost; then every run is the default run."
+    nb = load(path)
+    cells = parameter_cells(nb)
+    # train, tables and figures have no number, and papermill runs them
+    needs_one = path.parent == ROOT/'nbs' and not path.name[0].isdigit() and path.stem != 'index'
+    assert len(cells) == 1 if needs_one else len(cells) <= 1
+    for cell in cells:
+        assert cell['cell_type'] == 'code'
+        for line in source(cell).splitlines():      # one assignment a line: papermill knows no other names
+            assert re.match(r'\s*(#|$)|[a-z_]\w*\s*(:[^=;]+)?=[^;]*(#|$)', line), line
+
+
+def outputs(nb): return [out for cell in nb['cells'] if cell['cell_type'] == 'code' for out in cell['outputs']]
+
+
+@each_notebook
+def test_outputs(path):
+    for out in outputs(load(path)):
+        assert out['output_type'] != 'error', out.get('ename')
+        data = out.get('data', {})
+        assert not [mime for mime in data if 'jupyter.widget' in mime]
+        for mime, text in [*data.items(), ('text/stream', out.get('text', ''))]:
+            if mime.startswith('image/') and mime != 'image/svg+xml': continue
+            text = re.sub(r'base64,[^"\']*', '', ''.join(text) if isinstance(text, list) else str(text))
+            assert '\x1b[' not in text, 'terminal colours'
+            assert not ABSOLUTE.findall(text), f'{mime}: an absolute path is of this machine only'
+
+
+# /a/b and C:\a, but not <b>/</b>, 1/2/3, text/html or https://a/b
+ABSOLUTE = re.compile(r'(?<![\w/.:<>)\]}*+=-])(?:/[\w.+-]+){2,}|\b[A-Z]:\\\w+')
+
+
+@pytest.mark.parametrize('text, found', [
+    ('at /tmp/x/y.py', True), ("'/home/me/a'", True), ('(/root/.venv/bin/python)', True), ('C:\\Users\\me', True),
+    ('1/2/3', False), ('runs/a/b.json', False), ('../nbs/a/b', False), ('https://a.org/b/c', False),
+    ('<td>a</td><td>/</td>', False), ('a /b c', False), ('and / or / not', False)])
+def test_what_an_absolute_path_is(text, found): assert bool(ABSOLUTE.search(text)) == found
+
+
+# --- the order in which they are read ---
+
+NOTEBOOK_OF = {}    # module name -> path of its notebook in nbs/
+for module in MODULES:
+    if m := re.search(r'File to edit: (?:\.\./)+nbs/(\S+\.ipynb)', module.read_text()):
+        NOTEBOOK_OF['.'.join(module.relative_to(ROOT).with_suffix('').parts)] = m[1]
+
+
+def imported(tree, package=''):
+    "Absolute names of all modules that are imported in `tree`; `package` is where it lies."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import): yield from (a.name for a in node.names)
+        if isinstance(node, ast.ImportFrom):
+            base = '.'.join(package.split('.')[:len(package.split('.')) - node.level + 1]) if node.level else ''
+            full = '.'.join(filter(None, [base, node.module]))
+            yield full
+            if full.split('.')[0] == 'mculora': yield from (f'{full}.{a.name}' for a in node.names)
+
+
+def test_relative_imports_are_resolved():
+    tree = ast.parse('from .a import b\nfrom ..c import d\nimport e.f\nfrom . import g')
+    assert {'mculora.x.a', 'mculora.c', 'e.f', 'mculora.x.g'} <= set(imported(tree, 'mculora.x'))
+
+
+def place(notebook):
+    "By number; a folder, such as baselines/, comes after all that is not in one."
+    return notebook.count('/'), notebook
+
+
+def package_of(path): return '.'.join(path.relative_to(ROOT).parent.parts)
+
+
+def test_no_module_imports_a_later_one():
+    assert NOTEBOOK_OF
+    later = []
+    for name, notebook in NOTEBOOK_OF.items():
+        path = (ROOT/name.replace('.', '/')).with_suffix('.py')
+        wanted = {NOTEBOOK_OF[i] for i in imported(ast.parse(path.read_text()), package_of(path)) if i in NOTEBOOK_OF}
+        later += [(notebook, other) for other in wanted if place(other) > place(notebook)]
+    assert not later
+
+
+def test_numbers_are_unique():
+    numbers = [(p.parent, p.name.split('_')[0]) for p in NOTEBOOKS if p.name[0].isdigit()]
+    assert not [n for n in numbers if numbers.count(n) > 1]
+
+
+# --- the exported package ---
+
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+CLASSES = {node.name: node for path in MODULES for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)}
+
+
+def inherited(node):
+    "Names of the methods that the package's own bases of class `node` have: they are described there."
+    bases = [CLASSES[b.id] for b in node.bases if isinstance(b, ast.Name) and b.id in CLASSES]
+    return {f.name for base in bases for f in base.body if isinstance(f, FUNCTION)}.union(*map(inherited, bases))
+
+
+def undocumented(body):
+    "Public functions and classes of more than two lines, and new public methods of more than ten, that say nothing of themselves."
+    for node in body:
+        if not isinstance(node, (*FUNCTION, ast.ClassDef)) or node.name.startswith('_'): continue
+        if not ast.get_docstring(node) and node.end_lineno - node.lineno >= 2: yield node.name
+        if not isinstance(node, ast.ClassDef): continue
+        for f in node.body:
+            if not isinstance(f, FUNCTION) or f.name.startswith('_') or f.name in inherited(node) | {'forward'}: continue
+            if not ast.get_docstring(f) and f.end_lineno - f.lineno >= 10: yield f'{node.name}.{f.name}'
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_docstrings(path):
+    assert not list(undocumented(ast.parse(path.read_text()).body))
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_backslash_in_a_plain_docstring(path):
+    # nbdev makes a plain string of the `>` line under a notebook's title: `\{` warns from Python 3.12 on, `\beta` loses its b
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        tree = compile(path.read_text(), str(path), 'exec', ast.PyCF_ONLY_AST)
+    texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    assert not [t for t in texts if set(t) & set('\a\b\f\v')]
+
+
+HEAVY = {'nbdev', 'IPython', 'matplotlib', 'fastcore', 'execnb', 'ipykernel', 'papermill', 'seaborn'}
+
+
+@pytest.mark.parametrize('statement, unwanted', [
+    ('import mculora', HEAVY | {'torch'}),
+    ('import mculora, pkgutil, importlib\n'
+     'for m in pkgutil.walk_packages(mculora.__path__, "mculora."): importlib.import_module(m.name)', HEAVY)],
+    ids=['package', 'modules'])
+def test_imports_are_light(statement, unwanted, tmp_path):
+    loaded = run(sys.executable, '-c', f'import sys; sys.path.insert(0, {str(ROOT)!r})\n{statement}\nprint(*sys.modules)',
+                 cwd=tmp_path).split()
+    assert 'mculora' in loaded and not unwanted & set(loaded)
+
+
+def test_version_is_said_once():
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(ROOT/'settings.ini')
+    scope = {}
+    exec((ROOT/'mculora'/'__init__.py').read_text(), scope)
+    assert scope['__version__'] == settings['DEFAULT']['version'] and 'version' in PYPROJECT['project']['dynamic']
+
+
+def test_entry_points_lead_somewhere():
+    points = [*PYPROJECT['project'].get('scripts', {}).values(), *PYPROJECT['project']['entry-points']['nbdev'].values()]
+    for module in (point.split(':')[0] for point in points):
+        assert (ROOT/module.replace('.', '/')).with_suffix('.py').exists(), module
+
+
+# --- pins ---
+
+def pins(name):
+    "name -> version of a file in which every line is an exact pin or a comment."
+    lines = [line.split('#')[0].strip() for line in (ROOT/name).read_text().splitlines()]
+    found = {}
+    for line in filter(None, lines):
+        m = re.fullmatch(r'([\w.-]+)==([\w.]+)', line)      # no +cpu, no path, no address
+        assert m, f'{name}: {line}'
+        assert canonicalize_name(m[1]) not in found, f'{name}: {m[1]} twice'
+        found[canonicalize_name(m[1])] = m[2]
+    return found
+
+
+REQUIREMENTS, CONSTRAINTS = pins('requirements.txt'), pins('constraints.txt')
+RUNTIME = [Requirement(r) for r in PYPROJECT['project']['dependencies']]
+DEV = [Requirement(r) for r in PYPROJECT['project']['optional-dependencies']['dev']]
+
+
+def test_constraints_repeat_the_requirements():
+    assert {k: CONSTRAINTS.get(k) for k in REQUIREMENTS} == REQUIREMENTS
+
+
+def test_requirements_satisfy_pyproject():
+    ranges = {canonicalize_name(r.name): r.specifier for r in RUNTIME + DEV}
+    assert set(ranges) == set(REQUIREMENTS)
+    assert not [name for name, wanted in ranges.items() if REQUIREMENTS[name] not in wanted]
+
+
+def test_environment_yml():
+    env = yaml.safe_load((ROOT/'environment.yml').read_text())
+    conda = [d for d in env['dependencies'] if isinstance(d, str)]
+    assert [d['pip'] for d in env['dependencies'] if isinstance(d, dict)] == [['-r requirements.txt', '-c constraints.txt', '-e .']]
+    assert [re.split('[=<>]', d)[0] for d in conda] == ['python', 'pip']     # all else is pinned in requirements.txt
+    assert conda[0].split('=')[-1] in SpecifierSet(PYPROJECT['project']['requires-python'])
+
+
+def third_party(names):
+    "Distributions of the top-level modules in `names`, without the standard library, the project and the tests' neighbours."
+    own = {'mculora', 'conftest'} | {p.stem for p in (ROOT/'tests').rglob('*.py')}
+    tops = {n.split('.')[0] for n in names} - set(sys.stdlib_module_names) - own
+    known = packages_distributions()
+    return {canonicalize_name(known[t][0]) if t in known else t for t in tops}
+
+
+def test_package_imports_only_its_dependencies():
+    found = third_party(n for p in MODULES for n in imported(ast.parse(p.read_text()), package_of(p)))
+    assert found <= {canonicalize_name(r.name) for r in RUNTIME}
+
+
+def code(nb):
+    "All Python of a notebook; lines with magics become comments."
+    cells = [source(c) for c in nb['cells'] if c['cell_type'] == 'code' and not source(c).startswith('%%')]
+    return re.sub(r'^(\s*)[%!].*$', r'\1pass', '\n'.join(cells), flags=re.M)
+
+
+def test_notebooks_and_tests_import_only_what_is_pinned():
+    trees = [ast.parse(code(load(p))) for p in NOTEBOOKS] + [ast.parse(p.read_text()) for p in (ROOT/'tests').rglob('*.py')]
+    assert third_party(n for tree in trees for n in imported(tree)) <= set(CONSTRAINTS)
+
+
+# --- the Makefile, and what the documents say of it ---
+
+def test_make_paper_runs_every_papermill_notebook():
+    wanted = {p.name for p in NOTEBOOKS if parameter_cells(load(p)) and p.name != 'train.ipynb'}
+    assert set(re.findall(r'nbs/([\w.-]+\.ipynb)', run('make', '--dry-run', 'paper'))) == wanted
+
+
+def test_make_train_hands_over_its_variables():
+    said = run('make', '--dry-run', 'train', 'DATASET=mosei', 'SIZE=tiny', 'METHOD=mmin', 'SEED=7', 'FOLD=2', 'SCHEDULE=quick')
+    for parameter in ("-r dataset 'mosei'", "-r size 'tiny'", "-r method 'mmin'", "-p seed '7'", "-p fold '2'", "-r schedule 'quick'"):
+        assert parameter in said
+    assert 'data_root' not in said
+    assert '-r data_root' in run('make', '--dry-run', 'train', 'DATA_ROOT=x')
+
+
+TARGETS = set(re.findall(r'^([a-z][a-z-]*):', (ROOT/'Makefile').read_text(), flags=re.M))
+GENERATED = ('runs/', 'data/', '.venv', '.git/', '_docs/', '~')
+FILE = re.compile(r'[\w.-]+(?:/[\w.-]+)+/?|[\w.-]+/|[\w-]+\.(?:md|py|ipynb|toml|txt|ini|yml)|Makefile|LICENSE')
+
+
+@pytest.mark.parametrize('name', ['README.md', 'CONTRIBUTING.md'])
+def test_documents_name_only_what_exists(name):
+    text = (ROOT/name).read_text()
+    blocks = re.findall(r'^```.*?^```', text, flags=re.S | re.M)
+    prose = re.sub(r'^```.*?^```', '', text, flags=re.S | re.M)
+    spans = re.findall(r'`([^`\n]+)`', prose)
+    files = {s for s in spans if FILE.fullmatch(s)}
+    files |= {link for link in re.findall(r'\]\(([^)\s#]+)[^)]*\)', prose) + re.findall(r'src="([^"]+)"', prose) if '://' not in link}
+    missing = [f for f in files if not f.startswith(GENERATED) and not (ROOT/f).exists() and not (ROOT/'nbs'/f).exists()]
+    assert not missing
+    makes = {m for s in spans + blocks for m in re.findall(r'(?:^|[\n;&]\s*|\$ )make ([a-z][a-z-]*)', s)}
+    assert makes <= TARGETS
