@@ -13,7 +13,6 @@ import hashlib, json
 import numpy as np
 import torch
 from torch import Tensor
-from sklearn.model_selection import StratifiedGroupKFold
 from .modalities import combination_index, members
 
 # %% ../nbs/01_dialogues.ipynb #bf488feb
@@ -109,7 +108,7 @@ def random_dialogues(
     g, n, M = torch.Generator().manual_seed(seed), sum(lengths), len(widths)
     present = torch.rand(n, M, generator=g) >= missing
     present[~present.any(-1)] = True
-    features = {m: torch.randn(n, w, generator=g) * present[:, k:k+1] for k, (m, w) in enumerate(widths.items())}
+    features = {m: torch.randn(n, w, generator=g).masked_fill(~present[:, k:k+1], 0) for k, (m, w) in enumerate(widths.items())}
     label = torch.randint(n_classes, (n,), generator=g) if n_classes else torch.rand(n, generator=g)*6 - 3
     offset = torch.tensor([0, *lengths]).cumsum(0)
     ids = tuple(f'd{k}' for k in range(len(lengths)))
@@ -192,7 +191,7 @@ def keep(
     if whole and b.combination.ndim == 1: index = combination_index(members(mask.shape[-1]).to(mask.device)[b.combination] & mask)
     else: index = combination_index(present)
     return replace(b, present=present, combination=index, whole=b.whole and whole, complete=b if targets else None,
-        features={m: x * present[..., k:k+1] for k, (m, x) in enumerate(b.features.items())})
+        features={m: x.masked_fill(~present[..., k:k+1], 0) for k, (m, x) in enumerate(b.features.items())})
 
 # %% ../nbs/01_dialogues.ipynb #96ba7042
 def batches(
@@ -236,6 +235,7 @@ def split(
     n_val:int=8,  # one dialogue in `n_val` is held out
 )->Splits:
     "Train, validation and test dialogues of one fold. Raises `DataError` if there is no such fold, or nothing to train on."
+    from sklearn.model_selection import StratifiedGroupKFold # here, because it takes a second to import
     names = folds(d)
     if not 1 <= fold <= len(names): raise DataError(f'fold: found {fold}, expected 1 to {len(names)} ({d.task.name} tests on {", ".join(names)})')
     name, part = names[fold-1], np.array(d.part)

@@ -75,7 +75,7 @@ def drop(
     "The dialogues with these entries gone for good: nothing downstream can see them."
     if d.encoded: raise ValueError('drop: found encoded features, expected raw ones; encode after masking instead')
     mask = mask.to(d.present.device)
-    return replace(d, present=d.present & mask, features={m: x * mask[:, k:k+1] for k, (m, x) in enumerate(d.features.items())})
+    return replace(d, present=d.present & mask, features={m: x.masked_fill(~mask[:, k:k+1], 0) for k, (m, x) in enumerate(d.features.items())})
 
 # %% ../nbs/03_masking.ipynb #f9f958f0
 def from_modalities(

@@ -30,7 +30,6 @@ class MCULoRASettings(Settings):
     depth:int = Field(4, ge=1)                 # Q
     heads:int = Field(2, ge=1)                 # of every attention
     dropout:float = Field(.5, ge=0, lt=1)
-    context:int = Field(0, ge=0)               # reach of the distance bias in the encoders; the paper has none
     rank:int = Field(4, ge=1)                  # r, eq. 1
     alpha:float = Field(1., gt=0)              # eq. 1
     adapter_form:Literal['residual', 'literal'] = 'residual'             # eq. 2
@@ -65,7 +64,7 @@ class MCULoRA(Method):
         s, M, N, C = settings, len(widths), len(self.q), task.n_outputs
         if s.width % s.heads: raise ValueError(f'width: found {s.width}, expected a multiple of heads ({s.heads})')
         if s.adapter_form == 'literal' and s.adapter_place == 'linear': raise ValueError("adapter_form: found 'literal' with adapter_place 'linear', expected 'residual': chained products without the frozen map are dead")
-        self.encoders = nn.ModuleDict({m: UnimodalEncoder(w, s.width, s.depth, s.heads, s.dropout, s.context) for m, w in widths.items()})
+        self.encoders = nn.ModuleDict({m: UnimodalEncoder(w, s.width, s.depth, s.heads, s.dropout) for m, w in widths.items()})
         self.unimodal = unimodal_heads(widths, s.width, C, s.dropout)                       # C_m
         self.fusion, self.common_head = Fusion(M, s.width, s.heads, s.dropout), CombinationHead(s.width, C)   # Omega, F^com
         self.private_head, self.weight = CombinationHead(s.width, C, N), AdaptiveWeight(M, s.width)          # F^i, weight

@@ -17,7 +17,7 @@ from ..method import Method, Settings, register
 # %% ../../nbs/baselines/00_logistic.ipynb #5904677b
 class LogisticSettings(Settings):
     "Settings of the linear models."
-    C:float = Field(1., gt=0) # inverse strength of the penalty, as in scikit-learn; ridge takes 1/C
+    C:float = Field(.01, gt=0) # inverse strength of the penalty, as in scikit-learn; ridge takes 1/C. Of 1, .1, .01, .001 the best for both methods together on the validation dialogues of real IEMOCAP
 
 @register('logistic')
 class Logistic(Method):

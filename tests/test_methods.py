@@ -1,0 +1,135 @@
+"What must hold for every method that is registered: a new one is tested by being there."
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from mculora.dialogues import batch, keep, random_dialogues, split
+from mculora.evaluation import evaluate, predictions
+from mculora.masking import drop, random_mask
+from mculora.method import create, methods
+from mculora.modalities import members
+from mculora.training import fit
+
+SMALL = dict(width=16, depth=1, rank=2, epochs=2, lr=1e-2, batch_size=4, C=.01)
+PARTS = ('train',)*4 + ('val', 'test')
+DATA = {
+    'three modalities': dict(),
+    'scores': dict(n_classes=0),
+    'two modalities': dict(widths={'a': 4, 't': 6}),
+    'four modalities': dict(widths={'text': 3, 'audio': 4, 'vision': 5, 'turns': 2}, n_classes=2),
+    'gaps in the data': dict(missing=.3),
+}
+
+
+def data(name, lengths=(5, 9, 3, 12, 7, 4, 6, 8, 10, 5, 3, 7)): return random_dialogues(lengths, parts=PARTS, **DATA[name])
+
+
+@torch.enable_grad()
+def trained(method, name, seed=1, **options):
+    d = data(name)
+    s = split(d)
+    known = methods()[method].Settings.model_fields
+    torch.manual_seed(seed)
+    m = create(method, d.task, d.widths, {k: v for k, v in {**SMALL, **options}.items() if k in known})
+    history = fit(m, s, seed, progress=False)
+    return m, s, history
+
+
+@pytest.fixture(scope='module')
+def models():
+    "Each method trained once on each kind of data."
+    made = {}
+    def get(method, name):
+        if (method, name) not in made: made[method, name] = trained(method, name)
+        return made[method, name]
+    return get
+
+
+each = pytest.mark.parametrize('name', DATA)
+every = pytest.mark.parametrize('method', sorted(methods()))
+
+
+@every
+@each
+@torch.no_grad()
+def test_prediction_knows_nothing_of_missing_values_padding_and_neighbours(models, method, name):
+    m, s, _ = models(method, name)
+    b = batch(s.test, range(len(s.test)))
+    M = len(b.features)
+    rows = members(M)
+    for mask in [*rows, rows[torch.arange(len(b.rows)) % len(rows)], torch.rand(*b.shape, M, generator=torch.Generator().manual_seed(0)) > .4]:
+        y = m.predict(keep(b, mask))
+        assert y.shape == (*b.shape, s.test.task.n_outputs) and y[b.valid].isfinite().all()
+        lost = ~keep(b, mask).present
+        wild = replace(b, features={k: x.masked_fill(lost[..., j:j+1], 1e3) for j, (k, x) in enumerate(b.features.items())})
+        torch.testing.assert_close(m.predict(keep(wild, mask))[b.valid], y[b.valid], rtol=0, atol=1e-5)
+        for j, k in enumerate(b.rows):                            # alone, without padding
+            one = batch(s.test, [k])
+            own = mask if mask.ndim == 1 else mask[j:j+1] if mask.ndim == 2 else mask[j:j+1, :one.shape[1]]
+            torch.testing.assert_close(m.predict(keep(one, own))[0], y[j][b.valid[j]], rtol=0, atol=1e-4)
+
+
+@every
+@each
+def test_shared_encoding_and_large_batches_change_no_number(models, method, name):
+    m, s, _ = models(method, name)
+    y = predictions(m, s.test)
+    with torch.no_grad():
+        slow = torch.stack([torch.cat([m.predict(keep(batch(s.test, [k]), row))[0] for k in range(len(s.test))]) for row in members(len(s.test.features))])
+    torch.testing.assert_close(y, slow, rtol=0, atol=1e-4)
+
+
+@every
+@each
+def test_random_protocol_equals_a_mask_per_utterance(models, method, name):
+    m, s, _ = models(method, name)
+    M = len(s.test.features)
+    mask = random_mask(len(s.test.utterances), M, .5, seed=3)
+    gone = drop(s.test, mask)
+    y = predictions(m, gone, members(M)[-1:])[0]
+    b = batch(s.test, range(len(s.test)))
+    per_utterance = torch.ones(*b.shape, M, dtype=torch.bool)
+    per_utterance[b.valid] = mask
+    with torch.no_grad(): torch.testing.assert_close(m.predict(keep(b, per_utterance))[b.valid], y, rtol=0, atol=1e-4)
+
+
+@every
+def test_same_seed_same_bits(method):
+    (one, _, h1), (two, _, h2) = (trained(method, 'three modalities', seed=5) for _ in range(2))
+    for (k, a), (_, b) in zip(one.state_dict().items(), two.state_dict().items()): assert torch.equal(a, b), k
+    assert [{k: v for k, v in r.items() if 'seconds' not in k} for r in h1] == [{k: v for k, v in r.items() if 'seconds' not in k} for r in h2]
+
+
+@every
+def test_one_modality_is_not_a_constant(models, method):
+    if method == 'majority': return                               # it is one, by definition
+    m, s, _ = models(method, 'three modalities')
+    assert (predictions(m, s.test)[:3].std(1).max(-1).values > 1e-4).all()
+
+
+@every
+@pytest.mark.parametrize('parts, labels', [(('train', 'val', 'test'), 'one class'), (PARTS, 'a class only in the test part')])
+def test_degenerate_labels(method, parts, labels):
+    d = random_dialogues((5, 4, 6, 3, 5, 4), parts=parts)
+    label = torch.zeros_like(d.label) if labels == 'one class' else d.label.clamp(max=2)
+    if labels != 'one class': label[d.offset[5]:] = 3
+    d = replace(d, label=label)
+    known = methods()[method].Settings.model_fields
+    m = create(method, d.task, d.widths, {k: v for k, v in SMALL.items() if k in known})
+    if method.startswith('logistic') and labels == 'one class':
+        with pytest.raises(ValueError, match='class'): fit(m, split(d), progress=False)
+        return
+    fit(m, split(d), progress=False)
+    assert all(0 <= v <= 1 for row in evaluate(m, split(d).test).values() for v in row.values())
+
+
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(1, 20), min_size=6, max_size=9), missing=st.sampled_from([0., .4]), scale=st.sampled_from([1e-3, 1., 1e4]), n_classes=st.sampled_from([0, 3]), seed=st.integers(0, 99))
+def test_mculora_trains_on_anything_well_formed(lengths, missing, scale, n_classes, seed):
+    d = random_dialogues(lengths, parts=('train', 'train', 'train', 'val', 'test'), missing=missing, n_classes=n_classes, seed=seed)
+    d = replace(d, features={m: (x*scale).masked_fill(~d.present[:, k:k+1], 0) for k, (m, x) in enumerate(d.features.items())})
+    m = create('mculora', d.task, d.widths, dict(width=8, depth=1, rank=1, epochs=1, batch_size=3))
+    history = fit(m, split(d), seed, progress=False)
+    assert [r['stage'] for r in history] == ['pretrain', 'finetune'] and predictions(m, split(d).test).isfinite().all()

@@ -1,0 +1,180 @@
+"Whole runs: killed and resumed, on files in the field's layout, with a disk that fails, through papermill."
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mculora.dialogues import DataError, random_dialogues
+from mculora.evaluation import metric_names
+from mculora.method import read_settings
+from mculora.results import collect, read_result
+from mculora.runs import OutputError, RunConfig, load_method, prepare, run
+from mculora.sources import example, write_layout
+from mculora.twins import bayes_limit
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = dict(width=16, depth=1, rank=2, epochs=6, batch_size=4)
+LIMIT = {'OMP_NUM_THREADS': '1'}                              # many processes at once: no fights over cores
+
+
+def python(code, *args, **env):
+    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], cwd=ROOT, env={**os.environ, **LIMIT, **env}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+TRAIN = '''
+import sys, torch
+from mculora.runs import RunConfig, run
+torch.set_num_threads(1)
+_, folder = run(RunConfig(size='tiny', device='cpu', out_dir=sys.argv[1], options=dict(width=16, depth=1, epochs=6)), progress=False, every=0., on_epoch=lambda row: print(row['stage'], row['epoch'], flush=True))
+print(folder)
+'''
+
+
+def outcome(folder):
+    "All that must be equal: scores, weights, curves without the clock."
+    r, = Path(folder).rglob('result.json')
+    curves = pd.read_parquet(r.parent/'curves.parquet')
+    return read_result(r).scores, load_file(r.parent/'model.safetensors'), curves[[c for c in curves if not c.startswith('seconds')]]
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    out = tmp_path_factory.mktemp('whole')
+    p = python(TRAIN, out)
+    text, _ = p.communicate(timeout=240)
+    assert p.returncode == 0, text
+    return outcome(out)
+
+
+@pytest.mark.parametrize('after', [1, 6, 10])
+def test_killed_at_any_moment_ends_with_the_same_bits(tmp_path, uninterrupted, after):
+    p = python(TRAIN, tmp_path)
+    for _ in range(after): assert p.stdout.readline()
+    time.sleep(.01*(after % 3))                                 # somewhere in an epoch, or in writing the checkpoint
+    p.send_signal(signal.SIGKILL); p.wait(); p.stdout.close()
+    assert not list(tmp_path.rglob('result.json'))
+    again = python(TRAIN, tmp_path)
+    text, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, text
+    epochs = [line for line in text.splitlines() if re.match(r'(pretrain|finetune) \d+', line)]
+    assert len(epochs) <= 12 - after + 2                        # it went on, it did not start over
+    scores, weights, curves = outcome(tmp_path)
+    assert scores == uninterrupted[0]
+    assert weights.keys() == uninterrupted[1].keys() and all(torch.equal(w, uninterrupted[1][k]) for k, w in weights.items())
+    pd.testing.assert_frame_equal(curves, uninterrupted[2])
+
+
+def test_a_disk_that_fails_loses_nothing(tmp_path, uninterrupted):
+    "Files may not grow beyond a limit: every write of the weights fails, as on a full disk."
+    code = TRAIN.replace('import sys, torch', 'import sys, torch, resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nif len(sys.argv) > 2: resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))')
+    p = python(code, tmp_path, 10_000)
+    text, _ = p.communicate(timeout=240)
+    assert p.returncode != 0 and 'cannot write to' in text and 'start the same run again' in text, text
+    assert not list(tmp_path.rglob('result.json'))
+    p = python(TRAIN, tmp_path)
+    text, _ = p.communicate(timeout=240)
+    assert p.returncode == 0 and outcome(tmp_path)[0] == uninterrupted[0], text
+
+
+def test_finished_runs_are_not_repeated_and_settings_make_new_ones(tmp_path):
+    c = RunConfig(size='tiny', method='logistic', out_dir=str(tmp_path), device='cpu')
+    first, folder = run(c, progress=False)
+    stamp = (folder/'result.json').stat().st_mtime_ns
+    assert run(c, progress=False)[1] == folder and (folder/'result.json').stat().st_mtime_ns == stamp
+    assert run(c.model_copy(update=dict(options={'C': 1.5})), progress=False)[1] != folder
+    assert run(c.model_copy(update=dict(seed=1)), progress=False)[1] != folder
+    (folder/'result.json').write_text('{"status": "complete"')  # half a file is not a result
+    again, same = run(c, progress=False)
+    assert same == folder and again.scores == first.scores
+    assert len(collect(tmp_path).config_hash.unique()) == 3
+
+
+@pytest.mark.parametrize('dataset', ['iemocap', 'iemocap6', 'mosi', 'mosei'])
+@pytest.mark.parametrize('method', ['mculora', 'logistic'])
+def test_from_files_in_the_fields_layout(tmp_path, monkeypatch, dataset, method):
+    monkeypatch.setenv('MCULORA_CACHE', str(tmp_path/'cache'))
+    write_layout(tmp_path, example(dataset))
+    r, folder = run(RunConfig(dataset=dataset, data_root=str(tmp_path), method=method, out_dir=str(tmp_path/'runs'), device='cpu', schedule='quick', options={**SMALL, 'epochs': 1} if method == 'mculora' else {}), progress=False)
+    assert r.data['simulated'] is False and r.data['name'] == dataset and 'simulated' not in str(folder.relative_to(tmp_path))
+    assert {s.metric for s in r.scores} == set(metric_names(prepare(RunConfig(dataset=dataset, data_root=str(tmp_path), device='cpu'))[0].train.task))
+    assert {s.condition for s in r.scores} >= {'a', 't', 'at', 'incomplete', 'all'}
+    assert {s.selection for s in r.scores} == ({'validation', 'test'} if method == 'mculora' else {'validation'})
+
+
+def test_result_says_what_it_is(tmp_path):
+    r, folder = run(RunConfig(size='tiny', out_dir=str(tmp_path), device='cpu', options=dict(epochs=2)), progress=False)
+    assert r.data['simulated'] and 'simulated' in r.data['name'] and 'simulated' in str(folder)
+    assert r.config['schedule'] == 'quick' and 'quick' in folder.name and r.config['options']['rank'] == 4
+    assert {'commit', 'torch', 'processor', 'threads'} <= r.environment.keys() and r.seconds > 0 and r.peak_mb > 0
+    assert [s['name'] for s in r.stages] == ['pretrain', 'finetune']
+    weights = load_file(folder/'model.safetensors')
+    assert {'scale.a.mean', 'scale.a.std', 'model.q'} <= weights.keys()
+    (folder/'model.safetensors').write_bytes((folder/'model.safetensors').read_bytes()[:-5])
+    with pytest.raises(DataError, match='no whole model file'): load_method(folder)
+
+
+def test_output_that_cannot_be_written(tmp_path):
+    (tmp_path/'file').write_text('')
+    with pytest.raises(OutputError, match='cannot write to .*nothing was started'): run(RunConfig(size='tiny', method='majority', out_dir=str(tmp_path/'file'), device='cpu'))
+
+
+@pytest.mark.parametrize('bad, message', [
+    (dict(dataset='meld'), "dataset: found 'meld', expected 'iemocap'"), (dict(method='gcn'), "method: found 'gcn', expected one of .*mculora"),
+    (dict(fold=7), 'fold: found 7, expected 1 to 5'), (dict(device='cuda:99'), "device: found 'cuda:99'"), (dict(seed='66'), "seed: found '66', expected a valid integer"),
+    (dict(standardise='true'), "standardise: found 'true'"), (dict(options='[1,2]'), 'options: found'), (dict(options={'lr': '1e-4'}), "lr: found '1e-4', expected a valid number"),
+    (dict(options={'rank': 0}), 'rank: found 0'), (dict(schedule='slow'), "schedule: found 'slow'"), (dict(size='huge'), "size: found 'huge'"), (dict(datset='mosei'), 'datset: found'),
+    (dict(data_root='no/such/folder', size='full'), 'no/such/folder'), (dict(features={'a': 'x'}, size='full'), 'features')])
+def test_bad_parameters_are_refused_before_any_work(tmp_path, bad, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        run(read_settings(RunConfig, {'size': 'tiny', 'out_dir': str(tmp_path/'out'), **bad}, 'parameters'), progress=False)
+    assert not (tmp_path/'out').exists()
+
+
+def papermill(out, *args):
+    return subprocess.run([sys.executable, '-m', 'papermill', 'nbs/train.ipynb', str(out), '-k', 'python3', '--no-progress-bar', *map(str, args)], cwd=ROOT, text=True, capture_output=True, timeout=400,
+        env={**{k: v for k, v in os.environ.items() if k != 'IN_TEST'}, **LIMIT, 'JUPYTER_PREFER_ENV_PATH': '1'})
+
+
+def test_train_notebook(tmp_path):
+    done = papermill(tmp_path/'out.ipynb', '-p', 'size', 'tiny', '-p', 'dataset', 'mosei', '-p', 'out_dir', tmp_path/'runs', '-y', 'options: {epochs: 3}')
+    assert done.returncode == 0, done.stderr[-3000:]
+    r, = (tmp_path/'runs').rglob('result.json')
+    assert read_result(r).config['options']['epochs'] == 3 and read_result(r).config['dataset'] == 'mosei'
+    pictures = [p.name for p in r.parent.glob('*.png')]
+    assert sorted(p.rsplit('-', 1)[1] for p in pictures) == ['conditions.png', 'curves.png', 'dpft.png', 'errors.png', 'weight.png']
+    assert all('simulated' in p and 'quick' in p for p in pictures)
+    text = (tmp_path/'out.ipynb').read_text()
+    assert 'SIMULATED twin' in text and 'selected on test' in text and 'incomplete' in text
+
+
+@pytest.mark.parametrize('args, message', [(('-p', 'datset', 'mosei'), 'datset: found'), (('-r', 'seed', '66'), 'seed: found'), (('-p', 'size', 'tiny', '-r', 'standardise', 'true'), 'standardise: found'), (('-p', 'size', 'tiny', '-p', 'fold', '9'), 'fold: found 9')])
+def test_train_notebook_refuses(tmp_path, args, message):
+    done = papermill(tmp_path/'out.ipynb', '-p', 'out_dir', tmp_path/'runs', *args)
+    assert done.returncode != 0 and message in re.sub(r'\x1b\[[0-9;]*m', '', done.stderr)
+    assert not (tmp_path/'runs').exists()
+
+
+def test_tiny_twin_is_learnt_within_its_limit():
+    "Every condition above chance and none above the Bayes limit by more than its interval: pooled over the five folds of the tiny twin, for the linear models (MCULoRA on the full twin: results/)."
+    rows = []
+    import tempfile
+    with tempfile.TemporaryDirectory() as t:
+        for fold in range(1, 6):
+            for method in ('logistic-per-condition', 'majority'):
+                r, _ = run(RunConfig(size='tiny', method=method, fold=fold, out_dir=t, device='cpu'), progress=False)
+                rows += [dict(method=method, n=r.data['utterances']['test'], condition=s.condition, value=s.value) for s in r.scores if s.metric == 'WA']
+    t = pd.DataFrame(rows)
+    share = t.assign(right=t.value*t.n).groupby(['method', 'condition'])[['right', 'n']].sum()
+    wa = share.right/share.n
+    for c, m in bayes_limit('iemocap', 'tiny').items():
+        n = share.loc['logistic-per-condition', c].n
+        assert wa['majority', c] < wa['logistic-per-condition', c] < m['WA'][0] + 4*(.25/n)**.5
