@@ -6,7 +6,6 @@
 __all__ = ['task_loss', 'total_loss']
 
 # %% ../nbs/08_losses.ipynb #bc759082
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

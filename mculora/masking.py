@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from .modalities import combination_index, labels, members
-from .dialogues import Batch, DataError, Dialogues
+from .modalities import members
+from .dialogues import DataError, Dialogues
+from .sources import write_atomically
 
 # %% ../nbs/03_masking.ipynb #6a341ea5
 def highest_rate(
@@ -52,7 +53,8 @@ def save_mask(
     **about,        # rate, seed, ...: kept as text beside it
 )->str:             # the mask's hash
     "Write a mask with its hash and the names of the utterances it belongs to."
-    save_file({'keep': mask.contiguous()}, str(path), metadata={'mask': mask_hash(mask), 'utterances': _names_hash(d), 'about': json.dumps(about, sort_keys=True)})
+    meta = {'mask': mask_hash(mask), 'utterances': _names_hash(d), 'about': json.dumps(about, sort_keys=True)}
+    write_atomically(path, lambda tmp: save_file({'keep': mask.contiguous()}, tmp, metadata=meta))
     return mask_hash(mask)
 
 def load_mask(

@@ -11,7 +11,6 @@ import importlib, pkgutil
 import torch
 from torch import Tensor, nn
 from pydantic import BaseModel, ConfigDict, ValidationError
-from .modalities import labels, members
 from .dialogues import Batch, Dialogues, Task
 
 # %% ../nbs/03a_method.ipynb #b1fc3efd

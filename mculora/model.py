@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from pydantic import Field
 from .modalities import members
-from .dialogues import Batch, Dialogues, Task, batch, batches, keep
+from .dialogues import Batch, Task, batch, batches, keep
 from .masking import from_modalities
 from .method import Method, Settings, Stage, register
 from .encoders import UnimodalEncoder, unimodal_heads

@@ -6,7 +6,6 @@
 __all__ = ['orthogonality']
 
 # %% ../nbs/06_orthogonality.ipynb #d0231c50
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -9,7 +9,7 @@ __all__ = ['environment', 'interpreter', 'Score', 'Result', 'config_hash', 'file
 # %% ../nbs/12_results.ipynb #e949bea0
 from pathlib import Path
 from typing import Any
-import hashlib, importlib.metadata, json, os, platform, subprocess, sys
+import hashlib, importlib.metadata, json, platform, subprocess, sys
 import pandas as pd
 import psutil
 from scipy import stats
@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 import mculora
 from .dialogues import DataError
-from .training import write_atomically
+from .sources import write_atomically
 
 # %% ../nbs/12_results.ipynb #5fcec8e4
 def _git(*args):

@@ -7,23 +7,22 @@ __all__ = ['RunConfig', 'resolve_device', 'OutputError', 'output_folder', 'prepa
            'load_method']
 
 # %% ../nbs/13_runs.ipynb #442ca675
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 from collections.abc import Callable
-import json, os, resource, shutil, sys
+import json, resource, shutil, sys
 import pandas as pd
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from .modalities import labels
-from .dialogues import DataError, Dialogues, Splits, fingerprint, folds, split, to
-from .sources import fit_scale, scale
+from .dialogues import DataError, Splits, Task, fingerprint, split, to
+from .sources import fit_scale, scale, write_atomically
 from .twins import open_dataset, repo_root
-from .method import Method, Settings, create, methods, read_settings
-from .evaluation import evaluate, metric_names, metrics
-from .training import fit, resolve_schedule, write_atomically
+from .method import Method, Settings, create, methods
+from .evaluation import AVERAGES, evaluate, metric_names
+from .training import fit, resolve_schedule
 from .results import Result, Score, config_hash, environment, file_hash, read_result, write_result
 
 # %% ../nbs/13_runs.ipynb #fb3473cd
@@ -138,7 +137,8 @@ def run(
     size = sum(v.numel()*v.element_size() for v in method.state_dict().values())
     folder = output_folder(folder, need=6*size + 20*2**20)                                    # weights, best weights, Adam's two moments, twice while a file is replaced
     if device.type == 'cuda': torch.cuda.reset_peak_memory_stats(device)
-    task, names = s.train.task, (*labels(s.train.modalities), 'incomplete', 'all')
+    env = environment(device)                                                                 # as it was when the run began
+    task, names = s.train.task, (*labels(s.train.modalities), *AVERAGES)
     try:
         history = fit(method, s, c.seed, schedule, folder/'checkpoint.safetensors', key, every, progress, on_epoch)
         scores = [Score(selection='validation', condition=k, metric=m, value=v) for k, row in evaluate(method, s.test).items() for m, v in row.items()]
@@ -147,12 +147,12 @@ def run(
         header = dict(method=c.method, options=config['options'], widths=s.train.widths, task=dict(name=task.name, classes=task.classes, low=task.low, high=task.high, simulated=task.simulated, views=task.views))
         write_atomically(folder/'model.safetensors', lambda tmp: save_file(tensors, str(tmp), metadata={'mculora': json.dumps(header)}))
         result = Result(status='complete', config=config, config_hash=key, data=about, scores=scores + as_published(history, task, names), stages=_stages(history, metric_names(task)[0]),
-            files={f: file_hash(folder/f) for f in ('curves.parquet', 'model.safetensors')}, environment=environment(device),
+            files={f: file_hash(folder/f) for f in ('curves.parquet', 'model.safetensors')}, environment=env,
             seconds=sum(v for r in history for k, v in r.items() if k.startswith('seconds/')), peak_mb=_peak_mb(device))
         write_result(folder, result)
     except (OSError, SafetensorError) as e:
         raise OutputError(f'cannot write to {folder} ({e}); what was computed up to the last checkpoint is kept: make room and start the same run again') from e
-    (folder/'checkpoint.safetensors').unlink(missing_ok=True)
+    for left in [folder/'checkpoint.safetensors', *folder.glob('.checkpoint.safetensors.*')]: left.unlink(missing_ok=True)  # and what a killed run may have left half written
     return result, folder
 
 # %% ../nbs/13_runs.ipynb #902e7d26
@@ -160,8 +160,6 @@ def load_method(
     folder, # of a finished run
 )->tuple[Method, dict]: # the model, in evaluation mode, and the scale its features expect: modality -> (mean, std)
     "The trained model of a run. Raises `DataError` if the file is not whole."
-    from safetensors import safe_open
-    from mculora.dialogues import Task
     path = Path(folder)/'model.safetensors'
     try:
         with safe_open(str(path), 'pt') as f: tensors, header = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['mculora'])

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'read_pickle', 'Layout', 'layout', 'find', 'find_all', 'feature_folders', 'example', 'write_layout',
-           'read_labels', 'read_npy', 'read_features', 'read_layout', 'save_dialogues', 'load_dialogues', 'load_layout',
-           'fit_scale', 'scale', 'describe']
+           'read_labels', 'read_npy', 'read_features', 'read_layout', 'write_atomically', 'save_dialogues',
+           'load_dialogues', 'load_layout', 'fit_scale', 'scale', 'describe']
 
 # %% ../nbs/02_sources.ipynb #3b622404
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
@@ -385,6 +386,20 @@ def read_layout(
     return d, bad + problems(d)
 
 # %% ../nbs/02_sources.ipynb #6c1e32b4
+def write_atomically(
+    path,           # final name
+    write:Callable, # is given a temporary path in the same folder
+):
+    "`write` to a temporary name, flush to disk, then rename: a reader sees the old file or the new one, never half of one."
+    path = Path(path)
+    part = path.with_name(f'.{path.name}.{uuid4().hex}')
+    try:
+        write(part)
+        with open(part, 'rb+') as f: os.fsync(f.fileno())
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
+
+# %% ../nbs/02_sources.ipynb #6f0cb57d
 def save_dialogues(
     d:Dialogues, # to be saved
     path,        # .safetensors file, replaced in one step
@@ -393,14 +408,10 @@ def save_dialogues(
     "Save dialogues in one file."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{uuid4().hex}')
     tensors = {f'features/{m}': x for m, x in d.features.items()} | {k: getattr(d, k) for k in ('present', 'speaker', 'label', 'offset')}
     meta = {'format': 1, 'note': note, 'task': asdict(d.task), 'modalities': d.modalities, 'ids': d.ids, 'utterances': d.utterances, 'part': d.part, 'encoded': d.encoded}
-    try:
-        save_file({k: x.detach().cpu().clone(memory_format=torch.contiguous_format) for k, x in tensors.items()}, part, metadata={'dialogues': json.dumps(meta)})
-        with open(part, 'rb+') as f: os.fsync(f.fileno())
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    tensors = {k: x.detach().cpu().clone(memory_format=torch.contiguous_format) for k, x in tensors.items()}
+    write_atomically(path, lambda p: save_file(tensors, p, metadata={'dialogues': json.dumps(meta)}))
     return path
 
 def load_dialogues(
@@ -422,7 +433,7 @@ def load_dialogues(
         raise DataError(f'{path}: found tensors and names of different lengths')
     return d
 
-# %% ../nbs/02_sources.ipynb #6f0cb57d
+# %% ../nbs/02_sources.ipynb #e7f8a8f7
 def _stamps(folder, depth=2): # name, size and time of every file in a folder and the folders in it
     for e in os.scandir(folder):
         if e.is_dir(): yield from _stamps(e.path, depth-1) if depth > 1 else ()
@@ -454,7 +465,7 @@ def load_layout(
     except (OSError, SafetensorError) as e: warnings.warn(f'{cache.parent}: cannot keep a copy for next time ({e})')
     return d
 
-# %% ../nbs/02_sources.ipynb #756fe093
+# %% ../nbs/02_sources.ipynb #037410c6
 def fit_scale(
     train:Dialogues, # the training part, nothing else
 )->dict[str, tuple[Tensor, Tensor]]: # modality -> mean [D_m], deviation [D_m], float64
@@ -476,7 +487,7 @@ def scale(
     put = lambda x, here, mean, std: ((x.double() - mean.to(x.device)) / std.to(x.device)).float().masked_fill(~here[:, None], 0.)
     return replace(d, features={m: put(x, d.present[:, k], *stats[m]) for k, (m, x) in enumerate(d.features.items())})
 
-# %% ../nbs/02_sources.ipynb #c9f23e03
+# %% ../nbs/02_sources.ipynb #605ea6be
 def _count(n, what): return f'{n} {what}' + 's'*(n != 1)
 
 def describe(

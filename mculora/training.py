@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'QUICK', 'resolve_schedule', 'scheduled', 'epoch_seed', 'thaw', 'train_mode', 'train_epoch', 'encoded',
-           'write_atomically', 'save_checkpoint', 'load_checkpoint', 'adam_state', 'restore_adam', 'Stopwatch', 'fit']
+           'save_checkpoint', 'load_checkpoint', 'adam_state', 'restore_adam', 'Stopwatch', 'fit']
 
 # %% ../nbs/11_training.ipynb #8785865b
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from collections.abc import Callable
-import hashlib, json, math, os, time
+import hashlib, json, math, time
 import torch
 from torch import Tensor
 from safetensors import SafetensorError, safe_open
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from .modalities import labels
 from .dialogues import Dialogues, Splits, batch, batches, keep
+from .sources import write_atomically
 from .masking import sample
 from .method import Method, Stage
 from .evaluation import evaluate, metric_names
@@ -107,19 +107,6 @@ def encoded(
     return replace(d, features=out, encoded=True)
 
 # %% ../nbs/11_training.ipynb #5e498f75
-def write_atomically(
-    path,           # final name
-    write:Callable, # is given a temporary path in the same folder
-):
-    "`write` to a temporary name, flush to disk, then rename."
-    path = Path(path)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        write(tmp)
-        with open(tmp, 'rb+') as f: os.fsync(f.fileno())
-        os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
-
 def _digest(tensors, meta):
     h = hashlib.sha256(meta.encode())
     for k in sorted(tensors): h.update(k.encode()); h.update(tensors[k].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -191,7 +178,6 @@ def fit(
         done, best, since, kept = (state['epoch'], state['best'], state['since'], {k[5:]: v for k, v in tensors.items() if k.startswith('best.')}) if resuming else (0, -math.inf, 0, {})
         if resuming: restore_adam(optimiser, trained, tensors)
         parts = [encoded(method, p) for p in (splits.train, splits.val, splits.test)] if stage.encoded else [splits.train, splits.val, splits.test]
-        n_batches = math.ceil(len(parts[0])/stage.batch_size)
         with tqdm(total=stage.epochs, initial=done, desc=f'{stage.name:8}', unit='epoch', disable=not progress, mininterval=1) as bar:
             while done < stage.epochs and not (stage.patience and since >= stage.patience):
                 clock, t = Stopwatch(), time.perf_counter()

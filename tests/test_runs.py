@@ -1,5 +1,4 @@
 "Whole runs: killed and resumed, on files in the field's layout, with a disk that fails, through papermill."
-import json
 import os
 import re
 import signal
@@ -13,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mculora.dialogues import DataError, random_dialogues
+from mculora.dialogues import DataError
 from mculora.evaluation import metric_names
 from mculora.method import read_settings
 from mculora.results import collect, read_result

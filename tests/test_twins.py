@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 from mculora import sources
-from mculora.dialogues import DataError, fingerprint, random_dialogues, select, split
+from mculora.dialogues import DataError, fingerprint, random_dialogues, split
 from mculora.modalities import labels, members
 from mculora.twins import (SHAPES, SPECS, Shape, Spec, bayes_limit, chance, columns, draw_latents, draw_lengths, draw_turns, features, frame,
-    limits, log_likelihood, measure, moments, open_dataset, oracle, posterior, repo_root, simulate, spec_of, states, twin)
+    limits, log_likelihood, measure, moments, open_dataset, oracle, posterior, repo_root, simulate, states, twin)
 
 NAMES = tuple(SPECS)
 FOUR = Spec(prior=(2, 1, 1), classes=('x', 'y', 'z'), common={'a': 1., 't': 1.5, 'v': .6, 'brain': .8}, unique={'brain': .7},

@@ -8,10 +8,9 @@ __all__ = ['LogisticSettings', 'Logistic', 'LogisticPerCondition']
 # %% ../../nbs/baselines/00_logistic.ipynb #88bb29e3
 import numpy as np
 import torch
-from torch import Tensor
 from pydantic import Field
 from sklearn.linear_model import LogisticRegression, Ridge
-from ..modalities import combination_index, members
+from ..modalities import members
 from ..method import Method, Settings, register
 
 # %% ../../nbs/baselines/00_logistic.ipynb #5904677b
