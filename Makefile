@@ -32,7 +32,7 @@ export JUPYTER_PREFER_ENV_PATH = 1
 PAPERMILL = $(BIN)/papermill --kernel python3 --no-progress-bar --log-level WARNING --stdout-file - --stderr-file -
 QUIET = 2> >(grep -v --line-buffered 'TCP without encryption\|KeyboardInterrupt caught in kernel' >&2)
 
-.PHONY: help setup train test paper lab export clean-notebooks hooks
+.PHONY: help setup train test paper lab bench export clean-notebooks hooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -69,6 +69,9 @@ paper: $(STAMP) ## every table and figure of the paper that has a notebook so fa
 
 lab: $(STAMP) ## JupyterLab in nbs/; what it saves is cleaned
 	@JUPYTER_CONFIG_PATH='$(CURDIR)/.jupyter' $(BIN)/jupyter lab --notebook-dir=nbs $(ARGS)
+
+bench: $(STAMP) ## seconds of an epoch of each stage and of an evaluation, on the shape of IEMOCAP
+	@$(BIN)/mculora bench $(ARGS)
 
 export: $(STAMP) ## nbs/ -> mculora/
 	@$(BIN)/nbdev_export

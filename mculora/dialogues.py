@@ -101,13 +101,18 @@ def random_dialogues(
     widths={'a': 4, 't': 6, 'v': 5},  # modality -> width
     n_classes:int=4,                  # 0: scores
     missing:float=0.,                 # chance that an utterance lacks a modality (never all)
+    absent:float=0.,                  # chance that a whole dialogue lacks a modality (never all)
     parts=('train', 'train', 'train', 'val', 'test'), # part of each dialogue, repeated as needed
     seed:int=0,                       #
 )->Dialogues:
     "Noise in the shape of a dataset, for tests."
     g, n, M = torch.Generator().manual_seed(seed), sum(lengths), len(widths)
     present = torch.rand(n, M, generator=g) >= missing
-    present[~present.any(-1)] = True
+    there = torch.rand(len(lengths), M, generator=g) >= absent
+    there[~there.any(-1)] = True
+    there = there.repeat_interleave(torch.tensor(lengths), 0)
+    present &= there
+    present = torch.where(present.any(-1, keepdim=True), present, there)
     features = {m: torch.randn(n, w, generator=g).masked_fill(~present[:, k:k+1], 0) for k, (m, w) in enumerate(widths.items())}
     label = torch.randint(n_classes, (n,), generator=g) if n_classes else torch.rand(n, generator=g)*6 - 3
     offset = torch.tensor([0, *lengths]).cumsum(0)
@@ -170,7 +175,8 @@ def batch(
     device, length = d.present.device, d.lengths[rows]
     pos = torch.arange(int(length.max()))
     valid = pos < length[:, None]
-    at = torch.where(valid, d.offset.cpu()[rows][:, None] + pos, 0).to(device)
+    start = d.lengths.cumsum(0) - d.lengths                                   # as `offset`, but on the host: no waiting for a GPU
+    at = torch.where(valid, start[rows][:, None] + pos, 0).to(device)
     valid, pad = valid.to(device), ~valid.to(device)
     take = lambda x: x[at].masked_fill_(pad.view(*pad.shape, *[1]*(x.ndim-1)), 0)
     present = take(d.present)
@@ -188,7 +194,8 @@ def keep(
     whole = mask.ndim < 3
     mask = mask.to(b.present.device)
     present = b.present & (mask[:, None] if mask.ndim == 2 else mask)
-    if whole and b.combination.ndim == 1: index = combination_index(members(mask.shape[-1]).to(mask.device)[b.combination] & mask)
+    if whole and b.combination.ndim == 1: # -1, nothing there, stays -1
+        index = combination_index(members(mask.shape[-1]).to(mask.device)[b.combination] & mask & (b.combination >= 0)[:, None])
     else: index = combination_index(present)
     return replace(b, present=present, combination=index, whole=b.whole and whole, complete=b if targets else None,
         features={m: x.masked_fill(~present[..., k:k+1], 0) for k, (m, x) in enumerate(b.features.items())})
@@ -246,7 +253,8 @@ def split(
         r = select(d, rest)
         y = r.label.numpy() if d.task.classes else r.label.sign().numpy()
         group = np.repeat(np.arange(len(r)), r.lengths.numpy())
-        n = min(n_val, len(rest))
+        n = min(n_val, len(rest), int(np.unique(y, return_counts=True)[1].max()))
+        if n < 2: raise DataError(f'{d.task.name}: found no label twice outside {name!r}, expected enough utterances to hold some out for validation')
         fit, held = next(StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(group, y, group))
         val, rest = rest[np.unique(group[held])], rest[np.unique(group[fit])]
     return Splits(select(d, rest), select(d, val), select(d, test), name)

@@ -21,7 +21,7 @@ class Fusion(nn.Module):
     ):
         super().__init__()
         self.heads, self.dropout = heads, nn.Dropout(dropout)
-        self.name = nn.Parameter(torch.randn(n_modalities, width)*width**-.5)   # who is speaking: one vector per modality
+        self.who = nn.Parameter(torch.randn(n_modalities, width)*width**-.5)   # who is speaking: one vector per modality
         self.norm, self.qkv = nn.LayerNorm(width), nn.Linear(width, 3*width)
         self.splice = nn.Linear(n_modalities*width, width)
         self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout))
@@ -31,7 +31,7 @@ class Fusion(nn.Module):
         present:Tensor, # [..., M] bool
     )->Tensor:          # [..., d] prediction token
         R = self.dropout(R) * present[..., None]
-        q, k, v = self.qkv(self.norm(R + self.name)).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)  # each [..., heads, M, d/heads]
+        q, k, v = self.qkv(self.norm(R + self.who)).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)  # each [..., heads, M, d/heads]
         mask = present[..., None, None, :] | ~present.any(-1)[..., None, None, None]   # keys: what is there
         z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(-2, -3).flatten(-2)
         h = self.splice(((R + z) * present[..., None]).flatten(-2))                    # [R^a, R^t, R^v], zeros add nothing

@@ -18,7 +18,7 @@ def task_loss(
     "L_task: mean cross-entropy (eq. 5) or squared error (eq. 6) over the utterances."
     if label.is_floating_point(): each = (output[..., 0] - label).square()
     else: each = F.cross_entropy(output.movedim(-1, 1), label, reduction='none')
-    return (each * valid).sum() / valid.sum()
+    return (each * valid).sum() / valid.sum().clamp(min=1)
 
 # %% ../nbs/08_losses.ipynb #48154606
 def total_loss(

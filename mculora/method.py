@@ -38,6 +38,7 @@ def read_settings(
     what:str='options',  # said in the message
 )->Settings:
     "`cls(**options)`, or a `ValueError` with one line per problem."
+    if odd := [k for k in options if not isinstance(k, str)]: raise ValueError(f'{what}: found the name {odd[0]!r}, expected one of the known names ({", ".join(cls.model_fields)})')
     try: return cls(**options)
     except ValidationError as e:
         known = ', '.join(cls.model_fields)

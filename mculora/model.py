@@ -31,7 +31,7 @@ class MCULoRASettings(Settings):
     heads:int = Field(2, ge=1)                 # of every attention
     dropout:float = Field(.5, ge=0, lt=1)
     rank:int = Field(4, ge=1)                  # r, eq. 1
-    alpha:float = Field(1., gt=0)              # eq. 1
+    alpha:float = Field(1., ge=1)              # eq. 1: at least 1
     adapter_form:Literal['residual', 'literal'] = 'residual'             # eq. 2
     adapter_place:Literal['output', 'linear', 'none'] = 'output'         # where adapters sit; 'none': second stage without any
     private:bool = True                        # False: the shared adapter only
@@ -98,11 +98,11 @@ class MCULoRA(Method):
     )->tuple[Tensor, Tensor, Tensor]: # R, R_prt, R_com: each [B, L, M, d], zeros where absent (eq. 2)
         "The frozen, private and common representations."
         s, R = self.settings, self._encode(b)
+        prt = com = R
         if s.adapter_place == 'output': prt, com = self.adapters(R, b.combination)
-        elif s.adapter_place == 'linear':
+        if s.adapter_place == 'linear':
             run = lambda kind, i: {m: e(b.features[m], b.present[..., k], self.adapters[kind][m].adapt(i)) for k, (m, e) in enumerate(self.encoders.items())}
-            prt, com = run('private', b.combination), run('common', torch.zeros_like(b.combination))
-        else: prt, com = R, R
+            com, prt = run('common', torch.zeros_like(b.combination)), run('private', b.combination) if s.private else R
         there = b.present[..., None]
         return stack(R), stack(prt if s.private else R)*there, stack(com)*there
 
@@ -143,7 +143,7 @@ class MCULoRA(Method):
     @torch.no_grad()
     def end_epoch(self, stage, val): # DPFT, eq. 8-10
         s = self.settings
-        if stage != 'finetune' or s.dpft == 'off': return
+        if stage != 'finetune' or s.dpft == 'off' or not s.private or s.adapter_place == 'none': return # nothing private: nothing to measure
         rows = members(len(self.widths)).to(self.q.device)
         total, count = torch.zeros_like(self.s), torch.zeros_like(self.s)
         for at in batches(val.lengths, 64, 4096):
@@ -151,9 +151,10 @@ class MCULoRA(Method):
             for i, row in enumerate(rows):
                 one = keep(b, row)
                 _, prt, com = self.represent(one)
-                t, n = decoupling(prt, com, one.present)
+                own = one.combination == i                                                   # not those that lack one of these modalities for good
+                t, n = decoupling(prt, com, one.present & (own[:, None] if own.ndim == 1 else own)[..., None])
                 total[i] += t; count[i] += n
-        now = total / count.clamp(min=1)                                                     # eq. 8, on validation data
+        now = torch.where(count > 0, total/count.clamp(min=1), self.s)                       # eq. 8, on validation data; a combination that does not occur there keeps its value
         change = now - self.s                                                                # eq. 9
         self.s.copy_(now)
         if s.dpft == 'combination': self.q.copy_(update_probabilities(self.q, change, s.amplitude, s.bounds))

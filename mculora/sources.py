@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'read_pickle', 'Layout', 'layout', 'find', 'find_all', 'feature_folders', 'example', 'write_layout',
-           'read_labels', 'read_npy', 'read_features', 'read_layout', 'write_atomically', 'save_dialogues',
-           'load_dialogues', 'load_layout', 'fit_scale', 'scale', 'describe']
+           'read_labels', 'read_npy', 'read_features', 'read_layout', 'OutputError', 'write_atomically',
+           'save_dialogues', 'load_dialogues', 'load_layout', 'fit_scale', 'scale', 'describe']
 
 # %% ../nbs/02_sources.ipynb #3b622404
 from collections import Counter, OrderedDict
@@ -386,17 +386,21 @@ def read_layout(
     return d, bad + problems(d)
 
 # %% ../nbs/02_sources.ipynb #6c1e32b4
+class OutputError(OSError):
+    "Something cannot be written. The message names the file or folder."
+
 def write_atomically(
     path,           # final name
     write:Callable, # is given a temporary path in the same folder
 ):
-    "`write` to a temporary name, flush to disk, then rename: a reader sees the old file or the new one, never half of one."
+    "`write` to a temporary name, flush to disk, then rename: a reader sees the old file or the new one, never half of one. Raises `OutputError`."
     path = Path(path)
     part = path.with_name(f'.{path.name}.{uuid4().hex}')
     try:
         write(part)
         with open(part, 'rb+') as f: os.fsync(f.fileno())
         os.replace(part, path)
+    except (OSError, SafetensorError) as e: raise OutputError(f'cannot write {path} ({e})') from e
     finally: part.unlink(missing_ok=True)
 
 # %% ../nbs/02_sources.ipynb #6f0cb57d

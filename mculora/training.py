@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'QUICK', 'resolve_schedule', 'scheduled', 'epoch_seed', 'thaw', 'train_mode', 'train_epoch', 'encoded',
-           'save_checkpoint', 'load_checkpoint', 'adam_state', 'restore_adam', 'Stopwatch', 'fit']
+           'save_checkpoint', 'load_checkpoint', 'resume', 'adam_state', 'restore_adam', 'Stopwatch', 'fit']
 
 # %% ../nbs/11_training.ipynb #8785865b
 from dataclasses import replace
+from pathlib import Path
 from collections.abc import Callable
 import hashlib, json, math, time
 import torch
@@ -39,10 +40,10 @@ def scheduled(
     schedule:str,     # 'paper' or 'quick'
     n_dialogues:int,  # to train on
 )->Stage:
-    "The stage under a schedule. `quick`: at most 60 epochs or 1000 updates (but 8 epochs), 5 times the learning rate, stopped after 20 epochs without a better validation score."
+    "The stage under a schedule. `quick`: at most 60 epochs or 1000 updates (but 8 epochs), 5 times the learning rate, stopped after 20 epochs (half of them, if there are fewer than 40) without a better validation score."
     if schedule == 'paper': return stage
     epochs = min(stage.epochs, QUICK['epochs'], max(QUICK['at_least'], QUICK['updates']*stage.batch_size//n_dialogues))
-    return replace(stage, epochs=epochs, lr=stage.lr*(QUICK['lr'] if epochs < stage.epochs else 1), patience=stage.patience or QUICK['patience'])
+    return replace(stage, epochs=epochs, lr=stage.lr*(QUICK['lr'] if epochs < stage.epochs else 1), patience=stage.patience or min(QUICK['patience'], epochs//2))
 
 # %% ../nbs/11_training.ipynb #d842aa15
 def epoch_seed(
@@ -76,12 +77,12 @@ def train_epoch(
     "One pass over the training dialogues, each under a combination drawn from `method.q`."
     g = torch.Generator().manual_seed(seed)
     train_mode(method)
-    total, n = {}, 0
+    q, total, n = method.q.cpu(), {}, 0                        # q changes only between epochs
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for rows in batches(train.lengths, stage.batch_size, generator=g):
             b = batch(train, rows)
-            b = keep(b, sample(method.q.cpu(), b.shape, stage.sampling, g), targets=True)
+            b = keep(b, sample(q, b.shape, stage.sampling, g), targets=True)
             loss, parts = method.loss(b, stage.name)
             optimiser.zero_grad()
             loss.backward()
@@ -130,6 +131,18 @@ def load_checkpoint(
         return (tensors, json.loads(meta['about'])) if _digest(tensors, meta['about']) == meta['sha256'] else None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError): return None
 
+def resume(
+    path,          # file
+    key:str,       # of this run
+    say:bool=True, # print what is found
+)->tuple[dict[str, Tensor], dict]: # tensors and state, both empty if there is nothing to go on from
+    "The checkpoint of this very run, if there is a whole one."
+    if not Path(path).exists(): return {}, {}
+    found = load_checkpoint(path)
+    fits = found and found[1]['key'] == key
+    if say: print(f'going on from the checkpoint: stage {found[1]["stage"] + 1}, epoch {found[1]["at"]["epoch"]}' if fits else f'the checkpoint is {"of another configuration or code" if found else "damaged"}: starting from the beginning')
+    return found if fits else ({}, {})
+
 # %% ../nbs/11_training.ipynb #0efe4b3f
 def adam_state(optimiser, trained:dict)->dict[str, Tensor]:
     "Adam's moments by parameter name."
@@ -139,7 +152,7 @@ def restore_adam(optimiser, trained:dict, tensors:dict):
     "Back into a new optimiser."
     for n, p in trained.items():
         state = {k: tensors[f'adam.{k}.{n}'] for k in ('step', 'exp_avg', 'exp_avg_sq') if f'adam.{k}.{n}' in tensors}
-        if state: optimiser.state[p] = {k: v.to(p.device) if k != 'step' else v.to(optimiser.param_groups[0]['params'][0].device) for k, v in state.items()}
+        if state: optimiser.state[p] = {k: v.to(p.device) for k, v in state.items()}
 
 class Stopwatch(dict):
     "Seconds per name, added up."
@@ -150,54 +163,56 @@ def _row(stage, epoch, losses, val, test, watch, names, seconds): # one line of 
     return dict(stage=stage, epoch=epoch) | {f'train/{k}': v for k, v in losses.items()} | flat('val', val) | flat('test', test) | \
         {f'{k}/{c}': float(x) for k, v in watch.items() for c, x in zip(names, v.tolist())} | {f'seconds/{k}': v for k, v in seconds.items()}
 
+def _pick(tensors, prefix): return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+# %% ../nbs/11_training.ipynb #ebdd1099
 def fit(
     method:Method,            # trained in place; ends with the selected weights
     splits:Splits,            # train, val, test, on the method's device
     seed:int=66,              # of orders, combinations and dropout
     schedule:str='paper',     # 'paper' or 'quick'
     checkpoint=None,          # file to resume from and to write; None: no checkpoints
-    key:str='',               # a checkpoint of another key (another configuration) is not used
+    key:str='',               # a checkpoint of another key (another configuration, other code) is not used
     every:float=20.,          # seconds between checkpoints, at least
     progress:bool=True,       # show bars
     on_epoch:Callable=lambda row: None, # called with each line of the history
 )->list[dict]:                # history: one line per stage and epoch; losses, metrics, what the method watches, seconds
     "Train all stages. Raises `FloatingPointError` if the loss is no longer finite."
     lead, names = metric_names(splits.train.task)[0], labels(splits.train.modalities)
-    tensors, state = (load_checkpoint(checkpoint) if checkpoint else None) or ({}, {})
-    if state.get('key') != key: tensors, state = {}, {}
-    history, first = state.get('history', []), state.get('stage', 0)
+    tensors, state = resume(checkpoint, key, progress) if checkpoint else ({}, {})
+    history, last_saved = state.get('history', []), time.monotonic()
     if not state: method.prepare(splits.train)
-    last_saved = time.monotonic()
     for i, stage in enumerate(scheduled(s, schedule, len(splits.train)) for s in method.stages()):
-        if i < first: continue
-        resuming = bool(state) and i == first
-        if resuming: method.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith('model.')})
+        if i < state.get('stage', 0): continue
+        resumed = i == state.get('stage')
+        if resumed: method.load_state_dict(_pick(tensors, 'model.'))
         else: method.begin(stage.name)
         trained = thaw(method, stage)
         optimiser = torch.optim.Adam(trained.values(), lr=stage.lr, weight_decay=stage.weight_decay, fused=True)
-        done, best, since, kept = (state['epoch'], state['best'], state['since'], {k[5:]: v for k, v in tensors.items() if k.startswith('best.')}) if resuming else (0, -math.inf, 0, {})
-        if resuming: restore_adam(optimiser, trained, tensors)
-        parts = [encoded(method, p) for p in (splits.train, splits.val, splits.test)] if stage.encoded else [splits.train, splits.val, splits.test]
-        with tqdm(total=stage.epochs, initial=done, desc=f'{stage.name:8}', unit='epoch', disable=not progress, mininterval=1) as bar:
-            while done < stage.epochs and not (stage.patience and since >= stage.patience):
+        at, kept = dict(epoch=0, best=-math.inf, since=0), {}
+        if resumed:
+            at, kept = state['at'], _pick(tensors, 'best.')
+            restore_adam(optimiser, trained, tensors)
+        train, val, test = (encoded(method, p) if stage.encoded else p for p in (splits.train, splits.val, splits.test))
+        with tqdm(total=stage.epochs, initial=at['epoch'], desc=f'{stage.name:8}', unit='epoch', disable=not progress, mininterval=1) as bar:
+            while at['epoch'] < stage.epochs and not (stage.patience and at['since'] >= stage.patience):
                 clock, t = Stopwatch(), time.perf_counter()
-                losses = train_epoch(method, stage, parts[0], optimiser, epoch_seed(seed, stage.name, done))
-                if not all(map(math.isfinite, losses.values())): raise FloatingPointError(f'{stage.name}, epoch {done + 1}: found a loss of {losses}, expected finite numbers; the last checkpoint is kept')
+                losses = train_epoch(method, stage, train, optimiser, epoch_seed(seed, stage.name, at['epoch']))
+                if not all(map(math.isfinite, losses.values())): raise FloatingPointError(f'{stage.name}, epoch {at["epoch"] + 1}: found a loss of {losses}, expected finite numbers; the last checkpoint is kept')
                 t = clock('train', t)
-                method.eval(); method.end_epoch(stage.name, parts[1]); t = clock('end_epoch', t)
-                val, test = (evaluate(method, p, stage.name) for p in parts[1:]); clock('evaluate', t)
-                done += 1
-                history.append(_row(stage.name, done, losses, val, test, method.watch(), names, clock))
-                score = val['all'][lead]
-                since = 0 if score > best else since + 1
-                if score > best: best, kept = score, {k: v.detach().clone() for k, v in method.state_dict().items()}
-                bar.update(); bar.set_postfix_str(f'loss {losses["loss"]:.3f}, validation {lead} {100*score:.1f}, best {100*best:.1f}'); on_epoch(history[-1])
-                if checkpoint and (time.monotonic() - last_saved > every or done == stage.epochs):
+                method.eval(); method.end_epoch(stage.name, val); t = clock('end_epoch', t)
+                scores = [evaluate(method, p, stage.name) for p in (val, test)]; clock('evaluate', t)
+                at['epoch'] += 1
+                history.append(_row(stage.name, at['epoch'], losses, *scores, method.watch(), names, clock))
+                score = scores[0]['all'][lead]                                    # validation decides, nothing else
+                if score > at['best'] or not kept: at['best'], at['since'], kept = score, 0, {k: v.detach().clone() for k, v in method.state_dict().items()}
+                else: at['since'] += 1
+                bar.update(); bar.set_postfix_str(f'loss {losses["loss"]:.3f}, validation {lead} {100*score:.1f}, best {100*at["best"]:.1f}'); on_epoch(history[-1])
+                if checkpoint and (time.monotonic() - last_saved > every or at['epoch'] == stage.epochs):
                     save_checkpoint(checkpoint, {f'model.{k}': v for k, v in method.state_dict().items()} | {f'best.{k}': v for k, v in kept.items()} | adam_state(optimiser, trained),
-                        dict(key=key, stage=i, epoch=done, best=best, since=since, history=history))
+                        dict(key=key, stage=i, at=at, history=history))
                     last_saved = time.monotonic()
         method.load_state_dict(kept)
-        state = {}
     for p in method.parameters(): p.requires_grad_(False)
     method.eval()
     return history

@@ -54,7 +54,7 @@ def uninterrupted(tmp_path_factory):
     return outcome(out)
 
 
-@pytest.mark.parametrize('after', [1, 6, 10])
+@pytest.mark.parametrize('after', [4, 6, 10])
 def test_killed_at_any_moment_ends_with_the_same_bits(tmp_path, uninterrupted, after):
     p = python(TRAIN, tmp_path)
     for _ in range(after): assert p.stdout.readline()
@@ -65,7 +65,7 @@ def test_killed_at_any_moment_ends_with_the_same_bits(tmp_path, uninterrupted, a
     text, _ = again.communicate(timeout=240)
     assert again.returncode == 0, text
     epochs = [line for line in text.splitlines() if re.match(r'(pretrain|finetune) \d+', line)]
-    assert len(epochs) <= 12 - after + 2                        # it went on, it did not start over
+    assert len(epochs) <= 12 - after + 1                        # it went on, it did not start over
     scores, weights, curves = outcome(tmp_path)
     assert scores == uninterrupted[0]
     assert weights.keys() == uninterrupted[1].keys() and all(torch.equal(w, uninterrupted[1][k]) for k, w in weights.items())
@@ -77,7 +77,7 @@ def test_a_disk_that_fails_loses_nothing(tmp_path, uninterrupted):
     code = TRAIN.replace('import sys, torch', 'import sys, torch, resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nif len(sys.argv) > 2: resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))')
     p = python(code, tmp_path, 10_000)
     text, _ = p.communicate(timeout=240)
-    assert p.returncode != 0 and 'cannot write to' in text and 'start the same run again' in text, text
+    assert p.returncode != 0 and 'cannot write' in text and 'start the same run again' in text, text
     assert not list(tmp_path.rglob('result.json'))
     p = python(TRAIN, tmp_path)
     text, _ = p.communicate(timeout=240)
@@ -149,7 +149,7 @@ def test_train_notebook(tmp_path):
     r, = (tmp_path/'runs').rglob('result.json')
     assert read_result(r).config['options']['epochs'] == 3 and read_result(r).config['dataset'] == 'mosei'
     pictures = [p.name for p in r.parent.glob('*.png')]
-    assert sorted(p.rsplit('-', 1)[1] for p in pictures) == ['conditions.png', 'curves.png', 'dpft.png', 'errors.png', 'weight.png']
+    assert sorted(p.rsplit('-', 1)[1] for p in pictures) == ['adapters.png', 'conditions.png', 'curves.png', 'dpft.png', 'errors.png', 'weight.png']
     assert all('simulated' in p and 'quick' in p for p in pictures)
     text = (tmp_path/'out.ipynb').read_text()
     assert 'SIMULATED twin' in text and 'selected on test' in text and 'incomplete' in text

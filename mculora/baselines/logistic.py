@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from sklearn.linear_model import LogisticRegression, Ridge
 from ..modalities import members
+from ..dialogues import DataError
 from ..method import Method, Settings, register
 
 # %% ../../nbs/baselines/00_logistic.ipynb #5904677b
@@ -39,6 +40,7 @@ class Logistic(Method):
         self.mean, self.std = (torch.cat([f(x[train.present[:, k]]) for k, x in enumerate(train.features.values())]) for f in (lambda x: x.mean(0), lambda x: x.std(0, correction=0)))
         self.std = torch.where(self.std > 0, self.std, 1.)
         X, y = self._inputs(train.features, train.present).double().cpu().numpy(), train.label.cpu().numpy()
+        if self.task.classes and len(np.unique(y)) < 2: raise DataError(f'{self.task.name}: found one class in the training part, expected at least 2 for a logistic regression')
         self.weight.zero_()
         for i in range(len(self.weight)):
             columns = self.has[i if self.per_condition else -1].cpu().numpy()

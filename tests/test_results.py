@@ -1,0 +1,59 @@
+"The committed results: whole, labelled, and the only source of the README's numbers."
+import re
+from pathlib import Path
+
+import pytest
+
+from mculora.results import collect, compare, config_hash, read_result, report
+from mculora.twins import bayes_limit
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted((ROOT/'results').rglob('result.json'))
+README = (ROOT/'README.md').read_text(encoding='utf-8')
+BLOCKS = re.findall(r'<!-- results: (\S+) (\S+) -->\n(.*?)\n<!-- end -->', README, re.S)
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.parent.relative_to(ROOT/'results')))
+def test_result_is_whole_and_named(path):
+    r = read_result(path)
+    assert r.status == 'complete' and r.config_hash == config_hash(r.config) and path.parent.name.endswith(r.config_hash[:8])
+    assert r.environment['commit'] and r.environment['changed'] is False, 'made by code that is not in the history'
+    assert r.data['simulated'] == ('simulated' in str(path.relative_to(ROOT)))
+    assert r.config['data'] == r.data['hash'] and r.config['schedule'] in ('paper', 'quick')
+
+
+@pytest.mark.parametrize('dataset, metric, text', BLOCKS, ids=[b[0] for b in BLOCKS])
+def test_readme_prints_the_results(dataset, metric, text):
+    assert text == report(collect(ROOT/'results'), dataset, metric)
+
+
+def test_readme_has_results(): assert {b[0] for b in BLOCKS} >= {'iemocap', 'mosi'}
+
+
+TWINS = [p for p in FILES if 'simulated' in str(p) and 'majority' not in str(p)]
+
+
+@pytest.mark.parametrize('path', TWINS, ids=lambda p: str(p.parent.relative_to(ROOT/'results')))
+def test_twin_is_learnt_within_its_limit(path):
+    "Every condition above the most frequent class, none above its Bayes limit by more than its interval."
+    r = read_result(path)
+    name = r.config['dataset']
+    lead = r.scores[0].metric
+    m, = (x for x in map(read_result, path.parents[2].glob('*/majority/*/result.json')) if (x.config['fold'], x.data['hash']) == (r.config['fold'], r.data['hash']))
+    floor = {s.condition: s.value for s in m.scores if s.metric == lead}
+    got = {s.condition: s.value for s in r.scores if s.selection == 'validation' and s.metric == lead}
+    for c, m in bayes_limit(name, r.config['size']).items():
+        value, se = m[lead]
+        half = 1.96*(se**2 + 2*value*(1 - value)/r.data['utterances']['test'])**.5   # twice the binomial variance: utterances of a dialogue are not independent
+        assert floor[c] < got[c] <= value + half, (c, floor[c], got[c], value, half)
+
+
+def test_there_is_a_twin(): assert TWINS
+
+
+@pytest.mark.parametrize('other', ['logistic', 'logistic-per-condition'])
+def test_mculora_beats_the_simplest_methods_on_real_data(other):
+    t = collect(ROOT/'results')
+    t = t[(t.dataset == 'iemocap') & (t.metric == 'WA') & (t.selection == 'validation') & (t.condition == 'incomplete')]
+    r = compare(t, 'mculora', other)
+    assert r['mean'] - r['half'] > 0, r
