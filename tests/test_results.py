@@ -39,7 +39,7 @@ def test_twin_is_learnt_within_its_limit(path):
     r = read_result(path)
     name = r.config['dataset']
     lead = r.scores[0].metric
-    m, = (x for x in map(read_result, path.parents[2].glob('*/majority/*/result.json')) if (x.config['fold'], x.data['hash']) == (r.config['fold'], r.data['hash']))
+    m, = (x for x in map(read_result, path.parents[2].glob('majority/*/result.json')) if (x.config['fold'], x.data['hash']) == (r.config['fold'], r.data['hash']))
     floor = {s.condition: s.value for s in m.scores if s.metric == lead}
     got = {s.condition: s.value for s in r.scores if s.selection == 'validation' and s.metric == lead}
     for c, m in bayes_limit(name, r.config['size']).items():
