@@ -113,7 +113,7 @@ ABSOLUTE = re.compile(r'(?<![\w/.:<>)\]}*+=-])(?:/[\w.+-]+){2,}|\b[A-Z]:\\\w+')
 
 
 @pytest.mark.parametrize('text, found', [
-    ('at /tmp/x/y.py', True), ("'/home/me/a'", True), ('(/root/.venv/bin/python)', True), ('C:\\Users\\me', True),
+    ('at /tmp/x/y.py', True), ("'/home/me/a'", True), ('(/opt/x/.venv/bin/python)', True), ('C:\\Users\\me', True),
     ('1/2/3', False), ('runs/a/b.json', False), ('../nbs/a/b', False), ('https://a.org/b/c', False),
     ('<td>a</td><td>/</td>', False), ('a /b c', False), ('and / or / not', False)])
 def test_what_an_absolute_path_is(text, found): assert bool(ABSOLUTE.search(text)) == found
