@@ -20,6 +20,6 @@ def test_there_are_notebooks():
 def test_notebook_runs(notebook):
     # its own process: nbdev sets IN_TEST and changes directory, and notebooks must not see each other
     run = subprocess.run([NBDEV_TEST, '--path', notebook], cwd=ROOT, text=True, timeout=900,
-                         env={**os.environ, 'MPLBACKEND': 'agg', 'NO_COLOR': '1'}, capture_output=True)
+                         env={**os.environ, 'MPLBACKEND': 'agg', 'NO_COLOR': '1', 'OMP_NUM_THREADS': '1'}, capture_output=True)
     # "Success." too: with nothing eligible nbdev_test says so and exits 0
     if run.returncode != 0 or 'Success.' not in run.stdout: pytest.fail(f'{notebook}\n{run.stdout}\n{run.stderr}', pytrace=False)
