@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DataError', 'Task', 'Dialogues', 'problems', 'checked', 'random_dialogues', 'select', 'to', 'fingerprint', 'Batch',
-           'batch', 'keep', 'batches', 'Splits', 'folds', 'split']
+           'batch', 'keep', 'flat', 'unflat', 'batches', 'Splits', 'folds', 'split']
 
 # %% ../nbs/01_dialogues.ipynb #b28de47c
 from dataclasses import dataclass, field, replace
@@ -12,6 +12,7 @@ from functools import cached_property
 import hashlib, json
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from .modalities import combination_index, members
 
@@ -159,7 +160,9 @@ class Batch:
     label:Tensor               # [B, L] long or float, 0 on padding
     combination:Tensor         # [B] or [B, L] long, -1 where nothing is present
     rows:tuple[int, ...]       # B: which dialogues these are
+    place:Tensor               # [B, L] long: which utterance of the `Dialogues` this is, 0 on padding: what dropout goes by
     encoded:bool = False       # features are outputs of frozen encoders
+    pack:bool = False          # True: what is absent may be left out of a computation, not only masked (shapes then depend on values: on a CPU, one model at a time)
     whole:bool = True          # whatever `keep` dropped, it dropped for whole dialogues
     complete:'Batch|None' = None # training only: the batch before `keep` dropped modalities
 
@@ -169,19 +172,21 @@ class Batch:
 def batch(
     d:Dialogues, # where from
     rows,        # [B] indices of dialogues
+    size:tuple[int, int]=(0, 0), # at least so many dialogues and utterances: what is not there is padding
 )->Batch:
     "Some dialogues side by side, padded to the longest of them."
-    rows = torch.as_tensor(rows, dtype=torch.long)
-    device, length = d.present.device, d.lengths[rows]
-    pos = torch.arange(int(length.max()))
-    valid = pos < length[:, None]
+    device, rows = d.present.device, torch.as_tensor(rows, dtype=torch.long)
+    length = d.lengths[rows]
+    pos, more = torch.arange(max(size[1], int(length.max()) if len(rows) else 0)), max(size[0] - len(rows), 0)
     start = d.lengths.cumsum(0) - d.lengths                                   # as `offset`, but on the host: no waiting for a GPU
-    at = torch.where(valid, start[rows][:, None] + pos, 0).to(device)
+    length, start = (F.pad(x, (0, more)) for x in (length, start[rows]))
+    valid = pos < length[:, None]
+    at = torch.where(valid, start[:, None] + pos, 0).to(device)
     valid, pad = valid.to(device), ~valid.to(device)
     take = lambda x: x[at].masked_fill_(pad.view(*pad.shape, *[1]*(x.ndim-1)), 0)
     present = take(d.present)
     return Batch({m: take(x) for m, x in d.features.items()}, present, valid, take(d.speaker), take(d.label),
-        combination_index(present[:, 0] if d.uniform else present), tuple(rows.tolist()), d.encoded)
+        combination_index(present[:, 0] if d.uniform else present), tuple(rows.tolist()), at, d.encoded, device.type == 'cpu')
 
 # %% ../nbs/01_dialogues.ipynb #17b98f0b
 def keep(
@@ -201,6 +206,24 @@ def keep(
         features={m: x.masked_fill(~present[..., k:k+1], 0) for k, (m, x) in enumerate(b.features.items())})
 
 # %% ../nbs/01_dialogues.ipynb #96ba7042
+def flat(
+    b:Batch,   # batch
+)->Batch:      # [n, 1]: its n valid utterances, each by itself
+    "The batch without its padding, if it may be packed; otherwise as it is."
+    if not b.pack: return b
+    rows = b.valid.flatten().nonzero()[:, 0]
+    cut = lambda x: x.flatten(0, 1).index_select(0, rows)[:, None]
+    index = b.combination[:, None].expand(b.shape) if b.combination.ndim == 1 else b.combination
+    return replace(b, features={m: cut(x) for m, x in b.features.items()}, present=cut(b.present), valid=cut(b.valid), speaker=cut(b.speaker), label=cut(b.label), combination=cut(index), place=cut(b.place), complete=None)
+
+def unflat(
+    x:Tensor,  # [n, 1, C], of `flat(b)`; or [B, L, C] if that was `b` itself
+    b:Batch,   # the batch before
+)->Tensor:     # [B, L, C], zeros on padding
+    "Back into the places of the batch."
+    return x.new_zeros(b.valid.numel(), x.shape[-1]).index_copy(0, b.valid.flatten().nonzero()[:, 0], x[:, 0]).view(*b.shape, -1) if b.pack else x
+
+# %% ../nbs/01_dialogues.ipynb #279e9ec0
 def batches(
     lengths:Tensor,           # [K] utterances of each dialogue
     max_dialogues:int=16,     # dialogues in a batch, at most (the paper's batch size)
@@ -221,7 +244,7 @@ def batches(
         out.append(group[start:])
     return [out[i] for i in torch.randperm(len(out), generator=generator).tolist()] if generator else out
 
-# %% ../nbs/01_dialogues.ipynb #f5ff7f95
+# %% ../nbs/01_dialogues.ipynb #561d3c24
 @dataclass(frozen=True)
 class Splits:
     "The three parts of one fold."

@@ -9,6 +9,7 @@ __all__ = ['Fusion', 'CombinationHead', 'AdaptiveWeight', 'mix']
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from .noise import Dropout
 
 # %% ../nbs/07_fusion.ipynb #3439e3b2
 class Fusion(nn.Module):
@@ -20,24 +21,50 @@ class Fusion(nn.Module):
         dropout:float=.5, # on the representations and inside the MLP
     ):
         super().__init__()
-        self.heads, self.dropout = heads, nn.Dropout(dropout)
+        self.heads, self.dropout = heads, Dropout(dropout)
         self.who = nn.Parameter(torch.randn(n_modalities, width)*width**-.5)   # who is speaking: one vector per modality
         self.norm, self.qkv = nn.LayerNorm(width), nn.Linear(width, 3*width)
         self.splice = nn.Linear(n_modalities*width, width)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout))
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
 
     def forward(self,
         R:Tensor,       # [..., M, d] R_prt or R_com
         present:Tensor, # [..., M] bool
+        place:Tensor|None=None, # [...] which utterance each row is, for dropout: alike for both paths
+        pack:bool=False, # compute the present rows only
     )->Tensor:          # [..., d] prediction token
-        R = self.dropout(R) * present[..., None]
-        q, k, v = self.qkv(self.norm(R + self.who)).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)  # each [..., heads, M, d/heads]
-        mask = present[..., None, None, :] | ~present.any(-1)[..., None, None, None]   # keys: what is there
-        z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(-2, -3).flatten(-2)
-        h = self.splice(((R + z) * present[..., None]).flatten(-2))                    # [R^a, R^t, R^v], zeros add nothing
-        return h + self.mlp(h)
+        M = R.shape[-2]
+        each = None if place is None else (place[..., None]*M + torch.arange(M, device=place.device)).expand(present.shape) # dropout of each [..., M] row
+        h = (self._rows if pack else self._grid)(R, present, each)
+        return h + self.dropout(self.mlp(h), place)
 
-# %% ../nbs/07_fusion.ipynb #a8e990cd
+    def _grid(self, R, present, place): # every modality of every utterance has its row; masks
+        R = self.dropout(R, place) * present[..., None]
+        q, k, v = (x.transpose(-2, -3) for x in self.qkv(self.norm(R + self.who)).unflatten(-1, (3, self.heads, -1)).unbind(-3)) # each [..., heads, M, d/heads]
+        mask = present[..., None, None, :] | ~present.any(-1)[..., None, None, None]        # keys: what is there
+        z = (q @ k.transpose(-1, -2) * q.shape[-1]**-.5).masked_fill(~mask, -torch.inf).softmax(-1) @ v # M is small: spelled out, this is faster than the fused kernel
+        return self.splice(((R + z.transpose(-2, -3).flatten(-2)) * present[..., None]).flatten(-2)) # [R^a, R^t, R^v], zeros add nothing
+
+    def _rows(self, R, present, place): # the same, for the T rows that are there and the P pairs of them that meet; no masks
+        M, d = R.shape[-2:]
+        there = present.reshape(-1, M)
+        (at, m), (u, a, b) = there.nonzero().unbind(1), (there[:, :, None] & there[:, None]).nonzero().unbind(1) # rows; pairs: utterance, who asks, who is asked
+        row = (there.flatten().cumsum(0) - 1).view(-1, M)                                    # [..., M] number among the rows that are there
+        i, j = row[u, a], row[u, b]
+        x = self.dropout(R.reshape(-1, d).index_select(0, at*M + m), None if place is None else place.reshape(-1).index_select(0, at*M + m))
+        q, k, v = self.qkv(self.norm(x + self.who.index_select(0, m))).chunk(3, -1)          # each [T, d]
+        score = (q.index_select(0, i) * k.index_select(0, j)).unflatten(-1, (self.heads, -1)).sum(-1) * (d/self.heads)**-.5 # [P, heads]
+        top = score.detach().new_full((len(at), self.heads), -torch.inf).scatter_reduce_(0, i[:, None].expand_as(score), score.detach(), 'amax')
+        e = (score - top.index_select(0, i)).exp()
+        share = e / e.new_zeros(len(at), self.heads).index_add(0, i, e).index_select(0, i)   # softmax over those who are asked
+        z = x.index_add(0, i, (v.index_select(0, j).unflatten(-1, (self.heads, -1)) * share[..., None]).flatten(-2)) # R + z
+        h = self.splice.bias.expand(len(there), d)
+        for c in range(M):
+            own = (m == c).nonzero()[:, 0]
+            h = h.index_add(0, at.index_select(0, own), F.linear(z.index_select(0, own), self.splice.weight[:, c*d:(c+1)*d]))
+        return h.view(*present.shape[:-1], d)
+
+# %% ../nbs/07_fusion.ipynb #ca762490
 class CombinationHead(nn.Module):
     "F^i: one linear prediction head per combination; with one combination, F^com."
     def __init__(self,
@@ -65,7 +92,7 @@ class CombinationHead(nn.Module):
         "Start every combination's head at a trained one."
         with torch.no_grad(): self.weight.copy_(other.weight.expand_as(self.weight)); self.bias.copy_(other.bias.expand_as(self.bias))
 
-# %% ../nbs/07_fusion.ipynb #c314ef3e
+# %% ../nbs/07_fusion.ipynb #3a4a47b9
 class AdaptiveWeight(nn.Module):
     "weight of eq. 4: how much of the prediction comes from the private part."
     def __init__(self,

@@ -32,10 +32,13 @@ class CombinationLoRA(nn.Module):
         h:Tensor,       # [B, L, d_in]
         adapter:Tensor, # [B] index of each dialogue's combination, or [B, L] of each utterance's; -1 (nothing present) is read as 0, its row is masked later
     )->Tensor:          # [B, L, d_out] the update alpha B A h
-        adapter = adapter.clamp(0, len(self.A) - 1)
-        A, B = self.A[adapter], self.B[adapter]
-        s = 'b' if adapter.ndim == 1 else 'bl'
-        return self.alpha * torch.einsum(f'blr,{s}wr->blw', torch.einsum(f'bld,{s}rd->blr', h, A), B)   # alpha B A h
+        N, r, d = self.A.shape
+        if N == 1 or adapter.ndim == 2:                                              # an index per utterance: one product with all N small A_i, the rows of others' zeroed
+            z = h @ self.A.flatten(0, 1).T                                           # [B, L, N r]
+            if N > 1: z = (z.unflatten(-1, (N, r)) * (adapter.clamp(0)[..., None] == torch.arange(N, device=h.device))[..., None]).flatten(-2)
+            return self.alpha * (z @ self.B.transpose(1, 2).flatten(0, 1))           # alpha B A h
+        A, B = self.A[adapter.clamp(0)], self.B[adapter.clamp(0)]                    # an index per dialogue: its own A_i and B_i
+        return self.alpha * torch.einsum('blr,bwr->blw', torch.einsum('bld,brd->blr', h, A), B)
 
 # %% ../nbs/05_mcla.ipynb #0ec8b455
 class OutputAdapters(nn.Module):

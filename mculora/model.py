@@ -6,12 +6,13 @@
 __all__ = ['Low', 'High', 'MCULoRASettings', 'stack', 'MCULoRA']
 
 # %% ../nbs/09a_model.ipynb #da587353
+from dataclasses import replace
 from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 from pydantic import Field
 from .modalities import members
-from .dialogues import Batch, Task, batch, batches, keep
+from .dialogues import Batch, Task, batch, batches, flat, keep, unflat
 from .masking import from_modalities
 from .method import Method, Settings, Stage, register
 from .encoders import UnimodalEncoder, unimodal_heads
@@ -89,9 +90,13 @@ class MCULoRA(Method):
 
     def _encode(self, b): # R^m
         if b.encoded: return b.features
-        return {m: e(b.features[m], b.present[..., k]) for k, (m, e) in enumerate(self.encoders.items())}
+        return {m: e(b.features[m], b.present[..., k], place=b.place, pack=b.pack) for k, (m, e) in enumerate(self.encoders.items())}
 
     def encode(self, batch): return None if self.settings.adapter_place == 'linear' else self._encode(batch)
+
+    def _behind(self, b): # the batch behind the encoders: R^m in place of the features; nobody looks at neighbours any more, so without padding
+        R = self.encode(b)
+        return b if R is None else flat(replace(b, features=R, encoded=True))
 
     def represent(self,
         b:Batch,
@@ -101,7 +106,7 @@ class MCULoRA(Method):
         prt = com = R
         if s.adapter_place == 'output': prt, com = self.adapters(R, b.combination)
         if s.adapter_place == 'linear':
-            run = lambda kind, i: {m: e(b.features[m], b.present[..., k], self.adapters[kind][m].adapt(i)) for k, (m, e) in enumerate(self.encoders.items())}
+            run = lambda kind, i: {m: e(b.features[m], b.present[..., k], self.adapters[kind][m].adapt(i), b.place) for k, (m, e) in enumerate(self.encoders.items())}
             com, prt = run('common', torch.zeros_like(b.combination)), run('private', b.combination) if s.private else R
         there = b.present[..., None]
         return stack(R), stack(prt if s.private else R)*there, stack(com)*there
@@ -111,29 +116,31 @@ class MCULoRA(Method):
     )->dict[str, Tensor]: # frozen, private, common [B, L, M, d]; y_com, y_prt, y_last [B, L, C]; weight [B, L, 1]
         "Everything between the features and the prediction (eq. 2-4)."
         R, prt, com = self.represent(b)
-        token_prt, token_com = self.fusion(torch.stack([prt, com]), b.present.expand(2, *b.present.shape))   # Omega
+        token_prt, token_com = self.fusion(torch.stack([prt, com]), b.present.expand(2, *b.present.shape), b.place, b.pack)   # Omega, both paths at once
         y_prt, y_com = self.private_head(token_prt, b.combination), self.common_head(token_com, torch.zeros_like(b.combination))
         w = self.weight(prt, b.present)
         return dict(frozen=R, private=prt, common=com, y_com=y_com, y_prt=y_prt, weight=w, y_last=mix(y_com, y_prt, w))
 
-    def _pretrained(self, R, b): return self.common_head(self.fusion(stack(R), b.present), torch.zeros_like(b.combination))
+    def _pretrained(self, b): return self.common_head(self.fusion(stack(self._encode(b)), b.present, b.place, b.pack), torch.zeros_like(b.combination))
 
     def loss(self, batch, stage):
-        y, valid = batch.label, batch.valid
         if stage == 'finetune':
-            o = self.parts(batch)
-            task, ort = task_loss(o['y_last'], y, valid), orthogonality(o['common'], o['private'], o['frozen'], batch.present, self.settings.orthogonality == 'squared')
+            b = self._behind(batch)
+            o = self.parts(b)
+            task, ort = task_loss(o['y_last'], b.label, b.valid), orthogonality(o['common'], o['private'], o['frozen'], b.present, self.settings.orthogonality == 'squared')
             return total_loss(task, ort, self.settings.beta), dict(task=task, orthogonality=ort)
         full = batch.complete or batch
         R = self._encode(full)
-        single = sum(task_loss(self.unimodal[m](r), y, full.present[..., k]) for k, (m, r) in enumerate(R.items()))
+        single = sum(task_loss(self.unimodal[m](r), batch.label, full.present[..., k]) for k, (m, r) in enumerate(R.items()))
         if not batch.whole: R = self._encode(batch)                                          # single utterances dropped: the encoder must not have seen them
-        joint = task_loss(self._pretrained(R, batch), y, valid)
+        b = flat(replace(batch, features=R, encoded=True))
+        joint = task_loss(self._pretrained(b), b.label, b.valid)
         return joint + single, dict(task=joint, unimodal=single)
 
     def predict(self, batch, stage=None):
-        last = self.stages()[-1].name
-        return self._pretrained(self._encode(batch), batch) if (stage or last) == 'pretrain' else self.parts(batch)['y_last']
+        b = batch if self.settings.adapter_place == 'linear' else self._behind(batch)
+        y = self._pretrained(b) if (stage or self.stages()[-1].name) == 'pretrain' else self.parts(b)['y_last']
+        return y if b is batch else unflat(y, batch)
 
     def begin(self, stage):
         if stage == 'finetune': self.private_head.copy_from(self.common_head)
@@ -149,7 +156,7 @@ class MCULoRA(Method):
         for at in batches(val.lengths, 64, 4096):
             b = batch(val, at)
             for i, row in enumerate(rows):
-                one = keep(b, row)
+                one = self._behind(keep(b, row))
                 _, prt, com = self.represent(one)
                 own = one.combination == i                                                   # not those that lack one of these modalities for good
                 t, n = decoupling(prt, com, one.present & (own[:, None] if own.ndim == 1 else own)[..., None])
