@@ -73,6 +73,7 @@ class Method(nn.Module):
     )->Tensor:               # [B, L, C] logits, or [B, L, 1] scores
         raise NotImplementedError
 
+    def forward(self, f, *args): "`f(self, *args)`: what `torch.func.functional_call` calls, so that several models run as one program."; return f(self, *args)
     def prepare(self, train:Dialogues): "Before training: what is computed from the training part rather than trained (means, class shares)."
     def watch(self)->dict[str, Tensor]: "What is worth drawing over the epochs: name -> one value per combination."; return {'q': self.q}
     def begin(self, stage:str): "At the start of a stage: for example, copy a pre-trained head."
