@@ -57,11 +57,11 @@ class Fusion(nn.Module):
         top = score.detach().new_full((len(at), self.heads), -torch.inf).scatter_reduce_(0, i[:, None].expand_as(score), score.detach(), 'amax')
         e = (score - top.index_select(0, i)).exp()
         share = e / e.new_zeros(len(at), self.heads).index_add(0, i, e).index_select(0, i)   # softmax over those who are asked
-        z = x.index_add(0, i, (v.index_select(0, j).unflatten(-1, (self.heads, -1)) * share[..., None]).flatten(-2)) # R + z
+        z = x.index_add(0, i, (v.index_select(0, j).unflatten(-1, (self.heads, -1)) * share[..., None]).flatten(-2).to(x.dtype)) # R + z
         h = self.splice.bias.expand(len(there), d)
         for c in range(M):
             own = (m == c).nonzero()[:, 0]
-            h = h.index_add(0, at.index_select(0, own), F.linear(z.index_select(0, own), self.splice.weight[:, c*d:(c+1)*d]))
+            h = h.index_add(0, at.index_select(0, own), F.linear(z.index_select(0, own), self.splice.weight[:, c*d:(c+1)*d]).to(h.dtype))
         return h.view(*present.shape[:-1], d)
 
 # %% ../nbs/07_fusion.ipynb #ca762490
