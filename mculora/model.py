@@ -108,8 +108,7 @@ class MCULoRA(Method):
         if s.adapter_place == 'linear':
             run = lambda kind, i: {m: e(b.features[m], b.present[..., k], self.adapters[kind][m].adapt(i), b.place) for k, (m, e) in enumerate(self.encoders.items())}
             com, prt = run('common', torch.zeros_like(b.combination)), run('private', b.combination) if s.private else R
-        there = b.present[..., None]
-        return stack(R), stack(prt if s.private else R)*there, stack(com)*there
+        return stack(R), stack(prt if s.private else R), stack(com)
 
     def parts(self,
         b:Batch,

@@ -10,9 +10,7 @@ __all__ = ['environment', 'interpreter', 'Score', 'Result', 'config_hash', 'code
 from pathlib import Path
 from typing import Any
 import hashlib, importlib.metadata, json, platform, subprocess, sys
-import pandas as pd
 import psutil
-from scipy import stats
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 import mculora
@@ -102,37 +100,40 @@ def read_result(
 # %% ../nbs/12_results.ipynb #0f522152
 def collect(
     root='runs', # folder that holds runs, at any depth
-)->pd.DataFrame: # one row per score: dataset, method, fold, seed, schedule, ..., selection, condition, metric, value, and the file it comes from
+)->'pd.DataFrame': # one row per score: dataset, method, fold, seed, schedule, ..., selection, condition, metric, value, and the file it comes from
     "All results below a folder as one table."
     rows = []
     for path in sorted(Path(root).rglob('result.json')):
         r = read_result(path)
         run = {k: r.config.get(k) for k in ('method', 'fold', 'seed', 'schedule', 'size')} | dict(dataset=r.data.get('name'), simulated=r.data.get('simulated'), options=json.dumps(r.config.get('options', {}), sort_keys=True), config_hash=r.config_hash, file=str(path))
         rows += [run | s.model_dump() for s in r.scores]
+    import pandas as pd # here, because pandas and SciPy together take a second and 130 MB, and training needs neither
     return pd.DataFrame(rows)
 
 # %% ../nbs/12_results.ipynb #af9e912e
 def interval(
-    runs:pd.DataFrame, # one row per run: fold, seed, value
-)->pd.Series:          # mean, half-width of the 95 % interval (NaN for a sample of one), number of runs
+    runs:'pd.DataFrame', # one row per run: fold, seed, value
+)->'pd.Series':          # mean, half-width of the 95 % interval (NaN for a sample of one), number of runs
     "Mean of some runs with its 95 % interval, over folds (seeds averaged first), or over seeds where there is one fold. Raises `DataError` if a fold and seed come twice: then different settings are mixed."
+    import pandas as pd
+    from scipy import stats
     if (twice := runs.duplicated(['fold', 'seed'])).any(): raise DataError(f'results: found two runs of fold {runs.fold[twice].iloc[0]}, seed {runs.seed[twice].iloc[0]} with different settings, expected one; choose by options, schedule or size first')
     x = runs.groupby('fold').value.mean() if runs.fold.nunique() > 1 else runs.value
     half = stats.t.ppf(.975, len(x) - 1)*x.std(ddof=1)/len(x)**.5 if len(x) > 1 else float('nan')
     return pd.Series({'mean': x.mean(), 'half': half, 'runs': len(runs)})
 
 def summarise(
-    table:pd.DataFrame,              # of `collect`, or a part of it
+    table:'pd.DataFrame',              # of `collect`, or a part of it
     by=('dataset', 'method', 'selection', 'condition', 'metric'), # one mean for each of these
-)->pd.DataFrame:                     # mean, half, runs
+)->'pd.DataFrame':                     # mean, half, runs
     "Mean and interval over everything that is not named, such as folds and seeds."
     return table.groupby(list(by), sort=False)[['fold', 'seed', 'value']].apply(interval)
 
 def compare(
-    table:pd.DataFrame, # of `collect`: one dataset, selection, condition and metric
+    table:'pd.DataFrame', # of `collect`: one dataset, selection, condition and metric
     one:str,            # a method
     other:str,          # the method it is compared with
-)->pd.Series:           # mean difference one - other, half, runs
+)->'pd.Series':           # mean difference one - other, half, runs
     "Paired difference of two methods with its 95 % interval. Raises `DataError` if they did not run on the same folds and seeds."
     for m in (one, other): interval(table[table.method == m])                              # refuses mixed settings
     runs = table.pivot(index=['fold', 'seed'], columns='method', values='value')[[one, other]]
@@ -141,7 +142,7 @@ def compare(
 
 # %% ../nbs/12_results.ipynb #dda19ffe
 def markdown(
-    table:pd.DataFrame,  # of `collect`: one dataset
+    table:'pd.DataFrame',  # of `collect`: one dataset
     metric:str,          # which metric
     methods:list[str],   # rows, in this order
 )->str:                  # a Markdown table: method x condition, per cent, mean and 95 % interval
@@ -154,7 +155,7 @@ def markdown(
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in rows)
 
 def report(
-    table:pd.DataFrame, # of `collect`
+    table:'pd.DataFrame', # of `collect`
     dataset:str,        # which dataset
     metric:str,         # which metric
 )->str:                 # Markdown

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['RunConfig', 'resolve_device', 'read_parameters', 'output_folder', 'prepare', 'new_method', 'as_published', 'peak_mb',
-           'save_method', 'load_method', 'finished', 'run']
+           'save_method', 'load_method', 'finished', 'Job', 'ready', 'finish', 'run_all', 'run']
 
 # %% ../nbs/13_runs.ipynb #442ca675
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 from collections.abc import Callable
 import json, re, resource, shutil, sys, time
-import pandas as pd
 import torch
 import mculora
 from pydantic import Field
@@ -24,7 +24,7 @@ from .sources import OutputError, fit_scale, scale, write_atomically
 from .twins import open_dataset, repo_root
 from .method import Method, Settings, create, methods, read_settings
 from .evaluation import AVERAGES, evaluate, metric_names
-from .training import fit, resolve_schedule
+from .training import fit_all, precisely, resolve_schedule
 from .results import Result, Score, code_hash, config_hash, environment, file_hash, read_result, write_result
 
 # %% ../nbs/13_runs.ipynb #fb3473cd
@@ -41,6 +41,7 @@ class RunConfig(Settings):
     size:Literal['full', 'tiny'] = 'full' # 'tiny': a tiny simulated twin and a small model, in seconds
     options:dict[str, Any] = {}           # settings of the method
     features:dict[str, str]|None = None   # modality -> feature folder, where the names on disk do not tell
+    precision:Literal['float32', 'tf32', 'bf16'] = 'float32' # of matrix products
     standardise:bool = True               # features to mean 0 and deviation 1, learnt on the training part
 
 def resolve_device(
@@ -164,34 +165,88 @@ def finished(
     except DataError: return None
     return r if r.config_hash == key else None
 
+@dataclass
+class Job:
+    "A run that is ready to start."
+    config:RunConfig
+    splits:Splits
+    stats:dict          # of `fit_scale`
+    about:dict          # the data, for the result
+    schedule:str
+    method:Method
+    full:dict           # the configuration as it is hashed and written
+    key:str             # its hash
+    environment:dict    # as the run begins
+    folder:Path
+    done:Result|None    # an earlier result of the same configuration
+
+    @property
+    def device(self)->torch.device: return self.splits.train.present.device
+
+def ready(c:RunConfig)->Job:
+    "Everything up to the first epoch. Raises what is wrong with the configuration or the data."
+    s, stats, about, schedule = prepare(c)
+    device, method = s.train.present.device, new_method(c, s)
+    full = dict(c.model_dump(exclude={'data_root', 'out_dir', 'device', 'features'}), schedule=schedule, options=method.settings.model_dump(mode='json'), device=device.type, data=about['hash'], version=mculora.__version__)
+    key = config_hash(full)
+    folder = repo_root()/c.out_dir/about['name']/c.method/f'{about["fold"]}-seed{c.seed}-{schedule}-{key[:8]}'
+    done = finished(folder, key)
+    if not done: folder = output_folder(folder, need=8*sum(v.numel()*v.element_size() for v in method.state_dict().values()) + 20*2**20) # weights, best weights, Adam's two moments, and all of it twice while a file is replaced
+    return Job(c, s, stats, about, schedule, method, full, key, environment(device), folder, done)
+
+def finish(
+    job:Job,            # trained
+    history:list[dict], # of `fit`
+    seconds:float,      # of all its epochs
+)->Result:
+    "Evaluate, and write all files of a run; the result last."
+    import pandas as pd # here: training needs no pandas
+    task, folder = job.splits.train.task, job.folder
+    with precisely(job.config.precision, job.device): scores = [Score(selection='validation', condition=k, metric=m, value=v) for k, row in evaluate(job.method, job.splits.test).items() for m, v in row.items()]
+    write_atomically(folder/'curves.parquet', lambda tmp: pd.DataFrame(history).to_parquet(tmp))
+    save_method(job.method, job.stats, folder/'model.safetensors')
+    write_result(folder, Result(status='complete', config=job.full, config_hash=job.key, data=job.about, scores=scores + as_published(history, task, (*labels(job.splits.train.modalities), *AVERAGES)), stages=_stages(history, metric_names(task)[0]),
+        files={f: file_hash(folder/f) for f in ('curves.parquet', 'model.safetensors')}, environment=job.environment, seconds=seconds, peak_mb=peak_mb(job.device)))
+    for left in [folder/'checkpoint.safetensors', *folder.glob('.checkpoint.safetensors.*')]: left.unlink(missing_ok=True)  # and what a killed run may have left half written
+    return read_result(folder)
+
+def run_all(
+    configs:list[RunConfig],     # what to run
+    progress:bool=True,          # show bars, and say what is looked up or resumed
+    on_epoch:Callable=lambda n, row: None, # called after every epoch with the number of the configuration and the line of its history
+    every:float=20.,             # seconds between checkpoints, at least
+    together:int|None=None,      # how many train side by side; None: on a GPU all that are alike, on a CPU one
+)->list[tuple[Result|Exception, Path]]: # results in the order of `configs`, or why there is none, and their folders
+    "Run, or go on with, or look up, what the configurations say. Runs that differ in fold and seed only train side by side."
+    jobs = [ready(c) for c in configs]
+    out, groups = [(j.done, j.folder) for j in jobs], {}
+    for n, j in enumerate(jobs):
+        if not j.done: groups.setdefault(repr((j.config.method, j.full['options'], j.splits.train.widths, j.splits.train.task, j.schedule, j.config.precision, j.device)), []).append(n)
+        elif progress: print(f'looked up, not run again: made by commit {str(j.done.environment["commit"])[:8]}' + (' (this is another commit)' if j.done.environment['commit'] != j.environment['commit'] else ''))
+    for alike in groups.values():
+        size = together or (1 if jobs[alike[0]].device.type == 'cpu' else len(alike))
+        for at in (alike[k:k + size] for k in range(0, len(alike), size)):
+            here, fresh = [jobs[n] for n in at], [0]*len(at)
+            def note(r, row): fresh[r] += 1; on_epoch(at[r], row)
+            if here[0].device.type == 'cuda': torch.cuda.reset_peak_memory_stats(here[0].device)
+            for j in here: j.environment['side_by_side'] = len(here)
+            start = time.perf_counter()
+            try:
+                histories = fit_all([j.method for j in here], [j.splits for j in here], [j.config.seed for j in here], here[0].schedule, [j.folder/'checkpoint.safetensors' for j in here], [f'{j.key} {code_hash()}' for j in here], every, progress, note, here[0].config.precision)
+                share = (time.perf_counter() - start)/len(here)                                   # of the program's seconds
+                for n, j, h, new in zip(at, here, histories, fresh):
+                    before = h[:len(h) - new] if isinstance(h, list) else []                      # epochs of an earlier, interrupted start
+                    out[n] = (h if isinstance(h, Exception) else finish(j, h, share + sum(v for r in before for k, v in r.items() if k.startswith('seconds/'))), j.folder)
+            except OutputError as e: raise OutputError(f'{e}; what was computed up to the last checkpoint is kept: make room and start the same run again') from e
+    return out
+
 def run(
     c:RunConfig,                 # what to run
     progress:bool=True,          # show bars, and say what is looked up or resumed
     on_epoch:Callable=lambda row: None, # called after every epoch
     every:float=20.,             # seconds between checkpoints, at least
 )->tuple[Result, Path]:          # the result and its folder
-    "Run, or go on with, or look up, what the configuration says."
-    s, stats, about, schedule = prepare(c)
-    device, method = s.train.present.device, new_method(c, s)
-    config = dict(c.model_dump(exclude={'data_root', 'out_dir', 'device', 'features'}), schedule=schedule, options=method.settings.model_dump(mode='json'), device=device.type, data=about['hash'], version=mculora.__version__)
-    key, env = config_hash(config), environment(device)                                        # the environment as the run begins
-    folder = repo_root()/c.out_dir/about['name']/c.method/f'{about["fold"]}-seed{c.seed}-{schedule}-{key[:8]}'
-    if done := finished(folder, key):
-        if progress: print(f'looked up, not run again: made by commit {str(done.environment["commit"])[:8]}' + (' (this is another commit)' if done.environment['commit'] != env['commit'] else ''))
-        return done, folder
-    folder = output_folder(folder, need=8*sum(v.numel()*v.element_size() for v in method.state_dict().values()) + 20*2**20) # weights, best weights, Adam's two moments, and all of it twice while a file is replaced
-    if device.type == 'cuda': torch.cuda.reset_peak_memory_stats(device)
-    task, names = s.train.task, (*labels(s.train.modalities), *AVERAGES)
-    start, fresh = time.perf_counter(), []
-    try:
-        history = fit(method, s, c.seed, schedule, folder/'checkpoint.safetensors', f'{key} {code_hash()}', every, progress, lambda row: (fresh.append(row), on_epoch(row)))
-        scores = [Score(selection='validation', condition=k, metric=m, value=v) for k, row in evaluate(method, s.test).items() for m, v in row.items()]
-        before = history[:len(history) - len(fresh)]                                           # epochs of an earlier, interrupted start
-        seconds = time.perf_counter() - start + sum(v for r in before for k, v in r.items() if k.startswith('seconds/'))
-        write_atomically(folder/'curves.parquet', lambda tmp: pd.DataFrame(history).to_parquet(tmp))
-        save_method(method, stats, folder/'model.safetensors')
-        write_result(folder, Result(status='complete', config=config, config_hash=key, data=about, scores=scores + as_published(history, task, names), stages=_stages(history, metric_names(task)[0]),
-            files={f: file_hash(folder/f) for f in ('curves.parquet', 'model.safetensors')}, environment=env, seconds=seconds, peak_mb=peak_mb(device)))
-    except OutputError as e: raise OutputError(f'{e}; what was computed up to the last checkpoint is kept: make room and start the same run again') from e
-    for left in [folder/'checkpoint.safetensors', *folder.glob('.checkpoint.safetensors.*')]: left.unlink(missing_ok=True)  # and what a killed run may have left half written
-    return read_result(folder), folder
+    "Run, or go on with, or look up, what the configuration says. Raises `FloatingPointError` if the loss is no longer finite."
+    result, folder = run_all([c], progress, lambda n, row: on_epoch(row), every)[0]
+    if isinstance(result, Exception): raise result
+    return result, folder
