@@ -105,7 +105,7 @@ def collect(
     rows = []
     for path in sorted(Path(root).rglob('result.json')):
         r = read_result(path)
-        run = {k: r.config.get(k) for k in ('method', 'fold', 'seed', 'schedule', 'size')} | dict(dataset=r.data.get('name'), simulated=r.data.get('simulated'), options=json.dumps(r.config.get('options', {}), sort_keys=True), config_hash=r.config_hash, file=str(path))
+        run = {k: r.config.get(k) for k in ('method', 'fold', 'seed', 'schedule', 'size')} | dict(precision=r.config.get('precision', 'float32'), dataset=r.data.get('name'), simulated=r.data.get('simulated'), options=json.dumps(r.config.get('options', {}), sort_keys=True), config_hash=r.config_hash, file=str(path))
         rows += [run | s.model_dump() for s in r.scores]
     import pandas as pd # here, because pandas and SciPy together take a second and 130 MB, and training needs neither
     return pd.DataFrame(rows)
@@ -160,7 +160,7 @@ def report(
     metric:str,         # which metric
 )->str:                 # Markdown
     "The table of a dataset, best method last, and what separates the last from each of the others."
-    t = table[table.dataset == dataset]
+    t = table[(table.dataset == dataset) & (table.precision == 'float32')]
     if not len(t): raise DataError(f'dataset: found no result of {dataset!r}, expected one of {", ".join(sorted(set(table.dataset)))}')
     means = t[(t.metric == metric) & (t.selection == 'validation') & (t.condition == 'incomplete')].groupby('method').value.mean().sort_values()
     *others, best = means.index
