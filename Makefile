@@ -60,7 +60,7 @@ train: $(STAMP) ## one training run: [DATASET=iemocap] [METHOD=mculora] [SEED=66
 test: $(STAMP) ## all tests, with every notebook among them: [ARGS="-k notebooks"]
 	@$(BIN)/python -m pytest $(ARGS)
 
-paper: $(STAMP) ## every table and figure of the paper that has a notebook so far
+paper: $(STAMP) ## every table and figure that has a notebook so far
 	@mkdir -p runs/notebooks; failed=; \
 	test -n "$(PAPER)" || echo "there is no notebook of a table or a figure yet: nothing to run"; \
 	for nb in $(PAPER); do echo "$$nb"; \
@@ -70,7 +70,7 @@ paper: $(STAMP) ## every table and figure of the paper that has a notebook so fa
 lab: $(STAMP) ## JupyterLab in nbs/; what it saves is cleaned
 	@JUPYTER_CONFIG_PATH='$(CURDIR)/.jupyter' $(BIN)/jupyter lab --notebook-dir=nbs $(ARGS)
 
-bench: $(STAMP) ## seconds of an epoch of each stage and of an evaluation, on the shape of IEMOCAP
+bench: $(STAMP) ## seconds, memory and share of the machine's ceiling, beside a plain version: [ARGS=--json]
 	@$(BIN)/mculora bench $(ARGS)
 
 export: $(STAMP) ## nbs/ -> mculora/

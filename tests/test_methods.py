@@ -6,11 +6,12 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from mculora.dialogues import DataError, batch, keep, random_dialogues, split
-from mculora.evaluation import evaluate, predictions
-from mculora.masking import drop, random_mask
+from mculora.evaluation import evaluate, predictions, predictions_of
+from mculora.masking import drop, random_mask, sample
 from mculora.method import create, methods
 from mculora.modalities import members
-from mculora.training import fit
+from mculora.replicas import Together, side_by_side
+from mculora.training import encoded, fit, thaw, train_mode
 
 SMALL = dict(width=16, depth=1, rank=2, epochs=2, lr=1e-2, batch_size=4, C=.01)
 PARTS = ('train',)*4 + ('val', 'test')
@@ -134,3 +135,59 @@ def test_mculora_trains_on_anything_well_formed(lengths, missing, absent, scale,
     m = create('mculora', d.task, d.widths, dict(width=8, depth=1, rank=1, epochs=1, batch_size=3))
     history = fit(m, split(d), seed, progress=False)
     assert [r['stage'] for r in history] == ['pretrain', 'finetune'] and predictions(m, split(d).test).isfinite().all()
+
+
+def shaken(method, name, seed=0):
+    "An untrained model whose every parameter has moved, and its training part."
+    d = data(name)
+    known = methods()[method].Settings.model_fields
+    torch.manual_seed(seed)
+    m = create(method, d.task, d.widths, {k: v for k, v in SMALL.items() if k in known})
+    with torch.no_grad(): [p.add_(torch.randn_like(p)*.1) for p in m.parameters()]
+    return m.train(), split(d, seed=seed).train
+
+
+def step(team, b, stage, keys):
+    loss, parts = team(lambda m, b: m.loss(b, stage.name), b, keys)
+    team.backward(loss, [True]*len(team.methods))
+    return loss.detach(), [{n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None} for m in team.methods]
+
+
+def agree(a, b):
+    for n in a.keys() | b.keys():
+        one, two = (x.get(n) for x in (a, b))
+        if one is None or two is None: assert not (two if one is None else one).any(), n
+        else: torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5*(1 + one.abs().max().item()), msg=lambda m: f'{n}: {m}')
+
+
+@every
+@each
+@pytest.mark.parametrize('per', ['dialogue', 'utterance'])
+@torch.enable_grad()
+def test_a_step_does_not_depend_on_packing_padding_or_other_replicas(method, name, per):
+    solo, trains = zip(*(shaken(method, name, seed) for seed in (0, 1)))
+    for stage in solo[0].stages():
+        if stage.encoded and per == 'utterance': continue         # cannot be: `keep` refuses
+        if stage.encoded: trains = [encoded(m, t) for m, t in zip(solo, trains)]
+        rows, g = [torch.tensor([0, 2, 3]), torch.tensor([1, 4])], torch.Generator().manual_seed(5)
+        masks = [sample(m.q, (len(r), int(t.lengths[r].max())), per, g) for m, t, r in zip(solo, trains, rows)]
+        for m in solo: thaw(m, stage); train_mode(m)
+        alone = [step(Together([m]), side_by_side([t], [r], [x]), stage, [key]) for m, t, r, x, key in zip(solo, trains, rows, masks, (3, 4))]
+        for k, (m, t, r, x, key) in enumerate(zip(solo, trains, rows, masks, (3, 4))):
+            wide = keep(batch(t, r, (5, 15)), torch.nn.functional.pad(x, (0, 0)*(x.ndim == 3) + ((0, 15 - x.shape[1]) if x.ndim == 3 else (0, 0)) + (0, 5 - len(x)), value=True), targets=True)
+            for b in (wide, replace(wide, pack=False, complete=replace(wide.complete, pack=False))):
+                loss, grads = step(Together([m]), b, stage, [key])
+                torch.testing.assert_close(loss, alone[k][0], rtol=1e-4, atol=1e-5)
+                agree(grads[0], alone[k][1][0])
+        loss, grads = step(Together(list(solo)), side_by_side(trains, rows, masks), stage, [3, 4])
+        torch.testing.assert_close(loss, torch.cat([l for l, _ in alone]), rtol=1e-4, atol=1e-5)
+        for a, (_, b) in zip(grads, alone): agree(a, b[0])
+
+
+@every
+def test_replicas_predict_as_each_alone(method):
+    solo, trains = zip(*(shaken(method, 'gaps in the data', seed) for seed in (0, 1)))
+    for m, t in zip(solo, trains):
+        if not m.stages(): m.prepare(t)
+    alone = [predictions(m, t) for m, t in zip(solo, trains)]
+    for a, b in zip(predictions_of(Together(list(solo)), trains, max_utterances=20), alone): torch.testing.assert_close(a, b, rtol=0, atol=1e-4)

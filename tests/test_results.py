@@ -1,9 +1,11 @@
 "The committed results: whole, labelled, and the only source of the README's numbers."
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from mculora.bench import markdown
 from mculora.results import collect, compare, config_hash, read_result, report
 from mculora.twins import bayes_limit
 
@@ -25,6 +27,12 @@ def test_result_is_whole_and_named(path):
 @pytest.mark.parametrize('dataset, metric, text', BLOCKS, ids=[b[0] for b in BLOCKS])
 def test_readme_prints_the_results(dataset, metric, text):
     assert text == report(collect(ROOT/'results'), dataset, metric)
+
+
+def test_readme_prints_the_bench():
+    found = json.loads((ROOT/'results'/'speed.json').read_text())
+    assert re.search(r'<!-- speed -->\n(.*?)\n<!-- end -->', README, re.S)[1] == markdown(found)
+    assert found['environment']['changed'] is False and found['config']['size'] == 'full'
 
 
 def test_readme_has_results(): assert {b[0] for b in BLOCKS} >= {'iemocap', 'mosi'}
