@@ -81,12 +81,13 @@ def output_folder(
 # %% ../nbs/13_runs.ipynb #12e6894d
 def prepare(
     c:RunConfig,               # what to run
+    opened:Callable=open_dataset, # how a dataset is opened
 )->tuple[Splits, dict, dict, str]: # standardised parts on the device, the scale that was used, what to say about the data, the schedule
     "The data of a run."
     device = resolve_device(c.device)
     known = methods()
     if c.method not in known: raise ValueError(f'method: found {c.method!r}, expected one of {", ".join(known)}')
-    d = open_dataset(c.dataset, c.data_root and repo_root()/c.data_root, c.size, c.features)
+    d = opened(c.dataset, c.data_root and repo_root()/c.data_root, c.size, c.features)
     s = split(d, c.fold, c.seed)
     for part in ('train', 'val', 'test'):
         if not d.task.classes and not getattr(s, part).label.any(): raise DataError(f'{d.task.name}, {part} part: found label 0 only, expected others too: ACC and F1 leave 0 out')
@@ -183,9 +184,12 @@ class Job:
     @property
     def device(self)->torch.device: return self.splits.train.present.device
 
-def ready(c:RunConfig)->Job:
+def ready(
+    c:RunConfig,                  # what to run
+    opened:Callable=open_dataset, # how a dataset is opened
+)->Job:
     "Everything up to the first epoch. Raises what is wrong with the configuration or the data."
-    s, stats, about, schedule = prepare(c)
+    s, stats, about, schedule = prepare(c, opened)
     device, method = s.train.present.device, new_method(c, s)
     full = dict(c.model_dump(exclude={'data_root', 'out_dir', 'device', 'features'}), schedule=schedule, options=method.settings.model_dump(mode='json'), device=device.type, data=about['hash'], version=mculora.__version__)
     key = config_hash(full)
@@ -218,15 +222,21 @@ def run_all(
     together:int|None=None,      # how many train side by side; None: on a GPU all that are alike, on a CPU one
 )->list[tuple[Result|Exception, Path]]: # results in the order of `configs`, or why there is none, and their folders
     "Run, or go on with, or look up, what the configurations say. Runs that differ in fold and seed only train side by side."
-    jobs = [ready(c) for c in configs]
-    out, groups = [(j.done, j.folder) for j in jobs], {}
-    for n, j in enumerate(jobs):
-        if not j.done: groups.setdefault(repr((j.config.method, j.full['options'], j.splits.train.widths, j.splits.train.task, j.schedule, j.config.precision, j.device)), []).append(n)
+    last = {}
+    def opened(*args): # several configurations of one dataset open it once
+        if len(configs) == 1: return open_dataset(*args)
+        if repr(args) not in last: last.clear(); last[repr(args)] = open_dataset(*args)
+        return last[repr(args)]
+    out, groups = [], {}
+    for n, c in enumerate(configs): # all of them are checked before the first one starts
+        j = ready(c, opened)
+        out.append((j.done, j.folder))
+        if not j.done: groups.setdefault(repr((c.method, j.full['options'], j.splits.train.widths, j.splits.train.task, j.schedule, c.precision, j.device)), []).append(n)
         elif progress: print(f'looked up, not run again: made by commit {str(j.done.environment["commit"])[:8]}' + (' (this is another commit)' if j.done.environment['commit'] != j.environment['commit'] else ''))
     for alike in groups.values():
-        size = together or (1 if jobs[alike[0]].device.type == 'cpu' else len(alike))
+        size = together or (1 if resolve_device(configs[alike[0]].device).type == 'cpu' else len(alike))
         for at in (alike[k:k + size] for k in range(0, len(alike), size)):
-            here, fresh = [jobs[n] for n in at], [0]*len(at)
+            here, fresh = [ready(configs[n], opened) for n in at], [0]*len(at)              # only those that train now are in memory
             def note(r, row): fresh[r] += 1; on_epoch(at[r], row)
             if here[0].device.type == 'cuda': torch.cuda.reset_peak_memory_stats(here[0].device)
             for j in here: j.environment['side_by_side'] = len(here)
