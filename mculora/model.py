@@ -160,10 +160,9 @@ class MCULoRA(Method):
                 own = one.combination == i                                                   # not those that lack one of these modalities for good
                 t, n = decoupling(prt, com, one.present & (own[:, None] if own.ndim == 1 else own)[..., None])
                 total[i] += t; count[i] += n
-        now = torch.where(count > 0, total/count.clamp(min=1), self.s)                       # eq. 8, on validation data; a combination that does not occur there keeps its value
-        change = now - self.s                                                                # eq. 9
-        self.s.copy_(now)
-        if s.dpft == 'combination': self.q.copy_(update_probabilities(self.q, change, s.amplitude, s.bounds))
-        else:
-            self.p.copy_(update_modalities(self.p, change, rows, s.amplitude, s.bounds))
-            self.q.copy_(from_modalities(self.p))
+        total, count, before, q, p = (x.cpu() for x in (total, count, self.s, self.q, self.p))   # the rest is a hundred operations on a few numbers: on the host
+        now = torch.where(count > 0, total/count.clamp(min=1), before)                       # eq. 8, on validation data; a combination that does not occur there keeps its value
+        change = now - before                                                                # eq. 9
+        if s.dpft == 'combination': q = update_probabilities(q, change, s.amplitude, s.bounds)
+        else: p = update_modalities(p, change, rows.cpu(), s.amplitude, s.bounds); q = from_modalities(p)
+        for own, new in ((self.s, now), (self.q, q), (self.p, p)): own.copy_(new)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .dialogues import Batch, Dialogues, batch, keep
+from .dialogues import Batch, Dialogues, batch, keep, onto
 from .method import Method
 from .noise import seeded
 
@@ -71,7 +71,7 @@ class Together:
         if R == 1:
             with seeded(keys[0]) if keys else nullcontext(): return _map(lambda x: x[None], f(self.methods[0], b))
         buffers = [dict(m.named_buffers()) for m in self.methods]
-        key = torch.tensor(keys or [0]*R, dtype=torch.int32).to(b.valid.device)
+        key = onto(torch.tensor(keys or [0]*R, dtype=torch.int32), b.valid.device)
         def one(params, buffers, t, key):
             with seeded(key) if keys else nullcontext(): return torch.func.functional_call(self.methods[0], (params, buffers), (f, _rebuilt(b, t)))
         return torch.vmap(one, randomness='different')(self.params, {n: torch.stack([x[n] for x in buffers]) for n in buffers[0]}, _map(lambda x: x.unflatten(0, (R, -1)), _tensors(b)), key)
@@ -89,3 +89,8 @@ class Together:
             if not active[r]: continue
             for n, p in m.named_parameters():
                 if p.requires_grad and (g := self.params[n].grad) is not None: p.grad = g[r]
+
+    def leave(self):
+        "Give each model parameters of its own again, without gradients."
+        for m in self.methods if len(self.methods) > 1 else ():
+            for p in m.parameters(): p.data, p.grad = p.data.clone(), None

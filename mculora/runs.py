@@ -7,12 +7,13 @@ __all__ = ['RunConfig', 'resolve_device', 'read_parameters', 'output_folder', 'p
            'save_method', 'load_method', 'finished', 'Job', 'ready', 'finish', 'run_all', 'run']
 
 # %% ../nbs/13_runs.ipynb #442ca675
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 from collections.abc import Callable
-import json, re, resource, shutil, sys, time
+import ctypes, gc, json, re, resource, shutil, sys, time
 import torch
 import mculora
 from pydantic import Field
@@ -125,12 +126,22 @@ def _stages(history, lead):
         out.append(dict(name=name, epochs=len(rows), kept=max(rows, key=lambda r: r[f'val/all/{lead}'])['epoch'], seconds_per_epoch={k[8:]: round(sum(r[k] for r in rows)/len(rows), 4) for k in rows[0] if k.startswith('seconds/')}))
     return out
 
-def peak_mb(device:torch.device)->float:
-    "Peak memory so far, in MiB: of the process, on a GPU of the GPU."
-    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/2**20
+def peak_mb(
+    device:torch.device, # where
+    reset:bool=False,    # start anew (of a process that is possible on Linux only), after giving back what is free
+)->float:
+    "Peak memory since the last reset in MiB: of the process, on a GPU of the GPU."
+    if device.type == 'cuda':
+        if reset: torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.max_memory_allocated(device)/2**20
+    if reset and sys.platform == 'linux':
+        gc.collect()
+        with suppress(OSError, AttributeError): ctypes.CDLL(None).malloc_trim(0)
+        with suppress(OSError): Path('/proc/self/clear_refs').write_text('5')
+    with suppress(OSError, TypeError): return int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1])/2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**10 if sys.platform != 'darwin' else 2**20)
 
-# %% ../nbs/13_runs.ipynb #7498b8f0
+# %% ../nbs/13_runs.ipynb #08fcfe5a
 def save_method(
     method:Method,   # trained
     stats:dict,      # of `fit_scale`, or empty
@@ -156,7 +167,7 @@ def load_method(
     method.load_state_dict({k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')})
     return method, {m: (tensors[f'scale.{m}.mean'], tensors[f'scale.{m}.std']) for m in header['widths'] if f'scale.{m}.mean' in tensors}
 
-# %% ../nbs/13_runs.ipynb #bf28fa2c
+# %% ../nbs/13_runs.ipynb #df7ccc00
 def finished(
     folder,  # of a run
     key:str, # its configuration's hash
@@ -227,18 +238,19 @@ def run_all(
         if len(configs) == 1: return open_dataset(*args)
         if repr(args) not in last: last.clear(); last[repr(args)] = open_dataset(*args)
         return last[repr(args)]
-    out, groups = [], {}
+    out, groups, twice = [], {}, {}
     for n, c in enumerate(configs): # all of them are checked before the first one starts
         j = ready(c, opened)
         out.append((j.done, j.folder))
-        if not j.done: groups.setdefault(repr((c.method, j.full['options'], j.splits.train.widths, j.splits.train.task, j.schedule, c.precision, j.device)), []).append(n)
+        if (first := [f for _, f in out].index(j.folder)) < n: twice[n] = first                     # the same once more
+        elif not j.done: groups.setdefault(repr((c.method, j.full['options'], j.splits.train.widths, j.splits.train.task, j.schedule, c.precision, j.device)), []).append(n)
         elif progress: print(f'looked up, not run again: made by commit {str(j.done.environment["commit"])[:8]}' + (' (this is another commit)' if j.done.environment['commit'] != j.environment['commit'] else ''))
     for alike in groups.values():
         size = together or (1 if resolve_device(configs[alike[0]].device).type == 'cpu' else len(alike))
         for at in (alike[k:k + size] for k in range(0, len(alike), size)):
             here, fresh = [ready(configs[n], opened) for n in at], [0]*len(at)              # only those that train now are in memory
             def note(r, row): fresh[r] += 1; on_epoch(at[r], row)
-            if here[0].device.type == 'cuda': torch.cuda.reset_peak_memory_stats(here[0].device)
+            peak_mb(here[0].device, reset=True)
             for j in here: j.environment['side_by_side'] = len(here)
             start = time.perf_counter()
             try:
@@ -248,6 +260,7 @@ def run_all(
                     before = h[:len(h) - new] if isinstance(h, list) else []                      # epochs of an earlier, interrupted start
                     out[n] = (h if isinstance(h, Exception) else finish(j, h, share + sum(v for r in before for k, v in r.items() if k.startswith('seconds/'))), j.folder)
             except OutputError as e: raise OutputError(f'{e}; what was computed up to the last checkpoint is kept: make room and start the same run again') from e
+    for n, first in twice.items(): out[n] = out[first]
     return out
 
 def run(

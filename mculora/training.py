@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 from .modalities import labels
-from .dialogues import Dialogues, Splits, batch, batches, keep
+from .dialogues import Dialogues, Splits, batch, batches, onto
 from .sources import write_atomically
 from .masking import sample
 from .method import Method, Stage
@@ -115,10 +115,11 @@ def train_epoch(
             now = [p[step] if step < len(p) else (p[0][0][:0], none, 0) for p in plans]
             rows, masks, keys = map(list, zip(*now))
             b = side_by_side(trains, rows, masks)
-            with precisely(precision, b.valid.device): losses, parts = team(lambda m, b: m.loss(b, name), b, keys)
-            team.backward(losses, [len(r) > 0 for r in rows])
+            with precisely(precision, b.valid.device):
+                losses, parts = team(lambda m, b: m.loss(b, name), b, keys)
+                with torch.autocast(losses.device.type, enabled=False) if precision == 'bf16' else nullcontext(): team.backward(losses, [len(r) > 0 for r in rows])
             optimiser.step()
-            share = torch.tensor([len(r)/len(d) for r, d in zip(rows, trains)], dtype=torch.float32).to(losses.device)
+            share = onto(torch.tensor([len(r)/len(d) for r, d in zip(rows, trains)], dtype=torch.float32), losses.device)
             for k, v in {'loss': losses, **parts}.items(): total[k] = total.get(k, 0) + torch.where(share > 0, v.detach()*share, 0)
             tick()
     return total
@@ -140,7 +141,7 @@ def encoded(
     for rows in batches(d.lengths, len(d), max_utterances):
         b = batch(d, rows)
         at = torch.cat([torch.arange(int(d.offset[k]), int(d.offset[k+1])) for k in rows]).to(b.valid.device)
-        for m, r in method.encode(b).items(): out.setdefault(m, r.new_zeros(len(d.utterances), r.shape[-1]))[at] = r[b.valid]
+        for m, r in method.encode(b).items(): out.setdefault(m, torch.zeros(len(d.utterances), r.shape[-1], device=r.device))[at] = r[b.valid].float()
     return replace(d, features=out, encoded=True)
 
 # %% ../nbs/11_training.ipynb #0efe4b3f
@@ -155,7 +156,8 @@ def save_checkpoint(
     about:dict,                 # everything else, as JSON
 ):
     "One safetensors file, written atomically, with a checksum."
-    meta, tensors = json.dumps(about), {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    meta, tensors = json.dumps(about), {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    tensors = {k: v if v.untyped_storage().nbytes() == v.nbytes else v.clone() for k, v in tensors.items()} # a file wants tensors that share nothing
     write_atomically(path, lambda tmp: save_file(tensors, str(tmp), metadata={'about': meta, 'sha256': _digest(tensors, meta)}))
 
 def load_checkpoint(
@@ -215,7 +217,7 @@ class Replica:
     tensors:dict = field(default_factory=dict)     # of the same
     error:Exception|None = None
 
-    def enter(self, i:int, stage:Stage):
+    def enter(self, i:int, stage:Stage, precision:str='float32'):
         "Take up stage `i`, where it was left or at its beginning."
         self.stage, self.number, self.at, self.kept, self.trained = stage, i, dict(epoch=0, best=-math.inf, since=0), {}, {}
         self.here = self.error is None and i >= self.state.get('stage', 0)
@@ -223,7 +225,7 @@ class Replica:
         if resumed := i == self.state.get('stage'): self.method.load_state_dict(_pick(self.tensors, 'model.')); self.at, self.kept = self.state['at'], _pick(self.tensors, 'best.')
         else: self.method.begin(stage.name)
         self.trained, self.adam = thaw(self.method, stage), self.tensors if resumed else {}
-        self.train, self.val, self.test = (encoded(self.method, p) if stage.encoded else p for p in (self.splits.train, self.splits.val, self.splits.test))
+        with precisely(precision, self.splits.train.present.device): self.train, self.val, self.test = (encoded(self.method, p) if stage.encoded else p for p in (self.splits.train, self.splits.val, self.splits.test))
 
     @property
     def busy(self)->bool: return self.here and self.error is None and self.at['epoch'] < self.stage.epochs and not (self.stage.patience and self.at['since'] >= self.stage.patience)
@@ -262,20 +264,24 @@ def fit_all(
         r.history = r.state.get('history', [])
         if not r.state: r.method.prepare(r.splits.train)
     for i in range(len(methods[0].stages())):
-        for r in replicas: r.enter(i, scheduled(r.method.stages()[i], schedule, len(r.splits.train)))
+        for r in replicas: r.enter(i, scheduled(r.method.stages()[i], schedule, len(r.splits.train)), precision)
         if not (here := [r for r in replicas if r.here]): continue
-        optimiser, team = torch.optim.Adam([dict(params=list(r.trained.values()), lr=r.stage.lr, weight_decay=r.stage.weight_decay) for r in here], fused=True), None
+        groups, team = {}, None
+        for r in here: groups.setdefault((r.stage.lr, r.stage.weight_decay), []).extend(r.trained.values())
+        optimiser = torch.optim.Adam([dict(params=ps, lr=lr, weight_decay=decay) for (lr, decay), ps in groups.items()], fused=True)
         for r in here: restore_adam(optimiser, r.trained, r.adam)
         with tqdm(total=sum(r.stage.epochs for r in here), initial=sum(r.at['epoch'] for r in here), desc=f'{here[0].stage.name:8}', unit='epoch', disable=not progress, mininterval=1) as bar:
             while busy := [r for r in here if r.busy]:
-                if team is None or team.methods != [r.method for r in busy]: team = Together([r.method for r in busy])
+                if team is None or team.methods != [r.method for r in busy]:
+                    if team: team.leave()
+                    team = Together([r.method for r in busy])
                 clock, t, name = Stopwatch(), time.perf_counter(), busy[0].stage.name
                 losses = {k: v.tolist() for k, v in train_epoch(team, [r.stage for r in busy], [r.train for r in busy], optimiser, [epoch_seed(r.seed, name, r.at['epoch']) for r in busy], precision).items()}
                 t = clock('train', t)
-                with precisely(precision, device):
-                    for r in busy: r.method.eval(); r.method.end_epoch(name, r.val)
-                    t = clock('end_epoch', t)
-                    vals, tests = (evaluate_all(team, [getattr(r, p) for r in busy], name) for p in ('val', 'test')); clock('evaluate', t)
+                for r in busy: r.method.eval(); r.method.end_epoch(name, r.val)
+                t = clock('end_epoch', t)
+                with precisely(precision, device): vals, tests = (evaluate_all(team, [getattr(r, p) for r in busy], name) for p in ('val', 'test'))
+                clock('evaluate', t)
                 for n, (r, val, test) in enumerate(zip(busy, vals, tests)):
                     own = {k: v[n] for k, v in losses.items()}
                     if not all(map(math.isfinite, own.values())):
@@ -288,6 +294,7 @@ def fit_all(
                 for r in busy:
                     if r.checkpoint and r.error is None and (late or not r.busy): r.save(optimiser)
                 if late: last_saved = time.monotonic()
+        if team: team.leave()
         for r in here:
             if r.error is None: r.method.load_state_dict(r.kept)
     for m in methods: m.requires_grad_(False); m.eval()
