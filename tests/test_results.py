@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mculora.bench import markdown
-from mculora.results import collect, compare, config_hash, read_result, report
+from mculora.results import collect, compare, config_hash, interval, read_result, report
 from mculora.twins import bayes_limit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +27,17 @@ def test_result_is_whole_and_named(path):
 @pytest.mark.parametrize('dataset, metric, text', BLOCKS, ids=[b[0] for b in BLOCKS])
 def test_readme_prints_the_results(dataset, metric, text):
     assert text == report(collect(ROOT/'results'), dataset, metric)
+
+
+def test_bfloat16_is_not_told_from_float32():
+    "Paired by seed, the interval of the difference contains 0: leading metric, real CMU-MOSI."
+    t = collect(ROOT/'results')
+    t = t[(t.dataset == 'mosi') & (t.method == 'mculora') & (t.selection == 'validation') & (t.metric == 'ACC')]
+    for condition in ('at', 'incomplete', 'all'):
+        w = t[t.condition == condition].pivot(index=['fold', 'seed'], columns='precision', values='value')
+        assert len(w) >= 5 and not w.isna().any(axis=None)
+        r = interval((w['bf16'] - w['float32']).rename('value').reset_index())
+        assert abs(r['mean']) <= r['half'] < .02, (condition, r)
 
 
 def test_readme_prints_the_bench():
