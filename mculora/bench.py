@@ -54,10 +54,15 @@ class Plain:
         self.net, self.longest, self.saved = copy.deepcopy(net), longest, saved
         if 'dropout' not in saved: _plain_dropout(self.net)
 
-    def batch(self, d:Dialogues, rows:Tensor): return replace(batch(d, rows, (0, 0 if {'padding', 'length'} & set(self.saved) else self.longest)), pack=False)
-    def encode(self, b): return b.features if b.encoded else {m: e(b.features[m], b.present[..., k]) for k, (m, e) in enumerate(self.net.encoders.items())}
+    def batch(self, d:Dialogues, rows:Tensor):
+        "Some dialogues, nothing packed."
+        return replace(batch(d, rows, (0, 0 if {'padding', 'length'} & set(self.saved) else self.longest)), pack=False)
+    def encode(self, b):
+        "R^m, also of what is absent."
+        return b.features if b.encoded else {m: e(b.features[m], b.present[..., k]) for k, (m, e) in enumerate(self.net.encoders.items())}
 
-    def parts(self, b): # R, R_prt, R_com and y_last: every combination in turn, then the right one is picked
+    def parts(self, b):
+        "R, R_prt, R_com and y_last: every combination in turn, then the right one is picked."
         net, one = self.net, torch.zeros_like(b.combination)
         if 'adapter' in self.saved: o = net.parts(b); return o['frozen'], o['private'], o['common'], o['y_last']
         R = self.encode(b)
@@ -81,7 +86,9 @@ class Plain:
         single = sum(task_loss(net.unimodal[m](r), b.label, b.complete.present[..., k]) for k, (m, r) in enumerate(R.items()))
         return single + task_loss(self.predict(replace(b, features=R, encoded=True) if 'encoder' in self.saved else b, stage), b.label, b.valid)
 
-    def predict(self, b, stage:str)->Tensor: return self.net.common_head(self.net.fusion(stack(self.encode(b)), b.present), torch.zeros_like(b.combination)) if stage == 'pretrain' else self.parts(b)[3]
+    def predict(self, b, stage:str)->Tensor:
+        "[B, L, C] logits or scores."
+        return self.net.common_head(self.net.fusion(stack(self.encode(b)), b.present), torch.zeros_like(b.combination)) if stage == 'pretrain' else self.parts(b)[3]
 
     def epoch(self, stage:Stage, train:Dialogues):
         "Train one epoch, encoded dialogues only if 'encoder' is saved."
@@ -106,7 +113,9 @@ class Plain:
             out[k, b.place[b.valid]] = self.predict(keep(b, conditions[k]), stage)[b.valid]
         return out
 
-    def evaluate(self, d:Dialogues, stage:str): return with_averages(dict(zip(labels(d.modalities), metrics(d.task, self.predictions(d, stage), d.label))))
+    def evaluate(self, d:Dialogues, stage:str):
+        "Every metric under every condition."
+        return with_averages(dict(zip(labels(d.modalities), metrics(d.task, self.predictions(d, stage), d.label))))
 
 # %% ../nbs/13a_bench.ipynb #a83d5d0b
 def fastest(
