@@ -74,6 +74,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def forward(self, f, *args): "`f(self, *args)`: what `torch.func.functional_call` calls, so that several models run as one program."; return f(self, *args)
+    def depends(self, stage:str)->dict: "The settings that the weights after a stage depend on. Runs that agree in them share the stage: it is trained once."; return self.settings.model_dump(mode='json')
     def prepare(self, train:Dialogues): "Before training: what is computed from the training part rather than trained (means, class shares)."
     def watch(self)->dict[str, Tensor]: "What is worth drawing over the epochs: name -> one value per combination."; return {'q': self.q}
     def begin(self, stage:str): "At the start of a stage: for example, copy a pre-trained head."

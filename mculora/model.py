@@ -141,6 +141,10 @@ class MCULoRA(Method):
         y = self._pretrained(b) if (stage or self.stages()[-1].name) == 'pretrain' else self.parts(b)['y_last']
         return y if b is batch else unflat(y, batch)
 
+    def depends(self, stage): # adapters, private heads, DPFT have no part in pre-training
+        first = ('width', 'depth', 'heads', 'dropout', 'sampling', 'epochs', 'lr', 'batch_size')
+        return {k: v for k, v in super().depends(stage).items() if stage != 'pretrain' or k in first}
+
     def begin(self, stage):
         if stage == 'finetune': self.private_head.copy_from(self.common_head)
 

@@ -123,7 +123,7 @@ def _stages(history, lead):
     out = []
     for name in dict.fromkeys(r['stage'] for r in history):
         rows = [r for r in history if r['stage'] == name]
-        out.append(dict(name=name, epochs=len(rows), kept=max(rows, key=lambda r: r[f'val/all/{lead}'])['epoch'], seconds_per_epoch={k[8:]: round(sum(r[k] for r in rows)/len(rows), 4) for k in rows[0] if k.startswith('seconds/')}))
+        out.append(dict(name=name, epochs=len(rows), kept=max(rows, key=lambda r: r[f'val/all/{lead}'])['epoch'], borrowed=rows[0]['borrowed'], seconds_per_epoch={k[8:]: round(sum(r[k] for r in rows)/len(rows), 4) for k in rows[0] if k.startswith('seconds/')}))
     return out
 
 def peak_mb(
@@ -195,6 +195,12 @@ class Job:
     @property
     def device(self)->torch.device: return self.splits.train.present.device
 
+    def shares(self, stage:str)->tuple[Path, str]:
+        "Where and under which key the end of a stage is kept for runs that agree in all it depends on. The files may be deleted at any time."
+        names = [s.name for s in self.method.stages()]
+        key = config_hash({k: v for k, v in self.full.items() if k != 'options'} | dict(depends={s: self.method.depends(s) for s in names[:names.index(stage) + 1]}, stage=stage, code=code_hash()))
+        return self.folder.parent/'stages'/f'{self.about["fold"]}-seed{self.config.seed}-{stage}-{key[:8]}.safetensors', key
+
 def ready(
     c:RunConfig,                  # what to run
     opened:Callable=open_dataset, # how a dataset is opened
@@ -254,7 +260,7 @@ def run_all(
             for j in here: j.environment['side_by_side'] = len(here)
             start = time.perf_counter()
             try:
-                histories = fit_all([j.method for j in here], [j.splits for j in here], [j.config.seed for j in here], here[0].schedule, [j.folder/'checkpoint.safetensors' for j in here], [f'{j.key} {code_hash()}' for j in here], every, progress, note, here[0].config.precision)
+                histories = fit_all([j.method for j in here], [j.splits for j in here], [j.config.seed for j in here], here[0].schedule, [j.folder/'checkpoint.safetensors' for j in here], [f'{j.key} {code_hash()}' for j in here], every, progress, note, here[0].config.precision, [j.shares for j in here])
                 share = (time.perf_counter() - start)/len(here)                                   # of the program's seconds
                 for n, j, h, new in zip(at, here, histories, fresh):
                     before = h[:len(h) - new] if isinstance(h, list) else []                      # epochs of an earlier, interrupted start

@@ -198,7 +198,7 @@ class Stopwatch(dict):
 
 def _row(stage, epoch, losses, val, test, watch, names, seconds): # one line of the history
     flat = lambda part, s: {f'{part}/{c}/{k}': v for c, m in s.items() for k, v in m.items()}
-    return dict(stage=stage, epoch=epoch) | {f'train/{k}': v for k, v in losses.items()} | flat('val', val) | flat('test', test) | \
+    return dict(stage=stage, epoch=epoch, borrowed=False) | {f'train/{k}': v for k, v in losses.items()} | flat('val', val) | flat('test', test) | \
         {f'{k}/{c}': float(x) for k, v in watch.items() for c, x in zip(names, v.tolist())} | {f'seconds/{k}': v for k, v in seconds.items()}
 
 def _pick(tensors, prefix): return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -212,6 +212,7 @@ class Replica:
     seed:int
     checkpoint:Path|None = None
     key:str = ''
+    shared:Callable|None = None                    # name of a stage -> (file, key) that runs share which agree in all that the stage depends on
     history:list[dict] = field(default_factory=list)
     state:dict = field(default_factory=dict)       # of the checkpoint it goes on from
     tensors:dict = field(default_factory=dict)     # of the same
@@ -222,10 +223,29 @@ class Replica:
         self.stage, self.number, self.at, self.kept, self.trained = stage, i, dict(epoch=0, best=-math.inf, since=0), {}, {}
         self.here = self.error is None and i >= self.state.get('stage', 0)
         if not self.here: return
+        if i != self.state.get('stage') and self.borrow(): return
         if resumed := i == self.state.get('stage'): self.method.load_state_dict(_pick(self.tensors, 'model.')); self.at, self.kept = self.state['at'], _pick(self.tensors, 'best.')
         else: self.method.begin(stage.name)
         self.trained, self.adam = thaw(self.method, stage), self.tensors if resumed else {}
         with precisely(precision, self.splits.train.present.device): self.train, self.val, self.test = (encoded(self.method, p) if stage.encoded else p for p in (self.splits.train, self.splits.val, self.splits.test))
+
+    def borrow(self)->bool:
+        "Take the weights that another run ended this stage with, if there is one and it is not the last stage."
+        if not self.shared or self.stage.name == self.method.stages()[-1].name: return False
+        file, key = self.shared(self.stage.name)
+        tensors, state = resume(file, key, say=False)
+        if not state: return False
+        self.method.load_state_dict(tensors, strict=False)
+        self.history += [dict(r, borrowed=True) for r in state['history']]; self.here = False
+        return True
+
+    def lend(self):
+        "Keep the weights that this stage ended with for other runs."
+        if not self.shared or self.stage.name == self.method.stages()[-1].name: return
+        file, key = self.shared(self.stage.name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        own = {k: v for k, v in self.kept.items() if k in self.trained or k in dict(self.method.named_buffers())}
+        save_checkpoint(file, own, dict(key=key, history=[r for r in self.history if r['stage'] == self.stage.name]))
 
     @property
     def busy(self)->bool: return self.here and self.error is None and self.at['epoch'] < self.stage.epochs and not (self.stage.patience and self.at['since'] >= self.stage.patience)
@@ -254,10 +274,11 @@ def fit_all(
     progress:bool=True,       # show bars
     on_epoch:Callable=lambda r, row: None, # called with the number of the replica and each line of its history
     precision:str='float32',  # 'float32', 'tf32' or 'bf16'
+    shared:list|None=None,    # R functions: name of a stage -> file and key of what is shared with other runs; None: nothing
 )->list[list[dict]|Exception]: # R histories: one line per stage and epoch; losses, metrics, what the method watches, its share of the seconds. Or why there is none
     "Train all stages of all replicas side by side."
     R, device, last_saved = len(methods), splits[0].train.present.device, time.monotonic()
-    replicas = [Replica(m, s, seed, c, k) for m, s, seed, c, k in zip(methods, splits, seeds, checkpoints or [None]*R, keys or ['']*R)]
+    replicas = [Replica(*x) for x in zip(methods, splits, seeds, checkpoints or [None]*R, keys or ['']*R, shared or [None]*R)]
     lead, names = metric_names(splits[0].train.task)[0], labels(splits[0].train.modalities)
     for r in replicas:
         if r.checkpoint: r.tensors, r.state = resume(r.checkpoint, r.key, progress)
@@ -296,7 +317,7 @@ def fit_all(
                 if late: last_saved = time.monotonic()
         if team: team.leave()
         for r in here:
-            if r.error is None: r.method.load_state_dict(r.kept)
+            if r.error is None: r.method.load_state_dict(r.kept); r.lend()
     for m in methods: m.requires_grad_(False); m.eval()
     return [r.error or r.history for r in replicas]
 
