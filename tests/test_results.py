@@ -3,6 +3,7 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from mculora.bench import markdown
@@ -76,3 +77,20 @@ def test_mculora_beats_the_simplest_methods_on_real_data(other):
     t = t[(t.dataset == 'iemocap') & (t.metric == 'WA') & (t.selection == 'validation') & (t.condition == 'incomplete')]
     r = compare(t, 'mculora', other)
     assert r['mean'] - r['half'] > 0, r
+
+
+def test_the_papers_printed_averages_are_one_of_the_two_or_flagged():
+    "results/paper.csv: the numbers that the paper prints, with what is odd about them."
+    p = pd.read_csv(ROOT/'results'/'paper.csv', dtype={'value': str}, keep_default_na=False)
+    assert list(p) == ['source', 'dataset', 'method', 'setting', 'condition', 'metric', 'value', 'flag']
+    assert not p.duplicated(['source', 'dataset', 'method', 'setting', 'condition', 'metric']).any()
+    assert set(p.dataset) == {'iemocap', 'mosei'} and p.value.str.fullmatch(r'\d+\.\d+').all()
+    seen = 0
+    for key, rows in p[p.source.isin(['Table 1', 'Table 2']) & (p.setting != 'delta SOTA')].groupby(['source', 'dataset', 'method', 'setting', 'metric']):
+        v = rows.set_index('condition').value.astype(float)
+        six = [c for c in ('a', 't', 'v', 'at', 'av', 'tv') if c in v]
+        if 'average' not in v or len(six) < 6: continue
+        means = [v[six].mean(), *([v[[*six, 'atv']].mean()] if 'atv' in v else [])]
+        seen += 1
+        assert min(abs(m - v['average']) for m in means) < .0055 or rows.flag[rows.condition == 'average'].item(), key
+    assert seen == 44
