@@ -24,7 +24,7 @@ from .sources import write_atomically
 from .masking import sample
 from .method import Method, Stage
 from .replicas import Together, side_by_side
-from .evaluation import evaluate, evaluate_all, metric_names
+from .evaluation import evaluate_all, metric_names
 
 # %% ../nbs/11_training.ipynb #63e76422
 SCHEDULES = ('auto', 'paper', 'quick')
@@ -103,7 +103,6 @@ def train_epoch(
     optimiser,              # of all their trained parameters
     seeds:list[int],        # R seeds of this epoch
     precision:str='float32', # see below
-    tick:Callable=lambda: None, # called after every step
 )->dict[str, Tensor]:       # the loss and each of its parts -> [R] mean over the dialogues, on the device
     "One pass over the training dialogues, each under a combination drawn from `method.q`."
     for m in team.methods: train_mode(m)
@@ -121,7 +120,6 @@ def train_epoch(
             optimiser.step()
             share = onto(torch.tensor([len(r)/len(d) for r, d in zip(rows, trains)], dtype=torch.float32), losses.device)
             for k, v in {'loss': losses, **parts}.items(): total[k] = total.get(k, 0) + torch.where(share > 0, v.detach()*share, 0)
-            tick()
     return total
 
 def train_one(method:Method, stage:Stage, train:Dialogues, optimiser, seed:int)->dict[str, float]:
