@@ -141,6 +141,11 @@ class MCULoRA(Method):
         y = self._pretrained(b) if (stage or self.stages()[-1].name) == 'pretrain' else self.parts(b)['y_last']
         return y if b is batch else unflat(y, batch)
 
+    def inspect(self, batch):
+        if self.stages()[-1].name == 'pretrain': return {}
+        o = self.parts(batch)
+        return {k: o[k] for k in ('y_com', 'y_prt', 'weight', 'common', 'private')}
+
     def depends(self, stage): # adapters, private heads, DPFT have no part in pre-training
         first = ('width', 'depth', 'heads', 'dropout', 'sampling', 'epochs', 'lr', 'batch_size')
         return {k: v for k, v in super().depends(stage).items() if stage != 'pretrain' or k in first}

@@ -47,7 +47,8 @@ class Score(BaseModel):
     "One number."
     model_config = ConfigDict(extra='forbid', frozen=True)
     selection:str  # 'validation', or 'test': the epoch was picked on the test set, as the field does
-    condition:str  # 'a', 'at', ..., or the averages 'incomplete' and 'all'
+    protocol:str = 'fixed' # missing protocol: 'fixed' or 'random'
+    condition:str  # 'a', 'at', ..., or the averages 'incomplete' and 'all'; of the random protocol the rate, '0.3'
     metric:str     # 'WA', 'UA', ...
     value:float    # a fraction, a MAE or a correlation
 
@@ -60,6 +61,7 @@ class Result(BaseModel):
     config_hash:str              # of `config`
     data:dict[str, Any]          # name, simulated, views, widths, hash, fold, sizes of the parts
     scores:list[Score]           # on the test part
+    masks:dict[str, str] = {}    # random protocol: rate -> hash of the mask
     stages:list[dict[str, Any]]  # name, epochs run, epoch kept, seconds per epoch
     files:dict[str, str]         # name -> sha256 of the files beside it
     environment:dict[str, Any]   # `environment()`
@@ -99,14 +101,15 @@ def read_result(
 
 # %% ../nbs/12_results.ipynb #0f522152
 def collect(
-    root='runs', # folder that holds runs, at any depth
+    root='runs',      # folder that holds runs, at any depth
+    protocol='fixed', # missing protocol
 )->'pd.DataFrame': # one row per score: dataset, method, fold, seed, schedule, ..., selection, condition, metric, value, and the file it comes from
     "All results below a folder as one table."
     rows = []
     for path in sorted(Path(root).rglob('result.json')):
         r = read_result(path)
-        run = {k: r.config.get(k) for k in ('method', 'fold', 'seed', 'schedule', 'size')} | dict(precision=r.config.get('precision', 'float32'), dataset=r.data.get('name'), simulated=r.data.get('simulated'), options=json.dumps(r.config.get('options', {}), sort_keys=True), config_hash=r.config_hash, file=str(path))
-        rows += [run | s.model_dump() for s in r.scores]
+        run = {k: r.config.get(k) for k in ('method', 'fold', 'seed', 'schedule', 'size')} | dict(precision=r.config.get('precision', 'float32'), dataset=r.data.get('name'), simulated=r.data.get('simulated'), data_hash=r.data.get('hash'), version=r.config.get('version'), options=json.dumps(r.config.get('options', {}), sort_keys=True), config_hash=r.config_hash, file=str(path))
+        rows += [run | s.model_dump() for s in r.scores if s.protocol == protocol]
     import pandas as pd # here, because pandas and SciPy together take a second and 130 MB, and training needs neither
     return pd.DataFrame(rows)
 

@@ -24,8 +24,10 @@ from .dialogues import DataError, Splits, Task, fingerprint, split, to
 from .sources import OutputError, fit_scale, scale, write_atomically
 from .twins import open_dataset, repo_root
 from .method import Method, Settings, create, methods, read_settings
-from .evaluation import AVERAGES, evaluate, metric_names
+from .masking import RATES, mask_hash, protocol_masks
+from .evaluation import AVERAGES, evaluate, evaluate_random, metric_names
 from .training import fit_all, precisely, resolve_schedule
+from .observation import observe, save_observed, watching
 from .results import Result, Score, code_hash, config_hash, environment, file_hash, read_result, write_result
 
 # %% ../nbs/13_runs.ipynb #fb3473cd
@@ -44,6 +46,7 @@ class RunConfig(Settings):
     features:dict[str, str]|None = None   # modality -> feature folder, where the names on disk do not tell
     precision:Literal['float32', 'tf32', 'bf16'] = 'float32' # of matrix products
     standardise:bool = True               # features to mean 0 and deviation 1, learnt on the training part
+    observe:bool = False                  # keep what Fig. 1 and Fig. 5 are drawn from; the run itself is the same
 
 def resolve_device(
     device:str, # 'auto', 'cpu', 'cuda', ...
@@ -171,11 +174,12 @@ def load_method(
 def finished(
     folder,  # of a run
     key:str, # its configuration's hash
+    observed:bool=False, # it must have been observed
 )->Result|None:
     "The result in a folder, if there is a whole one of this configuration."
     try: r = read_result(folder)
     except DataError: return None
-    return r if r.config_hash == key else None
+    return r if r.config_hash == key and (not observed or 'observed.safetensors' in r.files) else None
 
 @dataclass
 class Job:
@@ -198,7 +202,7 @@ class Job:
     def shares(self, stage:str)->tuple[Path, str]:
         "Where and under which key the end of a stage is kept for runs that agree in all it depends on. The files may be deleted at any time."
         names = [s.name for s in self.method.stages()]
-        key = config_hash({k: v for k, v in self.full.items() if k != 'options'} | dict(depends={s: self.method.depends(s) for s in names[:names.index(stage) + 1]}, stage=stage, code=code_hash()))
+        key = config_hash({k: v for k, v in self.full.items() if k != 'options'} | dict(depends={s: self.method.depends(s) for s in names[:names.index(stage) + 1]}, stage=stage, code=code_hash(), observe=self.config.observe))
         return self.folder.parent/'stages'/f'{self.about["fold"]}-seed{self.config.seed}-{stage}-{key[:8]}.safetensors', key
 
 def ready(
@@ -208,10 +212,10 @@ def ready(
     "Everything up to the first epoch. Raises what is wrong with the configuration or the data."
     s, stats, about, schedule = prepare(c, opened)
     device, method = s.train.present.device, new_method(c, s)
-    full = dict(c.model_dump(exclude={'data_root', 'out_dir', 'device', 'features'}), schedule=schedule, options=method.settings.model_dump(mode='json'), device=device.type, data=about['hash'], version=mculora.__version__)
+    full = dict(c.model_dump(exclude={'data_root', 'out_dir', 'device', 'features', 'observe'}), schedule=schedule, options=method.settings.model_dump(mode='json'), device=device.type, data=about['hash'], version=mculora.__version__)
     key = config_hash(full)
     folder = repo_root()/c.out_dir/about['name']/c.method/f'{about["fold"]}-seed{c.seed}-{schedule}-{key[:8]}'
-    done = finished(folder, key)
+    done = finished(folder, key, c.observe)
     if not done: folder = output_folder(folder, need=8*sum(v.numel()*v.element_size() for v in method.state_dict().values()) + 20*2**20) # weights, best weights, Adam's two moments, and all of it twice while a file is replaced
     return Job(c, s, stats, about, schedule, method, full, key, environment(device), folder, done)
 
@@ -223,11 +227,16 @@ def finish(
     "Evaluate, and write all files of a run; the result last."
     import pandas as pd # here: training needs no pandas
     task, folder = job.splits.train.task, job.folder
-    with precisely(job.config.precision, job.device): scores = [Score(selection='validation', condition=k, metric=m, value=v) for k, row in evaluate(job.method, job.splits.test).items() for m, v in row.items()]
+    test, files = job.splits.test, ['curves.parquet', 'model.safetensors']
+    masks = protocol_masks(test, folder.parent.parent/'masks', job.about['fold'].replace(' ', ''), RATES)
+    with precisely(job.config.precision, job.device):
+        by_protocol = {'fixed': evaluate(job.method, test), 'random': evaluate_random(job.method, test, masks)}
+        if job.config.observe: save_observed(observe(job.method, test), folder/'observed.safetensors'); files.append('observed.safetensors')
+    scores = [Score(selection='validation', protocol=p, condition=k, metric=m, value=v) for p, rows in by_protocol.items() for k, row in rows.items() for m, v in row.items()]
     write_atomically(folder/'curves.parquet', lambda tmp: pd.DataFrame(history).to_parquet(tmp))
     save_method(job.method, job.stats, folder/'model.safetensors')
     write_result(folder, Result(status='complete', config=job.full, config_hash=job.key, data=job.about, scores=scores + as_published(history, task, (*labels(job.splits.train.modalities), *AVERAGES)), stages=_stages(history, metric_names(task)[0]),
-        files={f: file_hash(folder/f) for f in ('curves.parquet', 'model.safetensors')}, environment=job.environment, seconds=seconds, peak_mb=peak_mb(job.device)))
+        masks={rate: mask_hash(m) for rate, m in masks.items()}, files={f: file_hash(folder/f) for f in files}, environment=job.environment, seconds=seconds, peak_mb=peak_mb(job.device)))
     for left in [folder/'checkpoint.safetensors', *folder.glob('.checkpoint.safetensors.*')]: left.unlink(missing_ok=True)  # and what a killed run may have left half written
     return read_result(folder)
 
@@ -249,7 +258,7 @@ def run_all(
         j = ready(c, opened)
         out.append((j.done, j.folder))
         if (first := [f for _, f in out].index(j.folder)) < n: twice[n] = first                     # the same once more
-        elif not j.done: groups.setdefault(repr((c.method, j.full['options'], j.splits.train.widths, j.splits.train.task, j.schedule, c.precision, j.device)), []).append(n)
+        elif not j.done: groups.setdefault(repr((c.method, j.full['options'], j.splits.train.widths, j.splits.train.task, j.schedule, c.precision, c.observe, j.device)), []).append(n)
         elif progress: print(f'looked up, not run again: made by commit {str(j.done.environment["commit"])[:8]}' + (' (this is another commit)' if j.done.environment['commit'] != j.environment['commit'] else ''))
     for alike in groups.values():
         size = together or (1 if resolve_device(configs[alike[0]].device).type == 'cpu' else len(alike))
@@ -260,7 +269,7 @@ def run_all(
             for j in here: j.environment['side_by_side'] = len(here)
             start = time.perf_counter()
             try:
-                histories = fit_all([j.method for j in here], [j.splits for j in here], [j.config.seed for j in here], here[0].schedule, [j.folder/'checkpoint.safetensors' for j in here], [f'{j.key} {code_hash()}' for j in here], every, progress, note, here[0].config.precision, [j.shares for j in here])
+                histories = fit_all([j.method for j in here], [j.splits for j in here], [j.config.seed for j in here], here[0].schedule, [j.folder/'checkpoint.safetensors' for j in here], [f'{j.key} {code_hash()} {j.config.observe}' for j in here], every, progress, note, here[0].config.precision, [j.shares for j in here], watching if here[0].config.observe else lambda *about: {})
                 share = (time.perf_counter() - start)/len(here)                                   # of the program's seconds
                 for n, j, h, new in zip(at, here, histories, fresh):
                     before = h[:len(h) - new] if isinstance(h, list) else []                      # epochs of an earlier, interrupted start

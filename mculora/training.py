@@ -273,6 +273,7 @@ def fit_all(
     on_epoch:Callable=lambda r, row: None, # called with the number of the replica and each line of its history
     precision:str='float32',  # 'float32', 'tf32' or 'bf16'
     shared:list|None=None,    # R functions: name of a stage -> file and key of what is shared with other runs; None: nothing
+    watch:Callable=lambda method, stage, epoch, train: {}, # what else is noted in a line of the history: name -> number
 )->list[list[dict]|Exception]: # R histories: one line per stage and epoch; losses, metrics, what the method watches, its share of the seconds. Or why there is none
     "Train all stages of all replicas side by side."
     R, device, last_saved = len(methods), splits[0].train.present.device, time.monotonic()
@@ -306,6 +307,7 @@ def fit_all(
                     if not all(map(math.isfinite, own.values())):
                         r.error = FloatingPointError(f'{name}, epoch {r.at["epoch"] + 1}: found a loss of {own}, expected finite numbers; the last checkpoint is kept'); continue
                     r.epoch(own, val, test, lead, names, {k: v/len(busy) for k, v in clock.items()})
+                    r.history[-1].update(watch(r.method, name, r.at['epoch'], r.train))
                     bar.update(); on_epoch(replicas.index(r), r.history[-1])
                 mean = lambda xs: sum(xs)/len(xs)
                 bar.set_postfix_str((f'{len(busy)} models, ' if R > 1 else '') + f'loss {mean(losses["loss"]):.3f}, validation {lead} {100*mean([v["all"][lead] for v in vals]):.1f}, best {100*max(r.at["best"] for r in busy):.1f}')
