@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['environment', 'interpreter', 'Score', 'Result', 'config_hash', 'code_hash', 'file_hash', 'write_result',
-           'read_result', 'collect', 'interval', 'summarise', 'compare', 'markdown', 'report']
+           'read_result', 'collect', 'interval', 'summarise', 'compare', 'against', 'markdown', 'report']
 
 # %% ../nbs/12_results.ipynb #e949bea0
 from pathlib import Path
@@ -108,7 +108,7 @@ def collect(
     rows = []
     for path in sorted(Path(root).rglob('result.json')):
         r = read_result(path)
-        run = {k: r.config.get(k) for k in ('method', 'fold', 'seed', 'schedule', 'size')} | dict(precision=r.config.get('precision', 'float32'), dataset=r.data.get('name'), simulated=r.data.get('simulated'), data_hash=r.data.get('hash'), version=r.config.get('version'), options=json.dumps(r.config.get('options', {}), sort_keys=True), config_hash=r.config_hash, file=str(path))
+        run = {k: r.config.get(k) for k in ('method', 'fold', 'seed', 'schedule', 'size')} | dict(precision=r.config.get('precision', 'float32'), dataset=r.data.get('name'), simulated=r.data.get('simulated'), data_hash=r.data.get('hash'), views=json.dumps(r.data.get('views', {})), utterances=r.data.get('utterances', {}).get('test'), version=r.config.get('version'), options=json.dumps(r.config.get('options', {}), sort_keys=True), config_hash=r.config_hash, file=str(path))
         rows += [run | s.model_dump() for s in r.scores if s.protocol == protocol]
     import pandas as pd # here, because pandas and SciPy together take a second and 130 MB, and training needs neither
     return pd.DataFrame(rows)
@@ -132,16 +132,40 @@ def summarise(
     "Mean and interval over everything that is not named, such as folds and seeds."
     return table.groupby(list(by), sort=False)[['fold', 'seed', 'value']].apply(interval)
 
+def _difference(table, one, other, by):
+    for m in (one, other): interval(table[table[by] == m])                                 # refuses mixed settings
+    runs = table.pivot(index=['fold', 'seed'], columns=by, values='value').reindex(columns=[one, other])
+    runs = runs.dropna(how='all')
+    if (gap := runs.isna()).any(axis=None): raise DataError(f'{one} and {other}: found no result of {[(m, *i) for i in gap.index for m in gap if gap.loc[i, m]]} ({by}, fold, seed), expected the same runs of both')
+    return (runs[one] - runs[other]).rename('value').reset_index()
+
 def compare(
     table:'pd.DataFrame', # of `collect`: one dataset, selection, condition and metric
     one:str,            # a method
     other:str,          # the method it is compared with
+    by:str='method',    # the column that tells them apart
 )->'pd.Series':           # mean difference one - other, half, runs
     "Paired difference of two methods with its 95 % interval. Raises `DataError` if they did not run on the same folds and seeds."
-    for m in (one, other): interval(table[table.method == m])                              # refuses mixed settings
-    runs = table.pivot(index=['fold', 'seed'], columns='method', values='value')[[one, other]]
-    if (gap := runs.isna()).any(axis=None): raise DataError(f'{one} and {other}: found no result of {[(m, *i) for i in gap.index for m in gap if gap.loc[i, m]]} (method, fold, seed), expected the same runs of both')
-    return interval((runs[one] - runs[other]).rename('value').reset_index())
+    return interval(_difference(table, one, other, by))
+
+def against(
+    table:'pd.DataFrame', # of `collect`: one dataset, selection, condition and metric
+    one:str,            # a method
+    others:list[str],   # the methods it is compared with
+    by:str='method',    # the column that tells them apart
+)->'pd.DataFrame':        # other -> mean difference one - other, half, runs, p, and p after Holm's correction over the others
+    "Paired differences of one method and several, tested together. Raises `DataError` if they did not run on the same folds and seeds."
+    import pandas as pd
+    from scipy import stats
+    from statsmodels.stats.multitest import multipletests # the corrections that SciPy does not have
+    rows = []
+    for other in others:
+        d = _difference(table, one, other, by)
+        x = d.groupby('fold').value.mean() if d.fold.nunique() > 1 else d.value
+        p = 1. if len(x) < 2 or (x == 0).all() else 0. if x.std(ddof=1) < 1e-12 else float(stats.ttest_1samp(x, 0).pvalue) # no difference anywhere: none; the same one everywhere: certain
+        rows.append(interval(d).to_dict() | dict(other=other, p=p))
+    out = pd.DataFrame(rows, columns=['other', 'mean', 'half', 'runs', 'p']).set_index('other')
+    return out.assign(corrected=multipletests(out.p, method='holm')[1] if len(out) else [])
 
 # %% ../nbs/12_results.ipynb #dda19ffe
 def markdown(

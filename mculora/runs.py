@@ -63,10 +63,11 @@ _IPYTHON = re.compile(r'_+\w*__|_+|_i+|_[iod]h|_i?\d+|_exit_code|In|Out')
 
 def read_parameters(
     namespace:dict, # `globals()` of the notebook, right after its parameters
-)->RunConfig:
+    cls:type[Settings]=RunConfig, # what they are parameters of
+)->Settings:        # a `cls`
     "The configuration that a notebook's parameters say. Raises `ValueError` for unknown names, wrong types and values."
     names = namespace.setdefault('__parameters__', [k for k, v in namespace.items() if not _IPYTHON.fullmatch(k) and not callable(v) and not isinstance(v, ModuleType)])
-    return read_settings(RunConfig, {k: namespace[k] for k in names}, 'parameters')
+    return read_settings(cls, {k: namespace[k] for k in names}, 'parameters')
 
 # %% ../nbs/13_runs.ipynb #0da216c9
 def output_folder(
