@@ -162,7 +162,7 @@ def against(
     for other in others:
         d = _difference(table, one, other, by)
         x = d.groupby('fold').value.mean() if d.fold.nunique() > 1 else d.value
-        p = 1. if len(x) < 2 or (x == 0).all() else 0. if x.std(ddof=1) < 1e-12 else float(stats.ttest_1samp(x, 0).pvalue) # no difference anywhere: none; the same one everywhere: certain
+        p = float(stats.ttest_1samp(x, 0).pvalue) if len(x) > 1 and x.std(ddof=1) > 1e-9 else 1.  # without any spread there is nothing to test with
         rows.append(interval(d).to_dict() | dict(other=other, p=p))
     out = pd.DataFrame(rows, columns=['other', 'mean', 'half', 'runs', 'p']).set_index('other')
     return out.assign(corrected=multipletests(out.p, method='holm')[1] if len(out) else [])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'PAPER', 'Report', 'features_of', 'describe_data', 'Cell', 'cell', 'marks', 'Table', 'keep_tables',
-           'keep_figure', 'say_missing', 'table_of', 'how', 'of_paper', 'printed']
+           'keep_figure', 'shown', 'say_missing', 'table_of', 'how', 'of_paper', 'printed']
 
 # %% ../nbs/13c_tables.ipynb #7f09ef5c
 from dataclasses import dataclass, field
@@ -150,6 +150,13 @@ def keep_figure(
         write_atomically(path.with_name(path.name + end), lambda tmp: fig.savefig(tmp, format=end[1:], metadata=meta))
 
 # %% ../nbs/13c_tables.ipynb #2f762e20
+def shown(
+    found:'pd.DataFrame', # of `find`
+)->list[str]:
+    "The metrics that the paper reports of such data."
+    there = set(found.metric) if len(found) else set()
+    return [m for m in (('WA', 'UA') if 'WA' in there else ('ACC', 'F1')) if m in there]
+
 def say_missing(
     missing:dict[str, list[str]], # of `find`
     most:int=6,                   # how many are named
@@ -166,11 +173,12 @@ def table_of(
     metric:str,                   # which metric
     selection:str='validation',   # how the epoch was chosen
     mark:bool=True,               # best and second best, where a test supports it
+    corner:str='method',          # what the rows are
 )->Table:
     "Variants under every condition, with both averages; the runs that are missing are named below."
     here = found[(found.metric == metric) & (found.selection == selection)] if len(found) else found
     conditions = list(dict.fromkeys(here.condition)) if len(here) else list(AVERAGES)
-    out, whole = Table(title, conditions), [n for n in names if n not in missing]
+    out, whole = Table(title, conditions, corner=corner), [n for n in names if n not in missing]
     for n in names: out.rows[n] = {c: cell(here[(here.variant == n) & (here.condition == c)] if len(here) else here, missing.get(n, [])) for c in conditions}
     if mark and whole:
         for c in conditions:

@@ -12,6 +12,7 @@ __all__ = ['NUISANCE', 'SIGMA', 'SPECS', 'SHAPES', 'Spec', 'places', 'columns', 
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from collections.abc import Callable
 import os
 import numpy as np
 import torch
@@ -265,21 +266,23 @@ def limits(
     shape:Shape,        # lengths and speakers
     n_dialogues:int=2000, # fresh dialogues, at least 40
     seed:int=1,         # of the fresh dialogues
-)->dict[str, dict[str, tuple[float, float]]]: # combination -> metric -> (limit, its standard error)
-    "Bayes-optimal metrics under every combination of modalities, by Monte Carlo."
+    present:Callable|None=None, # (utterances, modalities) -> condition -> [N, M] bool: what is there; None: every combination
+)->dict[str, dict[str, tuple[float, float]]]: # condition -> metric -> (limit, its standard error)
+    "Bayes-optimal metrics under every combination of modalities, or under other masks, by Monte Carlo."
     if n_dialogues < 40: raise DataError(f'n_dialogues: found {n_dialogues}, expected at least 40')
     rng, groups, mean = np.random.default_rng([7, seed]), 40, sum(u for *_, u in shape.parts)/sum(n for _, n, _ in shape.parts)
     offset, speaker = draw_turns(Shape((('fresh', n_dialogues, round(n_dialogues*mean)),), {}, shape.low, shape.high, shape.spread, shape.speakers, shape.stay), rng)
     state = draw_states(s, offset, speaker, rng)
     z, cut = draw_latents(s, state, rng), offset[torch.linspace(0, n_dialogues, groups+1).round().long()]
     out = {}
-    for name, row in zip(labels(s.modalities), members(len(s.common))):
-        p = posterior(s, z, offset, speaker, row.expand(len(z), -1))
+    masks = present(len(z), len(s.common)) if present else {name: row.expand(len(z), -1) for name, row in zip(labels(s.modalities), members(len(s.common)))}
+    for name, mask in masks.items():
+        p = posterior(s, z, offset, speaker, mask)
         part = [measure(s, p[i:j], state[i:j]) for i, j in zip(cut[:-1], cut[1:])]
         out[name] = {k: (v, float(np.std([g[k] for g in part], ddof=1)/groups**.5)) for k, v in measure(s, p, state).items()}
     return out
 
-# %% ../nbs/02a_twins.ipynb #2bc53ca3
+# %% ../nbs/02a_twins.ipynb #0a9796cf
 _wide, _narrow, _grid = {'a': 512, 't': 1024, 'v': 1024}, {'a': 24, 't': 32, 'v': 28}, (-3., -2., -1., 0., 1., 2., 3.)
 _sessions = ((28, 1085), (30, 1023), (32, 1151), (30, 1031), (31, 1241))
 _videos = (('train', 24, 216), ('val', 6, 54), ('test', 8, 72))
@@ -305,7 +308,7 @@ def _known(dataset, size): # the key of SHAPES, or an error that lists what ther
     if size not in ('full', 'tiny'): raise DataError(f'size: found {size!r}, expected full or tiny')
     return dataset, size
 
-# %% ../nbs/02a_twins.ipynb #01e1eb3d
+# %% ../nbs/02a_twins.ipynb #5d4ea2e0
 def simulate(
     name:str,    # task name, must say 'simulated'
     s:Spec,      # latent model
@@ -334,7 +337,7 @@ def twin(
     key = _known(dataset, size)
     return simulate(f'{dataset}-simulated' + ('-tiny' if size == 'tiny' else ''), SPECS[dataset], SHAPES[key], seed)
 
-# %% ../nbs/02a_twins.ipynb #06645e34
+# %% ../nbs/02a_twins.ipynb #d60702b8
 def spec_of(d:Dialogues)->Spec:
     "The latent model that a twin was drawn from."
     name = d.task.name.split('-')[0]
@@ -369,12 +372,13 @@ def bayes_limit(
     size:str='full',    # lengths of the dialogues
     n_dialogues:int=2000, # fresh dialogues
     seed:int=1,         # of the fresh dialogues
+    present:Callable|None=None, # as in `limits`
 )->dict[str, dict[str, tuple[float, float]]]: # combination -> metric -> (limit, its standard error)
     "The limit for each combination of modalities. Kept for the process: do not change what it returns."
     key = _known(dataset, size)
-    return limits(SPECS[dataset], SHAPES[key], n_dialogues, seed)
+    return limits(SPECS[dataset], SHAPES[key], n_dialogues, seed, present)
 
-# %% ../nbs/02a_twins.ipynb #0df9a6d8
+# %% ../nbs/02a_twins.ipynb #e0daf1cd
 def repo_root()->Path:
     "The nearest folder from here upwards that has a settings.ini, else the current folder."
     here = Path.cwd()
