@@ -15,14 +15,14 @@ FOLD = 1
 SCHEDULE = auto
 SIZE = full
 DATA_ROOT =
-# more arguments: for pytest (make test), papermill (make train, make paper) or jupyter (make lab)
+# more arguments: for pytest (make test), papermill (make train), snakemake (make paper) or jupyter (make lab)
 ARGS =
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 RUN_NAME = train-$(DATASET)-$(METHOD)-$(SIZE)-$(SCHEDULE)-fold$(FOLD)-seed$(SEED)
-# every notebook that has a cell tagged `parameters`, but for the one that trains
-PAPER = $(filter-out nbs/train.ipynb,$(sort $(shell grep -lxE ' *"parameters",?' nbs/*.ipynb 2>/dev/null)))
+# make paper: how many cores it may use
+CORES = all
 
 # Notebooks must run in this environment's kernel, whatever other kernels the user has; nbdev exports nothing while
 # IN_TEST is set.
@@ -60,12 +60,13 @@ train: $(STAMP) ## one training run: [DATASET=iemocap] [METHOD=mculora] [SEED=66
 test: $(STAMP) ## all tests, with every notebook among them: [ARGS="-k notebooks"]
 	@$(BIN)/python -m pytest $(ARGS)
 
-paper: $(STAMP) ## every table and figure that has a notebook so far
-	@mkdir -p runs/notebooks; failed=; \
-	test -n "$(PAPER)" || echo "there is no notebook of a table or a figure yet: nothing to run"; \
-	for nb in $(PAPER); do echo "$$nb"; \
-		$(PAPERMILL) "$$nb" "runs/notebooks/$$(basename "$$nb")" $(ARGS) $(QUIET) || failed="$$failed $$nb"; done; \
-	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+# One at a time: the lock is the kernel's, so a pass that was killed leaves none (Snakemake's own would stay).
+paper: $(STAMP) ## every run, table and figure of the paper that is not there yet: [SIZE=full|tiny] [CORES=all]
+	@mkdir -p runs; exec 9>runs/.paper.lock; \
+	$(BIN)/python -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || { \
+		echo "another make paper is at work in this folder: wait for it, or stop it" >&2; exit 1; }; \
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES) --nolock --rerun-incomplete \
+		--keep-going --quiet host reason rules --config size=$(SIZE) $(ARGS)
 
 lab: $(STAMP) ## JupyterLab in nbs/; what it saves is cleaned
 	@JUPYTER_CONFIG_PATH='$(CURDIR)/.jupyter' $(BIN)/jupyter lab --notebook-dir=nbs $(ARGS)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'PAPER', 'Report', 'features_of', 'describe_data', 'Cell', 'cell', 'marks', 'Table', 'keep_tables',
-           'keep_figure', 'shown', 'say_missing', 'table_of', 'how', 'of_paper', 'printed']
+           'keep_figure', 'shown', 'say_missing', 'table_of', 'beside', 'how', 'of_paper', 'printed']
 
 # %% ../nbs/13c_tables.ipynb #7f09ef5c
 from dataclasses import dataclass, field
@@ -186,6 +186,16 @@ def table_of(
     if whole: out.notes.append(how(here[here.variant.isin(whole)]))
     out.notes += say_missing(missing)
     return out
+
+def beside(
+    found:'pd.DataFrame', # of `find`
+    name:str,             # file beside the results
+    seed:int,             # of the runs that were observed
+)->tuple[list[tuple[str, int, Path]], list[str]]: # (variant, fold, file), and what is missing, in words
+    "Files of the observed runs, such as their curves."
+    rows = found[found.seed == seed][['variant', 'fold', 'file']].drop_duplicates() if len(found) else found
+    at = [(r.variant, r.fold, Path(r.file).with_name(name)) for r in rows.itertuples()]
+    return [x for x in at if x[2].is_file()], [f'{name} of {v}, fold {f}, seed {seed}' for v, f, path in at if not path.is_file()]
 
 def how(
     found:'pd.DataFrame', # scores of a table
