@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['environment', 'interpreter', 'Score', 'Result', 'config_hash', 'code_hash', 'file_hash', 'write_result',
-           'read_result', 'collect', 'interval', 'summarise', 'compare', 'against', 'markdown', 'report']
+           'read_result', 'differences', 'collect', 'interval', 'summarise', 'compare', 'against', 'markdown', 'report']
 
 # %% ../nbs/12_results.ipynb #e949bea0
 from pathlib import Path
@@ -100,6 +100,22 @@ def read_result(
     except (OSError, ValidationError, UnicodeDecodeError) as e: raise DataError(f'{path}: found no whole result file ({str(e).splitlines()[0]}), expected one written by a finished run') from e
 
 # %% ../nbs/12_results.ipynb #0f522152
+def differences(
+    one,   # folder of runs
+    other, # another
+)->list[str]: # in words; empty: the same runs with the same numbers and the same weights
+    "What differs between two folders of results, apart from host and time (and the curves' file, which has seconds in it)."
+    def essence(path):
+        r = read_result(path)
+        return r.model_dump(include={'format', 'status', 'config', 'config_hash', 'data', 'scores', 'masks'}) | dict(stages=[{k: s[k] for k in ('name', 'epochs', 'kept')} for s in r.stages], files={k: v for k, v in r.files.items() if k != 'curves.parquet'})
+    a, b = ({str(p.parent.relative_to(root)): p for p in Path(root).rglob('result.json')} for root in (one, other))
+    out = [f'{k}: only in {one if k in a else other}' for k in sorted(set(a) ^ set(b))]
+    for k in sorted(set(a) & set(b)):
+        x, y = essence(a[k]), essence(b[k])
+        out += [f'{k}: {field} differs' for field in x if x[field] != y[field]]
+    return out
+
+# %% ../nbs/12_results.ipynb #af9e912e
 def collect(
     root='runs',      # folder that holds runs, at any depth
     protocol='fixed', # missing protocol
@@ -113,7 +129,7 @@ def collect(
     import pandas as pd # here, because pandas and SciPy together take a second and 130 MB, and training needs neither
     return pd.DataFrame(rows)
 
-# %% ../nbs/12_results.ipynb #af9e912e
+# %% ../nbs/12_results.ipynb #dda19ffe
 def interval(
     runs:'pd.DataFrame', # one row per run: fold, seed, value
 )->'pd.Series':          # mean, half-width of the 95 % interval (NaN for a sample of one), number of runs
@@ -167,7 +183,7 @@ def against(
     out = pd.DataFrame(rows, columns=['other', 'mean', 'half', 'runs', 'p']).set_index('other')
     return out.assign(corrected=multipletests(out.p, method='holm')[1] if len(out) else [])
 
-# %% ../nbs/12_results.ipynb #dda19ffe
+# %% ../nbs/12_results.ipynb #ce24faac
 def markdown(
     table:'pd.DataFrame',  # of `collect`: one dataset
     metric:str,          # which metric

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'PAPER', 'Report', 'features_of', 'describe_data', 'Cell', 'cell', 'marks', 'Table', 'keep_tables',
-           'keep_figure', 'shown', 'say_missing', 'table_of', 'beside', 'how', 'of_paper', 'printed']
+           'keep_nothing', 'keep_figure', 'shown', 'say_missing', 'table_of', 'beside', 'how', 'of_paper', 'printed']
 
 # %% ../nbs/13c_tables.ipynb #7f09ef5c
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
-import json, math, os, tempfile
+import json, math, os, tempfile, textwrap
 from .dialogues import DataError
 from .evaluation import AVERAGES
 from .results import against, collect, interval
@@ -131,13 +131,23 @@ class Table:
 def keep_tables(
     tables:list[Table], # one after the other in each file
     path,               # without the ending
+    why:list[str]=(),   # where there is no table: what is missing
 ):
     "Write .md, .tex and .csv."
     import pandas as pd
-    path = Path(path)
+    path, tables = Path(path), tables or [Table('Nothing to show', [], notes=list(why))]
     path.parent.mkdir(parents=True, exist_ok=True)
     for end, text in (('.md', '\n'.join(t.markdown() for t in tables)), ('.tex', '\n'.join(t.latex() for t in tables)), ('.csv', pd.concat([t.csv() for t in tables]).to_csv(index=False, lineterminator='\n'))):
         write_atomically(path.with_name(path.name + end), lambda tmp: tmp.write_text(text, encoding='utf-8'))
+
+def keep_nothing(
+    fig,           # an empty one of matplotlib
+    path,          # without the ending
+    why:list[str], # notes that say what is missing
+):
+    "Where there is nothing to draw, a picture that says why: a missing run must be seen, not guessed from a missing file."
+    fig.text(.02, .5, '\n'.join(textwrap.fill(w, 90) for w in ['Nothing to draw.', *why]), va='center', fontsize=7)
+    keep_figure(fig, path)
 
 def keep_figure(
     fig,   # of matplotlib
