@@ -15,7 +15,7 @@ FOLD = 1
 SCHEDULE = auto
 SIZE = full
 DATA_ROOT =
-# more arguments: for pytest (make test), papermill (make train), snakemake (make paper) or jupyter (make lab)
+# more arguments: for pytest (make test), papermill (make train), snakemake (make paper), jupyter (make lab) or sphinx (make html)
 ARGS =
 
 BIN := $(VENV)/bin
@@ -32,7 +32,7 @@ export JUPYTER_PREFER_ENV_PATH = 1
 PAPERMILL = $(BIN)/papermill --kernel python3 --no-progress-bar --log-level WARNING --stdout-file - --stderr-file -
 QUIET = 2> >(grep -v --line-buffered 'TCP without encryption\|KeyboardInterrupt caught in kernel' >&2)
 
-.PHONY: help setup train test paper lab bench export clean-notebooks hooks
+.PHONY: help setup train test paper lab html bench export clean-notebooks hooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -70,6 +70,13 @@ paper: $(STAMP) ## every run, table and figure of the paper that is not there ye
 
 lab: $(STAMP) ## JupyterLab in nbs/; what it saves is cleaned
 	@JUPYTER_CONFIG_PATH='$(CURDIR)/.jupyter' $(BIN)/jupyter lab --notebook-dir=nbs $(ARGS)
+
+html: $(STAMP) ## the whole companion as HTML: _site/index.html
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && mkdir "$$tmp/pages" && \
+	cp -R docs/index.md README.md figures nbs "$$tmp/pages" && \
+	$(BIN)/python -m sphinx -q -c docs -d "$$tmp/doctrees" $(ARGS) "$$tmp/pages" "$$tmp/html" && \
+	rm -rf _site && mv "$$tmp/html" _site
+	@echo "the whole companion as HTML: _site/index.html"
 
 bench: $(STAMP) ## seconds, memory and share of the machine's ceiling, beside a plain version: [ARGS=--json]
 	@$(BIN)/mculora bench $(ARGS)

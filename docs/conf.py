@@ -14,29 +14,57 @@ html_title = project
 language = 'en'
 
 extensions = ['myst_nb']
-exclude_patterns = ['README.md', '**.ipynb_checkpoints', '**/Untitled*']   # README.md is included in index.md
+exclude_patterns = ['README.md',              # is included in index.md
+                    'figures/*-tiny.md', '**/.ipynb_checkpoints', '**/Untitled*']
 nb_execution_mode = 'off'                     # what is stored in the notebooks is shown
 myst_enable_extensions = ['dollarmath']       # $...$ and $$...$$
+myst_dmath_double_inline = True               # $$...$$ within a paragraph, too
 
 html_theme = 'furo'
 html_copy_source = False                      # the notebooks are in the repository
-html_theme_options = {'dark_css_variables': {   # else myst-nb's boxes stay light in the dark theme
-    f'mystnb-{part}-{kind}-color': f'var(--color-{colour})' for part in ('source', 'stdout')
-    for kind, colour in (('bg', 'code-background'), ('border', 'background-border'))}}
+quiet = {'color-admonition-title': 'var(--color-background-border)',     # the bar of a collapsed cell
+         'color-admonition-title-background': 'var(--color-background-secondary)'}
+boxes = {f'mystnb-{part}-{kind}-color': f'var(--color-{colour})' for part in ('source', 'stdout')   # else light in the dark theme
+         for kind, colour in (('bg', 'code-background'), ('border', 'background-border'))}
+html_theme_options = {'light_css_variables': quiet, 'dark_css_variables': quiet | boxes}
+# furo's column has room for 95 characters of code; where the window is wide, for 125
+WIDE = """<style>@media (min-width: 97em) {
+body .content { width: min(60em, 100vw - 37em) } body .sidebar-drawer { width: calc(50% - 33em) } }</style>"""
 
 
-def without_directives(app, docname, text):
-    "Drop nbdev's lines `#| ...` and the cells that are nothing else; collapse the cells marked `#| hide`."
-    if app.env.doc2path(docname).suffix != '.ipynb': return
-    nb = json.loads(text[0])
+def prepare(app, docname, text):
+    "Notebooks without nbdev's directives; tables with a title."
+    path = app.env.doc2path(docname)
+    if path.suffix == '.ipynb': text[0] = readable(text[0])
+    if path.parent.name == 'figures':    # README.md leads to them; the figure that belongs to a table has its name
+        figure = f'![]({path.stem}.svg)' if path.with_suffix('.svg').exists() else ''
+        text[0] = f'---\norphan: true\n---\n# {path.stem}\n\n{figure}\n\n{text[0]}'
+
+
+def readable(text):
+    "A notebook without the lines `#| ...` and cells that are nothing else, cells marked `#| hide` collapsed."
+    nb = json.loads(text)
     for cell in nb['cells']:
-        code = ''.join(cell['source'])
+        source = ''.join(cell['source'])
         if cell['cell_type'] == 'code':
-            cell['source'] = re.sub(r'^#\|.*\n?', '', code, flags=re.M)
-            if re.search(r'^#\| *hide\b', code, flags=re.M): cell['metadata'].setdefault('tags', []).append('hide-cell')
+            if re.search(r'^#\| *hide\b', source, flags=re.M): cell['metadata'].setdefault('tags', []).append('hide-cell')
+            source = re.sub(r'^#\|.*\n?', '', source, flags=re.M)
+        else:   # Sphinx puts math that has a \\ into `split`, where MathJax allows no \tag; \cr means the same
+            source = re.sub(r'\$\$.+?\$\$', lambda m: m[0].replace(r'\\', r'\cr '), source, flags=re.S)
+        cell['source'] = source
     nb['cells'] = [c for c in nb['cells'] if c['cell_type'] != 'code' or c['source'].strip()]
-    text[0] = json.dumps(nb)
+    return json.dumps(nb)
+
+
+def link_notebooks(app, path, docname, text):
+    "What README.md calls `nbs/x.ipynb` leads to its page."
+    text[0] = re.sub(r'`(nbs/[\w/-]+\.ipynb)`', r'[`\1`](\1)', text[0])
+
+
+def widen(app, pagename, templatename, context, doctree): context['metatags'] = context.get('metatags', '') + WIDE
 
 
 def setup(app):
-    app.connect('source-read', without_directives)
+    app.connect('source-read', prepare)
+    app.connect('include-read', link_notebooks)
+    app.connect('html-page-context', widen)

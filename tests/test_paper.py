@@ -31,7 +31,7 @@ def test_every_notebook_of_the_paper_is_in_the_workflow(): assert sorted(WRITES)
 @pytest.mark.parametrize('notebook, name', COMMITTED, ids=lambda x: x)
 def test_committed_tables_and_figures_are_what_the_results_give(notebook, name, tmp_path):
     made = papermill(notebook, name, tmp_path)
-    there = sorted(p.name for p in (ROOT/'figures').glob(f'{notebook}-*') if re.fullmatch(rf'{notebook}(-(dpft|weight|tsne))?-{name}\.\w+', p.name))
+    there = sorted(p.name for p in (ROOT/'figures').glob(f'{notebook}-*') if re.fullmatch(rf'{notebook}(-(weight|tsne))?-{name}\.\w+', p.name))
     assert [p.name for p in made] == there
     assert not [p.name for p in made if p.read_bytes() != (ROOT/'figures'/p.name).read_bytes()]
 

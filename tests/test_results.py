@@ -5,15 +5,26 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from mculora.bench import markdown
+from mculora.dialogues import Task
+from mculora.method import settings_of
 from mculora.results import collect, compare, config_hash, interval, read_result, report
+from mculora.studies import Sweep, find, studies
 from mculora.twins import bayes_limit
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT/'results').rglob('result.json'))
 README = (ROOT/'README.md').read_text(encoding='utf-8')
 BLOCKS = re.findall(r'<!-- results: (\S+) (\S+) -->\n(.*?)\n<!-- end -->', README, re.S)
+
+
+def methods_on(data):
+    "The committed results of all methods with their default settings."
+    said = yaml.safe_load((ROOT/'workflow'/'config.yaml').read_text())['committed'][data]
+    found, missing = find(collect(ROOT/'results'), Sweep(data=data, folds=said['folds'], seeds=said['seeds']), studies()['methods'])
+    return found
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.parent.relative_to(ROOT/'results')))
@@ -27,13 +38,14 @@ def test_result_is_whole_and_named(path):
 
 @pytest.mark.parametrize('dataset, metric, text', BLOCKS, ids=[b[0] for b in BLOCKS])
 def test_readme_prints_the_results(dataset, metric, text):
-    assert text == report(collect(ROOT/'results'), dataset, metric)
+    assert text == report(methods_on(dataset), dataset, metric)
 
 
 def test_bfloat16_is_not_told_from_float32():
     "Paired by seed, the interval of the difference contains 0: leading metric, real CMU-MOSI."
     t = collect(ROOT/'results')
-    t = t[(t.dataset == 'mosi') & (t.method == 'mculora') & (t.selection == 'validation') & (t.metric == 'ACC')]
+    default = json.dumps(settings_of('mculora', Task('mosi'))[1].model_dump(mode='json'), sort_keys=True)
+    t = t[(t.dataset == 'mosi') & (t.options == default) & (t.selection == 'validation') & (t.metric == 'ACC')]
     for condition in ('at', 'incomplete', 'all'):
         w = t[t.condition == condition].pivot(index=['fold', 'seed'], columns='precision', values='value')
         assert len(w) >= 5 and not w.isna().any(axis=None)
@@ -73,8 +85,8 @@ def test_there_is_a_twin(): assert TWINS
 
 @pytest.mark.parametrize('other', ['logistic', 'logistic-per-condition'])
 def test_mculora_beats_the_simplest_methods_on_real_data(other):
-    t = collect(ROOT/'results')
-    t = t[(t.dataset == 'iemocap') & (t.metric == 'WA') & (t.selection == 'validation') & (t.condition == 'incomplete')]
+    t = methods_on('iemocap')
+    t = t[(t.metric == 'WA') & (t.selection == 'validation') & (t.condition == 'incomplete')]
     r = compare(t, 'mculora', other)
     assert r['mean'] - r['half'] > 0, r
 

@@ -3,7 +3,8 @@
 # through it, stops it, and compares the results with those of another pass, if one is named.
 #     apt-get install slurm-wlm munge          (Debian, Ubuntu; as root)
 #     bash workflow/slurm/try.sh [folder with the runs of a local pass]
-# It touches no Slurm that is there already: configuration, keys, spool and ports are its own.
+# Keys, spool and ports are its own. A job's srun looks for the configuration in /etc/slurm only, so for the time of the
+# run a link lies there; where a configuration lies there already, this machine has a Slurm, and nothing is done.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 reference=${1:-}
@@ -13,12 +14,14 @@ for tool in munged slurmctld slurmd sbatch squeue; do
 done
 [ "$(id -u)" = 0 ] || { echo "try.sh: found user $(id -un), expected root: slurmd starts jobs for others" >&2; exit 2; }
 
+[ ! -e /etc/slurm/slurm.conf ] || { echo "try.sh: found /etc/slurm/slurm.conf, expected none: use the Slurm that is here, with make paper ARGS=\"--workflow-profile workflow/slurm\"" >&2; exit 2; }
+
 at=$(mktemp -d)
 chmod 755 "$at"
 stop() {
     for daemon in slurmd slurmctld munged; do [ -s "$at/$daemon.pid" ] && kill "$(cat "$at/$daemon.pid")" 2>/dev/null || true; done
     sleep 1
-    rm -rf "$at"
+    rm -rf "$at" /etc/slurm/slurm.conf
 }
 trap stop EXIT
 
@@ -55,14 +58,14 @@ NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$(free -m | awk '/Mem
 PartitionName=try Nodes=$host Default=YES MaxTime=INFINITE State=UP
 CONF
 mkdir -p "$at/state" "$at/spool"
-export SLURM_CONF="$at/slurm.conf"
+ln -s "$at/slurm.conf" /etc/slurm/slurm.conf
 slurmctld
 slurmd
 for _ in $(seq 30); do sinfo -h -o %T 2>/dev/null | grep -q idle && break; sleep 1; done
 sinfo
 
-make paper SIZE=tiny ARGS="--workflow-profile workflow/slurm --slurm-status-command squeue --default-resources runtime=30 mem_mb=2000 slurm_account=try slurm_partition=try"
-echo "jobs that Slurm ran: $(grep -c 'sched: Allocate\|_slurm_rpc_submit_batch_job' "$at/slurmctld.log" || true)"
+make paper SIZE=tiny ARGS="--workflow-profile workflow/slurm --slurm-status-command squeue --default-resources runtime=30 mem_mb=2000 slurm_partition=try --slurm-no-account"
+echo "jobs that Slurm ran: $(grep -c '_slurm_rpc_submit_batch_job: JobId=' "$at/slurmctld.log" || true)"
 if [ -n "$reference" ]; then
     "${VENV:-.venv}/bin/python" - "$reference" <<'PY'
 import sys
