@@ -59,6 +59,16 @@ def test_readme_prints_the_bench():
     assert found['environment']['changed'] is False and found['config']['size'] == 'full'
 
 
+QUOTED = re.findall(r'<!-- from (\S+): (.+?) -->\n(.*?)\n<!-- end -->', README, re.S)
+
+
+@pytest.mark.parametrize('file, title, text', QUOTED, ids=[q[1] for q in QUOTED])
+def test_readme_quotes_the_tables(file, title, text):
+    "A table of figures/ in the README is that table."
+    tables = re.split(r'\n(?=\*\*)', (ROOT/file).read_text())
+    assert [t.strip() for t in tables if t.startswith(f'**{title}')] == [text]
+
+
 def test_readme_has_results(): assert {b[0] for b in BLOCKS} >= {'iemocap', 'mosi'}
 
 
