@@ -10,7 +10,7 @@ __all__ = ['AVERAGES', 'predictions_of', 'predictions', 'metric_names', 'metrics
 from dataclasses import replace
 import torch
 from torch import Tensor
-from .modalities import labels, members
+from .modalities import combination, labels, members
 from .dialogues import Dialogues, Task, batches, keep
 from .masking import drop
 from .method import Method
@@ -108,9 +108,12 @@ def evaluate_all(
     team:Together,         # R models
     parts:list[Dialogues], # R times what to predict
     stage:str|None=None,   # None: the finished model
-)->list[dict[str, dict[str, float]]]: # R times condition -> metric -> value, with the two averages
+    only:str='all',        # a condition: that one alone; an average: everything
+)->list[dict[str, dict[str, float]]]: # R times condition -> metric -> value, with the two averages if there is everything
     "Fixed missing protocol of several models: every metric under every condition."
-    return [with_averages(dict(zip(labels(d.modalities), metrics(d.task, out, d.label)))) for d, out in zip(parts, predictions_of(team, parts, stage=stage))]
+    if only in AVERAGES: return [with_averages(dict(zip(labels(d.modalities), metrics(d.task, out, d.label)))) for d, out in zip(parts, predictions_of(team, parts, stage=stage))]
+    row = members(len(parts[0].features))[combination(only, parts[0].modalities)][None]
+    return [{only: metrics(d.task, out, d.label)[0]} for d, out in zip(parts, predictions_of(team, parts, row, stage))]
 
 def evaluate(
     method:Method,       # to be evaluated; left in its mode

@@ -26,6 +26,7 @@ class Stage:
     patience:int|None = None # stop after so many epochs without a better validation score; None: never
     sampling:str = 'dialogue' # what a drawn combination holds for: 'dialogue', 'batch', 'utterance'
     encoded:bool = False     # what `encode` computes is frozen here: it is computed once and takes the place of the features
+    select:str = 'all'       # on whose validation score an epoch is kept: an average, or a condition; then nothing else is evaluated
 
 # %% ../nbs/03a_method.ipynb #7c5b7344
 class Settings(BaseModel):
@@ -51,7 +52,7 @@ class Method(nn.Module):
     "Base of all methods."
     Settings = Settings           # the settings of the method
     @classmethod
-    def recipe(cls, task:Task)->dict: "Settings that the method's source uses for this dataset, where they differ from the defaults."; return {}
+    def recipe(cls, task:Task, preset:str='fair')->dict: "Settings of a preset for this dataset, where they differ from the defaults: 'fair', or 'as-published' by the method's source."; return {}
     def __init__(self,
         task:Task,                # what is predicted
         widths:dict[str, int],    # modality -> D_m
@@ -111,7 +112,7 @@ def settings_of(
     known = _methods if name in _methods else methods()
     if name not in known: raise ValueError(f'method: found {name!r}, expected one of {", ".join(known)}')
     cls = known[name]
-    return cls, read_settings(cls.Settings, {**cls.recipe(task), **(options or {})}, f'options of {name}')
+    return cls, read_settings(cls.Settings, {**cls.recipe(task, (options or {}).get('preset', 'fair')), **(options or {})}, f'options of {name}')
 
 def create(
     name:str,              # which method

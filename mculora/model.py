@@ -75,7 +75,7 @@ class MCULoRA(Method):
         self.register_buffer('p', torch.full((M,), .5))                                     # for dpft = 'modality'
 
     @classmethod
-    def recipe(cls, task):
+    def recipe(cls, task, preset='fair'):
         if task.name.endswith('-tiny'): return dict(width=32, depth=1, epochs=30, lr=3e-3, batch_size=4)
         if task.name.startswith('mosei'): return dict(batch_size=32, epochs=200, bounds=(.4, .6))
         if task.name.startswith('mosi'): return dict(batch_size=32, bounds=(.4, .6))        # not in the paper; batch and epochs of the released script

@@ -23,9 +23,9 @@ from .modalities import labels
 from .dialogues import DataError, Splits, Task, fingerprint, split, to
 from .sources import OutputError, fit_scale, scale, write_atomically
 from .twins import open_dataset, repo_root
-from .method import Method, Settings, create, methods, read_settings
+from .method import Method, Settings, Stage, create, methods, read_settings
 from .masking import RATES, mask_hash, protocol_masks
-from .evaluation import AVERAGES, evaluate, evaluate_random, metric_names
+from .evaluation import evaluate, evaluate_random, metric_names, with_averages
 from .training import fit_all, precisely, resolve_schedule
 from .observation import observe, save_observed, watching
 from .results import Result, Score, code_hash, config_hash, environment, file_hash, read_result, write_result
@@ -113,21 +113,24 @@ def new_method(
 
 # %% ../nbs/13_runs.ipynb #0bed134f
 def as_published(
-    history:list[dict], # of `fit`
-    task,               # what is predicted
-    names:tuple,        # labels of the conditions, with the averages
+    history:list[dict],  # of `fit`
+    stages:list[Stage],  # of the method
+    task,                # what is predicted
+    names:tuple,         # labels of the conditions
 )->list[Score]:
-    "Test scores at the epoch of the last stage that is best on the test set."
-    if not history: return []
-    last = [r for r in history if r['stage'] == history[-1]['stage']]
-    best = max(last, key=lambda r: r[f'test/all/{metric_names(task)[0]}'])
-    return [Score(selection='test', condition=c, metric=m, value=best[f'test/{c}/{m}']) for c in names for m in metric_names(task)]
+    "Test scores of each condition at the epoch that is best on the test set, of the last stage that evaluated the condition."
+    best, metric = {}, metric_names(task)
+    for s in stages:
+        top = max((r for r in history if r['stage'] == s.name), key=lambda r: r[f'test/{s.select}/{metric[0]}'])
+        best |= {c: {m: top[f'test/{c}/{m}'] for m in metric} for c in names if f'test/{c}/{metric[0]}' in top}
+    return [Score(selection='test', condition=c, metric=m, value=v) for c, row in (with_averages({c: best[c] for c in names}) if best else {}).items() for m, v in row.items()]
 
-def _stages(history, lead):
+def _stages(history, stages, lead):
     out = []
-    for name in dict.fromkeys(r['stage'] for r in history):
-        rows = [r for r in history if r['stage'] == name]
-        out.append(dict(name=name, epochs=len(rows), kept=max(rows, key=lambda r: r[f'val/all/{lead}'])['epoch'], borrowed=rows[0]['borrowed'], seconds_per_epoch={k[8:]: round(sum(r[k] for r in rows)/len(rows), 4) for k in rows[0] if k.startswith('seconds/')}))
+    for s in stages:
+        rows = [r for r in history if r['stage'] == s.name]
+        kept = max(rows, key=lambda r: r[f'val/{s.select}/{lead}'])
+        out.append(dict(name=s.name, epochs=len(rows), kept=kept['epoch'], selected_on=s.select, validation=kept[f'val/{s.select}/{lead}'], borrowed=rows[0]['borrowed'], seconds_per_epoch={k[8:]: round(sum(r[k] for r in rows)/len(rows), 4) for k in rows[0] if k.startswith('seconds/')}))
     return out
 
 def peak_mb(
@@ -236,7 +239,7 @@ def finish(
     scores = [Score(selection='validation', protocol=p, condition=k, metric=m, value=v) for p, rows in by_protocol.items() for k, row in rows.items() for m, v in row.items()]
     write_atomically(folder/'curves.parquet', lambda tmp: pd.DataFrame(history).to_parquet(tmp))
     save_method(job.method, job.stats, folder/'model.safetensors')
-    write_result(folder, Result(status='complete', config=job.full, config_hash=job.key, data=job.about, scores=scores + as_published(history, task, (*labels(job.splits.train.modalities), *AVERAGES)), stages=_stages(history, metric_names(task)[0]),
+    write_result(folder, Result(status='complete', config=job.full, config_hash=job.key, data=job.about, scores=scores + as_published(history, job.method.stages(), task, labels(job.splits.train.modalities)), stages=_stages(history, job.method.stages(), metric_names(task)[0]),
         masks={rate: mask_hash(m) for rate, m in masks.items()}, files={f: file_hash(folder/f) for f in files}, environment=job.environment, seconds=seconds, peak_mb=peak_mb(job.device)))
     for left in [folder/'checkpoint.safetensors', *folder.glob('.checkpoint.safetensors.*')]: left.unlink(missing_ok=True)  # and what a killed run may have left half written
     return read_result(folder)

@@ -43,10 +43,10 @@ def scheduled(
     schedule:str,     # 'paper' or 'quick'
     n_dialogues:int,  # to train on
 )->Stage:
-    "The stage under a schedule. `quick`: at most 60 epochs or 1000 updates (but 8 epochs), 5 times the learning rate, stopped after 20 epochs (half of them, if there are fewer than 40) without a better validation score."
+    "The stage under a schedule. `quick`: at most 60 epochs or 1000 updates (but 8 epochs), stopped after 20 epochs (half of them, if there are fewer than 40) without a better validation score; 5 times the learning rate if that cuts a stage that was not meant to stop by itself."
     if schedule == 'paper': return stage
     epochs = min(stage.epochs, QUICK['epochs'], max(QUICK['at_least'], QUICK['updates']*stage.batch_size//n_dialogues))
-    return replace(stage, epochs=epochs, lr=stage.lr*(QUICK['lr'] if epochs < stage.epochs else 1), patience=stage.patience or min(QUICK['patience'], epochs//2))
+    return replace(stage, epochs=epochs, lr=stage.lr*(QUICK['lr'] if epochs < stage.epochs and not stage.patience else 1), patience=stage.patience or min(QUICK['patience'], epochs//2))
 
 # %% ../nbs/11_training.ipynb #d842aa15
 PRECISIONS = ('float32', 'tf32', 'bf16')
@@ -252,7 +252,7 @@ class Replica:
         "Note an epoch that was trained, and keep the weights if it is the best on validation."
         self.at['epoch'] += 1
         self.history.append(_row(self.stage.name, self.at['epoch'], losses, val, test, self.method.watch(), names, clock))
-        if (score := val['all'][lead]) > self.at['best'] or not self.kept: self.at['best'], self.at['since'], self.kept = score, 0, {k: v.detach().clone() for k, v in self.method.state_dict().items()} # validation decides, nothing else
+        if (score := val[self.stage.select][lead]) > self.at['best'] or not self.kept: self.at['best'], self.at['since'], self.kept = score, 0, {k: v.detach().clone() for k, v in self.method.state_dict().items()} # validation decides, nothing else
         else: self.at['since'] += 1
 
     def save(self, optimiser):
@@ -300,7 +300,7 @@ def fit_all(
                 t = clock('train', t)
                 for r in busy: r.method.eval(); r.method.end_epoch(name, r.val)
                 t = clock('end_epoch', t)
-                with precisely(precision, device): vals, tests = (evaluate_all(team, [getattr(r, p) for r in busy], name) for p in ('val', 'test'))
+                with precisely(precision, device): vals, tests = (evaluate_all(team, [getattr(r, p) for r in busy], name, busy[0].stage.select) for p in ('val', 'test'))
                 clock('evaluate', t)
                 for n, (r, val, test) in enumerate(zip(busy, vals, tests)):
                     own = {k: v[n] for k, v in losses.items()}
@@ -310,7 +310,7 @@ def fit_all(
                     r.history[-1].update(watch(r.method, name, r.at['epoch'], r.train))
                     bar.update(); on_epoch(replicas.index(r), r.history[-1])
                 mean = lambda xs: sum(xs)/len(xs)
-                bar.set_postfix_str((f'{len(busy)} models, ' if R > 1 else '') + f'loss {mean(losses["loss"]):.3f}, validation {lead} {100*mean([v["all"][lead] for v in vals]):.1f}, best {100*max(r.at["best"] for r in busy):.1f}')
+                bar.set_postfix_str((f'{len(busy)} models, ' if R > 1 else '') + f'loss {mean(losses["loss"]):.3f}, validation {lead} {100*mean([v[busy[0].stage.select][lead] for v in vals]):.1f}, best {100*max(r.at["best"] for r in busy):.1f}')
                 late = time.monotonic() - last_saved > every
                 for r in busy:
                     if r.checkpoint and r.error is None and (late or not r.busy): r.save(optimiser)
