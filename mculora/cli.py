@@ -17,7 +17,7 @@ from .bench import bench as time_parts, line
 from .method import read_settings
 from .results import environment
 from .runs import RunConfig, run_all
-from .studies import Sweep, studies
+from .studies import CORE, Sweep, studies
 from .twins import open_dataset, repo_root
 
 # %% ../nbs/14_cli.ipynb #cd5fdf64
@@ -84,6 +84,7 @@ def train(
 def study(
     data:Annotated[str, typer.Argument(help="As results name it: 'iemocap' is real, 'iemocap-simulated' a twin, 'iemocap-simulated-tiny' a tiny one.")],
     method:Annotated[list[str]|None, typer.Option(help='Once for each method; without it all.')]=None,
+    of:Annotated[list[str]|None, typer.Option('--study', help='Once for each study: methods, ablation, rank, published, grid; without it the first three, the paper.')]=None,
     fold:Annotated[int, typer.Option(help='Which fold.')]=1,
     seed:Annotated[int, typer.Option(help='Which seed.')]=66,
     schedule:Annotated[str, typer.Option(help='paper or quick.')]='quick',
@@ -96,8 +97,10 @@ def study(
     "Run every variant that the tables and figures need. Exit code: 0 all finished, 1 a loss was no longer finite, 2 something is wrong with what was asked for."
     try:
         sweep = read_settings(Sweep, dict(data=data, folds=[fold], seeds=[seed], schedule=schedule), 'study')
-        variants = [v for vs in studies().values() for v in vs if not method or v.method in method]
-        if not variants: raise ValueError(f'method: found {", ".join(method)}, expected one of {", ".join(sorted({v.method for v in studies()["methods"]}))}')
+        known = studies()
+        if odd := set(of or ()) - set(known): raise ValueError(f'study: found {", ".join(sorted(odd))}, expected one of {", ".join(known)}')
+        if odd := set(method or ()) - {v.method for v in known['methods']}: raise ValueError(f'method: found {", ".join(sorted(odd))}, expected one of {", ".join(v.method for v in known["methods"])}')
+        variants = [v for s in of or CORE for v in known[s] if not method or v.method in method]
         there = open_dataset(sweep.dataset, data_root and repo_root()/data_root, sweep.size).task.name
         if there != data: raise DataError(f'data: found {there}, expected {data}: ' + ('name the folder of the release with --data-root' if sweep.simulated is False else 'the release lies in data/ and would be used in place of its twin; move it, or name it with --data-root where it is wanted'))
         configs = [c.model_copy(update=dict(observe=observe)) for c in sweep.configs(variants, data_root=data_root, out_dir=out_dir, device=device)]

@@ -51,6 +51,7 @@ def read_settings(
 class Method(nn.Module):
     "Base of all methods."
     Settings = Settings           # the settings of the method
+    grid:tuple[float, ...] = ()   # learning rates that its fair recipe chooses from, on validation
     @classmethod
     def recipe(cls, task:Task, preset:str='fair')->dict: "Settings of a preset for this dataset, where they differ from the defaults: 'fair', or 'as-published' by the method's source."; return {}
     def __init__(self,

@@ -33,6 +33,7 @@ TINY = dict(width=32, depth=1, epochs=15, lr=3e-3, batch_size=4) # for tiny twin
 class Baseline(Method):
     "Base of the baselines: presets, and stages by the recipe."
     Settings = Recipe
+    grid = GRID
     tuned:dict[str, float] = {}                # dataset -> the learning rate of `GRID` that was best on validation
     @classmethod
     def published(cls, task)->dict: "Settings of the preset `as-published` for this dataset, where they differ from the defaults."; return {}
@@ -58,6 +59,7 @@ class Baseline(Method):
 class Specialists(Baseline):
     "One model of a baseline per combination, each trained and used under it."
     base:type[Baseline]
+    grid = ()                                  # the learning rate of `base`
     def __init_subclass__(cls): cls.Settings, cls.tuned, cls.published = cls.base.Settings, cls.base.tuned, cls.base.published
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
