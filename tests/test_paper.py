@@ -19,6 +19,7 @@ COMMITTED = [(nb, name) for name, said in CONFIG['committed'].items() for nb in 
 
 def papermill(notebook, name, figures, results='results', tmp=None):
     said = CONFIG['committed'][name]
+    said = said | said.get('but', {}).get(notebook, {})
     done = subprocess.run([BIN/'papermill', '--kernel', 'python3', '--no-progress-bar', '--log-level', 'WARNING', '-p', 'data', name, '-p', 'results', str(results), '-p', 'figures', str(figures),
                            '-y', f'{{folds: {said["folds"]}, seeds: {said["seeds"]}}}', ROOT/'nbs'/f'{notebook}.ipynb', figures/'out.ipynb'], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -57,7 +58,7 @@ def test_the_tiny_pass_makes_every_kind_of_output():
                           cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     text = done.stdout + done.stderr
-    for nb in WRITES:
+    for nb in set(WRITES) - set(CONFIG['tiny']['without']):
         for name in CONFIG['tiny']['data']: assert f'figures/{nb}-{name}.md' in text
     for nb, name in COMMITTED: assert f'figures/{nb}-{name}.md' in text
 
