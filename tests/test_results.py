@@ -9,9 +9,9 @@ import yaml
 
 from mculora.bench import markdown
 from mculora.dialogues import Task
-from mculora.method import settings_of
+from mculora.method import methods, settings_of
 from mculora.results import collect, compare, config_hash, interval, read_result, report
-from mculora.studies import Sweep, find, studies
+from mculora.studies import Sweep, find, studies, validation_of
 from mculora.twins import bayes_limit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +51,20 @@ def test_bfloat16_is_not_told_from_float32():
         assert len(w) >= 5 and not w.isna().any(axis=None)
         r = interval((w['bf16'] - w['float32']).rename('value').reset_index())
         assert abs(r['mean']) <= r['half'] < .02, (condition, r)
+
+
+@pytest.mark.parametrize('name', [name for name, cls in methods().items() if cls.grid])
+@pytest.mark.parametrize('data', ['iemocap'])
+def test_the_learning_rate_in_use_is_the_best_of_the_grid(data, name):
+    "On the validation dialogues of the committed runs; of equals the first."
+    said = yaml.safe_load((ROOT/'workflow'/'config.yaml').read_text())['committed'][data]
+    said = said | said['but']['table5_recipes']
+    variants = [v for v in studies()['grid'] if v.method == name]
+    found, missing = find(collect(ROOT/'results'), Sweep(data=data, folds=said['folds'], seeds=said['seeds'][:1]), variants)
+    assert not missing
+    score = validation_of(found)
+    best = max(variants, key=lambda v: score[v.name])
+    assert settings_of(name, Task(data))[1].lr == best.options['lr'], score
 
 
 def test_readme_prints_the_bench():
