@@ -8,10 +8,8 @@ __all__ = ['MCTNSettings', 'recur', 'reverse', 'LSTM', 'run', 'roles', 'MCTN', '
 # %% ../../nbs/baselines/03_mctn.ipynb #3636b738
 from typing import Literal
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from pydantic import Field
-from ..dialogues import Batch, batch
 from ..method import register
 from ..noise import Dropout
 from ..losses import task_loss
@@ -26,7 +24,7 @@ class MCTNSettings(Recipe):
     penalty:float = Field(.01, ge=0)           # squared norm of the last linear map's weight
     dropout:float = Field(0., ge=0, lt=1)      # on the source; the original has none
     order:tuple[str, ...] = Field(('t', 'a', 'v'), strict=False) # the strongest modality first; those not named follow in the order of the data
-    when_complete:Literal['translate', 'use'] = 'translate' # nothing is missing: the first of `order` is the source and the others are targets, or all are the source and nothing is translated
+    when_complete:Literal['use', 'translate'] = 'use' # nothing is missing: all are the source and nothing is translated, or the first of `order` is the source and the others are targets
     score_loss:Literal['mse', 'mae'] = 'mse'   # for scores
 
 # %% ../../nbs/baselines/03_mctn.ipynb #6b7672ff
