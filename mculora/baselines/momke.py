@@ -207,6 +207,7 @@ class MoMKE(Baseline):
 class MoMKEComplete(MoMKE):
     "MoMKE whose second stage, too, is trained on complete data."
     complete = True
+    grid = ()          # the learning rate of `momke`
 
 @register('momke-per-condition')
 class MoMKEPerCondition(Specialists):
