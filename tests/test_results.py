@@ -61,6 +61,9 @@ def test_the_learning_rate_in_use_is_the_best_of_the_grid(data, name):
     said = said | said['but']['table5_recipes']
     variants = [v for v in studies()['grid'] if v.method == name]
     found, missing = find(collect(ROOT/'results'), Sweep(data=data, folds=said['folds'], seeds=said['seeds'][:1]), variants)
+    if len(missing) == len(variants):                             # not run yet: nothing may claim to be chosen by it
+        assert not getattr(methods()[name], 'tuned', {}).get(data)
+        return
     assert not missing
     score = validation_of(found)
     best = max(variants, key=lambda v: score[v.name])

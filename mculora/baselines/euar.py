@@ -99,6 +99,7 @@ class Experts(nn.Module):
 class EUAR(Baseline):
     "Mixtures of Gaussian experts with uncertainty-aware routing."
     Settings = EUARSettings
+    tuned = {'iemocap': 1e-3}
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
         s, d = settings, settings.width

@@ -52,6 +52,7 @@ class FillSettings(Recipe):
 class ZeroFill(Baseline):
     "An MLP per utterance; zeros stand in for missing modalities, and flags say so."
     Settings = FillSettings
+    tuned = {'iemocap': 1e-3}
     flags = True                            # p is an input
     def __init__(self,
         task:Task,             # what is predicted
@@ -90,6 +91,7 @@ def complete_only(
 @register('mean-imputation')
 class MeanImputation(ZeroFill):
     "An MLP per utterance, trained on complete data; the training mean stands in for a missing modality."
+    tuned = {'iemocap': 5e-4}
     flags = False
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
@@ -111,6 +113,7 @@ class NeighbourSettings(FillSettings):
 class NeighbourImputation(MeanImputation):
     "An MLP per utterance, trained on complete data; the mean of the nearest training utterances stands in for a missing modality."
     Settings = NeighbourSettings
+    tuned = {'iemocap': 5e-4}
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
         self.register_buffer('anchors', torch.zeros(settings.anchors, sum(widths.values())))
