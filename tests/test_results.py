@@ -86,6 +86,13 @@ def test_readme_quotes_the_tables(file, title, text):
     assert [t.strip() for t in tables if t.startswith(f'**{title}')] == [text]
 
 
+def test_no_step_of_the_quoted_ablation_is_told_from_zero():
+    "The README's sentence in bold below it says so."
+    text, = [q[2] for q in QUOTED if q[1].startswith('Table 2, differences')]
+    found = re.findall(r'^\|[^|]+\| (-?[\d.]+) ± <?([\d.]+) ', text, re.M)
+    assert len(found) == 5 and all(abs(float(mean)) <= float(half) for mean, half in found)
+
+
 def test_readme_has_results(): assert {b[0] for b in BLOCKS} >= {'iemocap', 'mosi'}
 
 

@@ -108,6 +108,14 @@ def test_outputs(path):
             assert not ABSOLUTE.findall(text), f'{mime}: an absolute path is of this machine only'
 
 
+@each_notebook
+def test_what_is_printed_or_drawn_is_kept(path):
+    "A notebook that prints or draws was run before it was committed."
+    nb = load(path)
+    shows = any(re.search(r'\bprint\(|\bplt\.show\(|\.plot\(|\bMarkdown\(', line) for c in nb['cells'] if c['cell_type'] == 'code' and not source(c).startswith('#| export') for line in source(c).splitlines())
+    assert not shows or outputs(nb)
+
+
 # /a/b and C:\a, but not <b>/</b>, 1/2/3, text/html or https://a/b
 ABSOLUTE = re.compile(r'(?<![\w/.:<>)\]}*+=-])(?:/[\w.+-]+){2,}|\b[A-Z]:\\\w+')
 

@@ -8,6 +8,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 reference=${1:-}
+if [ -n "$reference" ]; then
+    [ -d "$reference" ] || { echo "try.sh: found no folder $reference, expected the runs of a local pass" >&2; exit 2; }
+    [ "$(realpath "$reference")" != "$(realpath -m runs)" ] || { echo "try.sh: found runs/ itself, expected a copy of it from another pass" >&2; exit 2; }
+fi
 export PATH="$PATH:/usr/sbin"
 for tool in munged slurmctld slurmd sbatch squeue; do
     command -v "$tool" >/dev/null || { echo "try.sh: found no $tool, expected Slurm and MUNGE: apt-get install slurm-wlm munge" >&2; exit 2; }
@@ -65,7 +69,9 @@ for _ in $(seq 30); do sinfo -h -o %T 2>/dev/null | grep -q idle && break; sleep
 sinfo
 
 make paper SIZE=tiny ARGS="--workflow-profile workflow/slurm --slurm-status-command squeue --default-resources runtime=30 mem_mb=2000 slurm_partition=try --slurm-no-account"
-echo "jobs that Slurm ran: $(grep -c '_slurm_rpc_submit_batch_job: JobId=' "$at/slurmctld.log" || true)"
+jobs=$(grep -c '_slurm_rpc_submit_batch_job: JobId=' "$at/slurmctld.log" || true)
+echo "jobs that Slurm ran: $jobs"
+[ "$jobs" -gt 0 ] || { echo "try.sh: found no job in Slurm's log, expected those of the tiny sweep: move runs/ away, finished runs are not made again" >&2; exit 1; }
 if [ -n "$reference" ]; then
     "${VENV:-.venv}/bin/python" - "$reference" <<'PY'
 import sys
