@@ -62,6 +62,7 @@ class IFMMINSettings(ImaginingSettings):
 class IFMMIN(Imagining):
     "Missing modality imagination network with invariant features."
     Settings = IFMMINSettings
+    tuned = {'iemocap': 1e-3}
     first, second = ('encoders', 'shared', 'teacher_head'), ('encoders', 'shared', 'ahead', 'head')
     taught = ('encoders', 'shared')
     def __init__(self,

@@ -148,6 +148,7 @@ class Imagining(Baseline):
 class MMIN(Imagining):
     "Missing modality imagination network."
     Settings = MMINSettings
+    tuned = {'iemocap': 5e-4}
     def __init__(self,
         task,                  # what is predicted
         widths:dict[str, int], # modality -> D_m

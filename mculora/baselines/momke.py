@@ -110,6 +110,7 @@ class Router(nn.Module):
 class MoMKE(Baseline):
     "Mixture of modality knowledge experts: one model for all conditions."
     Settings = MoMKESettings
+    tuned = {'iemocap': 5e-4}
     complete = False   # True: the second stage, too, sees complete data only
     def __init__(self,
         task:Task,              # what is predicted

@@ -177,6 +177,7 @@ def represent(
 class LateFusion(Baseline):
     "An encoder and a head per modality, trained each for itself on complete data; the mean of what is present predicts."
     Settings = EncoderSettings
+    tuned = {'iemocap': 1e-3}
     def __init__(self,
         task:Task,                # what is predicted
         widths:dict[str, int],    # modality -> D_m
@@ -205,6 +206,7 @@ class LateFusion(Baseline):
 class DropoutTransformer(Baseline):
     "An encoder per modality and one fusion layer, trained end to end under the drawn combinations."
     Settings = EncoderSettings
+    tuned = {'iemocap': 2e-4}
     def __init__(self,
         task:Task,                # what is predicted
         widths:dict[str, int],    # modality -> D_m

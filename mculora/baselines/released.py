@@ -111,6 +111,7 @@ class ReleasedSettings(Recipe):
 class Released(Baseline):
     "MCULoRA as its first released code computes it."
     Settings = ReleasedSettings
+    tuned = {'iemocap': 5e-4}
     def __init__(self,
         task:Task,                 # what is predicted
         widths:dict[str, int],     # modality -> D_m
