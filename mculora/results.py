@@ -198,7 +198,7 @@ def markdown(
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in rows)
 
 def report(
-    table:'pd.DataFrame', # of `collect`
+    table:'pd.DataFrame', # of `collect`, or of `find` where methods ran with several settings
     dataset:str,        # which dataset
     metric:str,         # which metric
 )->str:                 # Markdown

@@ -16,7 +16,7 @@ from ..dialogues import Batch, flat, unflat
 from ..method import register
 from ..noise import Dropout, random_bytes
 from ..losses import task_loss
-from .recipe import Baseline, Recipe
+from .recipe import GRID, Baseline, Recipe
 
 # %% ../../nbs/baselines/07_euar.ipynb #26ff272f
 class EUARSettings(Recipe):
@@ -99,6 +99,7 @@ class Experts(nn.Module):
 class EUAR(Baseline):
     "Mixtures of Gaussian experts with uncertainty-aware routing."
     Settings = EUARSettings
+    grid = (2e-3, *GRID)
     tuned = {'iemocap': 1e-3}
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)

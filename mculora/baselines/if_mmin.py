@@ -16,6 +16,7 @@ from ..dialogues import flat, unflat
 from ..losses import task_loss
 from ..method import register
 from .mmin import CRA, Imagining, ImaginingSettings, Mlp, slot_error
+from .recipe import GRID
 
 # %% ../../nbs/baselines/05_if_mmin.ipynb #4880204b
 def moments(
@@ -62,6 +63,7 @@ class IFMMINSettings(ImaginingSettings):
 class IFMMIN(Imagining):
     "Missing modality imagination network with invariant features."
     Settings = IFMMINSettings
+    grid = (2e-3, *GRID)
     tuned = {'iemocap': 1e-3}
     first, second = ('encoders', 'shared', 'teacher_head'), ('encoders', 'shared', 'ahead', 'head')
     taught = ('encoders', 'shared')

@@ -18,7 +18,7 @@ from ..encoders import UnimodalEncoder, unimodal_heads
 from ..losses import task_loss
 from ..method import register
 from ..noise import Dropout
-from .recipe import Baseline, Recipe, Specialists
+from .recipe import GRID, Baseline, Recipe, Specialists
 
 # %% ../../nbs/baselines/02_reference.ipynb #1973ff60
 class MLP(nn.Module):
@@ -52,7 +52,8 @@ class FillSettings(Recipe):
 class ZeroFill(Baseline):
     "An MLP per utterance; zeros stand in for missing modalities, and flags say so."
     Settings = FillSettings
-    tuned = {'iemocap': 1e-3}
+    grid = (5e-3, 2e-3, *GRID)
+    tuned = {'iemocap': 2e-3}
     flags = True                            # p is an input
     def __init__(self,
         task:Task,             # what is predicted
@@ -91,6 +92,7 @@ def complete_only(
 @register('mean-imputation')
 class MeanImputation(ZeroFill):
     "An MLP per utterance, trained on complete data; the training mean stands in for a missing modality."
+    grid = GRID
     tuned = {'iemocap': 5e-4}
     flags = False
     def __init__(self, task, widths, settings):
@@ -177,6 +179,7 @@ def represent(
 class LateFusion(Baseline):
     "An encoder and a head per modality, trained each for itself on complete data; the mean of what is present predicts."
     Settings = EncoderSettings
+    grid = (2e-3, *GRID)
     tuned = {'iemocap': 1e-3}
     def __init__(self,
         task:Task,                # what is predicted
