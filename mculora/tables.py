@@ -243,7 +243,7 @@ def how(
     "What a table's note says of its runs."
     n = lambda column: sorted(found[column].unique())
     unit = f'{len(n("fold"))} folds, seeds of a fold averaged first' if len(n('fold')) > 1 else f'{len(n("seed"))} seeds'
-    return f'Per cent; mean and 95 % interval over {unit}; folds {", ".join(map(str, n("fold")))}, seeds {", ".join(map(str, n("seed")))}, schedule {", ".join(n("schedule"))}, epochs chosen on validation. Bold: better than each other row; italic (underlined in print): second to it, and better than each row below (paired t-tests, Holm, p < 0.05).' + (' Methods without randomness do not vary over seeds: between two of them no test is made.' if len(n('fold')) == 1 else '')
+    return f'Per cent; mean and 95 % interval over {unit}; folds {", ".join(map(str, n("fold")))}, seeds {", ".join(map(str, n("seed")))}, schedule {", ".join(n("schedule"))}, epochs chosen on validation. Bold: better than each other row with numbers; italic (underlined in print): second to it, and better than each such row below (paired t-tests, Holm, p < 0.05).' + (' Methods without randomness do not vary over seeds: between two of them no test is made.' if len(n('fold')) == 1 else '')
 
 def of_paper(
     found:'pd.DataFrame', # rows of `printed`: one method and metric
