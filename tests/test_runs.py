@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from mculora.dialogues import DataError
 from mculora.evaluation import metric_names
 from mculora.method import read_settings
+from mculora.modalities import labels
 from mculora.results import collect, read_result
 from mculora.runs import OutputError, RunConfig, load_method, prepare, run
 from mculora.sources import example, write_layout
@@ -153,6 +154,13 @@ def test_train_notebook(tmp_path):
     assert all('simulated' in p and 'quick' in p for p in pictures)
     text = (tmp_path/'out.ipynb').read_text()
     assert 'SIMULATED twin' in text and 'selected on test' in text and 'incomplete' in text
+
+
+def test_train_notebook_with_a_model_per_condition(tmp_path):
+    done = papermill(tmp_path/'out.ipynb', '-p', 'size', 'tiny', '-p', 'dataset', 'mosi', '-p', 'method', 'mctn-per-condition', '-p', 'out_dir', tmp_path/'runs', '-y', 'options: {epochs: 2}')
+    assert done.returncode == 0, done.stderr[-3000:]
+    r, = (tmp_path/'runs').rglob('result.json')
+    assert [s['selected_on'] for s in read_result(r).stages] == list(labels('atv')) and [p.name for p in r.parent.glob('*-curves.png')]
 
 
 @pytest.mark.parametrize('args, message', [(('-p', 'datset', 'mosei'), 'datset: found'), (('-r', 'seed', '66'), 'seed: found'), (('-p', 'size', 'tiny', '-r', 'standardise', 'true'), 'standardise: found'), (('-p', 'size', 'tiny', '-p', 'fold', '9'), 'fold: found 9')])
