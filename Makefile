@@ -57,8 +57,8 @@ train: $(STAMP) ## one training run: [DATASET=iemocap] [METHOD=mculora] [SEED=66
 		$(if $(DATA_ROOT),-r data_root "$$($(BIN)/python -c 'import os, sys; print(os.path.abspath(os.path.expanduser(sys.argv[1])))' '$(DATA_ROOT)')") $(ARGS) $(QUIET)
 	@echo "the run as a notebook, with its pictures: runs/notebooks/$(RUN_NAME).ipynb"
 
-test: $(STAMP) ## all tests, with every notebook among them: [ARGS="-k notebooks"]
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## all tests, with every notebook among them, files side by side: [ARGS="-k notebooks"]
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 # One at a time: the lock is the kernel's, so a pass that was killed leaves none (Snakemake's own would stay).
 paper: $(STAMP) ## every run, table and figure of the paper that is not there yet: [SIZE=full|tiny] [CORES=all]
