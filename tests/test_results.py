@@ -58,7 +58,6 @@ def test_bfloat16_is_not_told_from_float32():
 def test_the_learning_rate_in_use_is_the_best_of_the_grid(data, name):
     "On the validation dialogues of the committed runs; of equals the first."
     said = yaml.safe_load((ROOT/'workflow'/'config.yaml').read_text())['committed'][data]
-    said = said | said['but']['table5_recipes']
     variants = [v for v in studies()['grid'] if v.method == name]
     found, missing = find(collect(ROOT/'results'), Sweep(data=data, folds=said['folds'][:1], seeds=said['seeds'][:1]), variants)
     if len(missing) == len(variants):                             # not run yet: nothing may claim to be chosen by it
@@ -69,6 +68,18 @@ def test_the_learning_rate_in_use_is_the_best_of_the_grid(data, name):
     best = max(variants, key=lambda v: score[v.name])
     assert settings_of(name, Task(data))[1].lr == best.options['lr'], score
     assert best.options['lr'] < max(methods()[name].grid), 'the best may lie beyond the grid'
+
+
+def test_what_the_readme_says_of_the_methods():
+    "One utterance at a time or the dialogue, and who is told from whom, on the mean of the incomplete conditions."
+    t = methods_on('iemocap')
+    t = t[(t.metric == 'WA') & (t.selection == 'validation') & (t.condition == 'incomplete')]
+    means, with_dialogue = t.groupby('method').value.mean(), ['mctn', 'late-fusion', 'dropout-transformer', 'momke', 'mculora-released']
+    without = means.drop([*with_dialogue, 'mculora'])
+    assert without.idxmax() == 'zero-fill' and without.max() < means[with_dialogue].min() and len(without) == 9
+    for other in with_dialogue:
+        r = compare(t, 'mculora', other)
+        assert abs(r['mean']) < r['half'], (other, r)
 
 
 def test_readme_prints_the_bench():
