@@ -11,6 +11,7 @@ from mculora.bench import markdown
 from mculora.dialogues import Task
 from mculora.method import methods, settings_of
 from mculora.results import collect, compare, config_hash, interval, read_result, report
+from mculora.tables import Report
 from mculora.studies import Sweep, find, studies, validation_of
 from mculora.twins import bayes_limit
 
@@ -74,12 +75,22 @@ def test_what_the_readme_says_of_the_methods():
     "One utterance at a time or the dialogue, and who is told from whom, on the mean of the incomplete conditions."
     t = methods_on('iemocap')
     t = t[(t.metric == 'WA') & (t.selection == 'validation') & (t.condition == 'incomplete')]
-    means, with_dialogue = t.groupby('method').value.mean(), ['mctn', 'late-fusion', 'dropout-transformer', 'momke', 'mculora-released']
+    means, with_dialogue = t.groupby('method').value.mean(), ['mctn', 'late-fusion', 'dropout-transformer', 'dropout-transformer-per-condition', 'momke', 'momke-complete', 'mculora-released']
     without = means.drop([*with_dialogue, 'mculora'])
     assert without.idxmax() == 'zero-fill' and without.max() < means[with_dialogue].min() and len(without) == 9
     for other in with_dialogue:
         r = compare(t, 'mculora', other)
         assert abs(r['mean']) < r['half'], (other, r)
+    t = methods_on('mosi')
+    t = t[(t.metric == 'ACC') & (t.selection == 'validation')]
+    single, both = t[t.condition == 'incomplete'], t[t.condition == 'at']
+    assert single.groupby('method').value.mean().idxmax() == 'knn-imputation' and (r := compare(single, 'knn-imputation', 'mculora'))['mean'] > r['half']
+    assert both[~both.method.str.endswith('-per-condition')].groupby('method').value.mean().idxmax() == 'mculora' and (r := compare(both, 'mculora', 'knn-imputation'))['mean'] > r['half']
+    t = methods_on('iemocap-simulated')
+    t = t[(t.metric == 'WA') & (t.selection == 'validation') & (t.condition == 'incomplete')]
+    means = t.groupby('method').value.mean()
+    assert means.idxmax() == 'mctn' and means[list(without.index)].idxmax() == 'mean-imputation' and abs((r := compare(t, 'mctn', 'mean-imputation'))['mean']) < r['half']
+    assert 100*means.max() + 5 < Report(data='iemocap-simulated', folds=[1], seeds=[66], schedule='quick').limit()['WA']['incomplete'].mean
 
 
 def test_readme_prints_the_bench():
@@ -117,7 +128,7 @@ def test_twin_is_learnt_within_its_limit(path):
     r = read_result(path)
     name = r.config['dataset']
     lead = r.scores[0].metric
-    m, = (x for x in map(read_result, path.parents[2].glob('majority/*/result.json')) if (x.config['fold'], x.data['hash']) == (r.config['fold'], r.data['hash']))
+    m = next(x for x in map(read_result, path.parents[2].glob('majority/*/result.json')) if (x.config['fold'], x.data['hash']) == (r.config['fold'], r.data['hash'])) # the same for every seed
     floor = {s.condition: s.value for s in m.scores if s.metric == lead}
     got = {s.condition: s.value for s in r.scores if s.selection == 'validation' and s.metric == lead}
     for c, m in bayes_limit(name, r.config['size']).items():
