@@ -22,7 +22,7 @@ from .dicmor import Recovering, RecoveringSettings, positions
 # %% ../../nbs/baselines/12_imder.ipynb #568f8f18
 def spread(t:Tensor, sigma:float=25.)->Tensor: "sigma_t"; return (torch.expm1(2*log(sigma)*t)/(2*log(sigma))).sqrt()
 
-Score = Callable[[Tensor, Tensor, Tensor], Tensor] # (x [..., d], t [..., 1], condition [..., J, d]) -> [..., d]
+Score = Callable[[Tensor, Tensor, Tensor], Tensor] # (x [..., d], t [..., 1], or [1] if it is the same for all, condition [..., J, d]) -> [..., d]
 
 @torch.no_grad()
 def draw(
@@ -35,7 +35,7 @@ def draw(
 )->Tensor:            # [..., d]
     "A sample for every row."
     times, (J, d) = torch.linspace(1, 1e-3, steps).tolist(), c.shape[-2:]
-    step, t = times[0] - times[1], torch.ones(*place.shape, 1, device=c.device)
+    step, t = times[0] - times[1], torch.ones(1, device=c.device)
     start, z, own = gaussian(place, (1 + steps + steps*J)*d).unflatten(-1, (-1, d)).split((1, steps, steps*J), -2)  # all noise at once
     x = mean = start[..., 0, :]*spread(t, sigma)
     for i, time in enumerate(times):
@@ -76,8 +76,8 @@ class ScoreBlock(nn.Module):
         self.norm1, self.q, self.kv, self.out = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, 2*width), nn.Linear(width, width)
         self.norm2, self.time, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, width, bias=False), nn.Linear((3 if sequence else 1)*width, width), nn.Linear(width, width)
 
-    def _attend(self, h, tokens, has): # [..., width], [..., J, width], [..., J]
-        q, (k, v) = self.q(self.norm1(h)), self.kv(tokens).chunk(2, -1)
+    def _attend(self, h, kv, has): # [..., width], [..., J, 2 width], [..., J]
+        q, (k, v) = self.q(self.norm1(h)), kv.chunk(2, -1)
         if self.sequence: # all tokens of the dialogue
             k, v = (x.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (k, v))         # [B, heads, L J, width/heads]
             has = has.flatten(1)
@@ -92,11 +92,11 @@ class ScoreBlock(nn.Module):
     def forward(self,
         h:Tensor,      # [..., width]
         e:Tensor,      # [..., width] the time
-        tokens:Tensor, # [..., J, width] the condition
+        kv:Tensor,     # [..., J, 2 width] keys and values: `kv` of the condition's tokens
         has:Tensor,    # [..., J] bool: what of it is there
         valid:Tensor,  # [...] bool: what is not padding
     )->Tensor:         # [..., width]
-        h = h + self._attend(h, tokens, has)
+        h = h + self._attend(h, kv, has)
         u = self.norm2(h)
         if self.sequence:
             u = u*valid[..., None]
@@ -126,7 +126,7 @@ class ScoreNet(nn.Module):
 
     def forward(self,
         x:Tensor,     # [..., d] x_t
-        t:Tensor,     # [..., 1]
+        t:Tensor,     # [..., 1], or [1]
         c:Tensor,     # [..., J, d] the others, disturbed
         has:Tensor,   # [..., J] bool: which of them are there
         valid:Tensor, # [...] bool: what is not padding
@@ -135,11 +135,12 @@ class ScoreNet(nn.Module):
         size = (1 + s*s).rsqrt()
         angle = 2*pi*t*self.frequency
         e = nn.functional.silu(self.time(torch.cat([angle.sin(), angle.cos()], -1)))
-        h, tokens = self.input(x*size), self.condition(c*size[..., None]) + self.who
+        h, c, who = self.input(x*size), c*size[..., None], self.who + self.condition.bias
         if self.sequence:
             where = positions(x.shape[1], h.shape[-1], x.device)
-            h, tokens = h + where, tokens + where[:, None]
-        for block in self.blocks: h = block(h, e, tokens, has, valid)
+            h, who = h + where, who + where[:, None]
+        W = self.condition.weight                                                             # tokens W c + who; their keys and values in one product, since c is narrow
+        for block in self.blocks: h = block(h, e, nn.functional.linear(c, block.kv.weight @ W) + block.kv(who), has, valid)
         return self.out(h)/s - x*size**2
 
 # %% ../../nbs/baselines/12_imder.ipynb #9ddf81b9
