@@ -32,7 +32,7 @@ export JUPYTER_PREFER_ENV_PATH = 1
 PAPERMILL = $(BIN)/papermill --kernel python3 --no-progress-bar --log-level WARNING --stdout-file - --stderr-file -
 QUIET = 2> >(grep -v --line-buffered 'TCP without encryption\|KeyboardInterrupt caught in kernel' >&2)
 
-.PHONY: help setup train test paper lab html bench export clean-notebooks hooks
+.PHONY: help setup train test test-faults paper lab html bench export clean-notebooks hooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -59,6 +59,9 @@ train: $(STAMP) ## one training run: [DATASET=iemocap] [METHOD=mculora] [SEED=66
 
 test: $(STAMP) ## all tests, with every notebook among them, files side by side: [ARGS="-k notebooks"]
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-faults: $(STAMP) ## the campaign of faults: kills, full disks, damaged and hostile files, minutes long; prints what came of it
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal -m 'faults or not faults' $(wildcard tests/test_faults.py tests/test_hostile.py) $(ARGS)
 
 # One at a time: the lock is the kernel's, so a pass that was killed leaves none (Snakemake's own would stay).
 paper: $(STAMP) ## every run, table and figure of the paper that is not there yet: [SIZE=full|tiny] [CORES=all]

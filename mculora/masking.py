@@ -66,9 +66,10 @@ def load_mask(
     if not Path(path).is_file(): raise DataError(f'mask file {path}: not found')
     try:
         with safe_open(str(path), 'pt') as f: mask, meta = f.get_tensor('keep'), f.metadata()
-    except (SafetensorError, OSError) as e: raise DataError(f'mask file {path}: found something unreadable ({e}), expected a file of `save_mask`') from e
-    if mask_hash(mask) != meta['mask']: raise DataError(f'mask file {path}: found contents that differ from their hash, expected {meta["mask"]}')
-    if meta['utterances'] != _names_hash(d): raise DataError(f'mask file {path}: found a mask for other utterances or modalities, expected one for {d.task.name}')
+        said = {k: meta[k] for k in ('mask', 'utterances')}
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e: raise DataError(f'mask file {path}: found something unreadable ({e}), expected a file of `save_mask`; delete it if it was drawn here: it will be drawn again') from e
+    if mask_hash(mask) != said['mask']: raise DataError(f'mask file {path}: found contents that differ from their hash, expected {said["mask"]}; delete it if it was drawn here: it will be drawn again')
+    if said['utterances'] != _names_hash(d): raise DataError(f'mask file {path}: found a mask for other utterances or modalities, expected one for {d.task.name}')
     return mask
 
 def drop(

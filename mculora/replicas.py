@@ -90,6 +90,11 @@ class Together:
             for n, p in m.named_parameters():
                 if p.requires_grad and (g := self.params[n].grad) is not None: p.grad = g[r]
 
+    def norms(self)->Tensor: # [R]
+        "Length of each model's gradient over all its parameters, on the device."
+        if len(self.methods) == 1: return torch.nn.utils.get_total_norm([p.grad for p in self.methods[0].parameters() if p.grad is not None])[None]
+        return torch.cat([p.grad.flatten(1) for p in self.params.values() if p.grad is not None], 1).norm(dim=1)
+
     def leave(self):
         "Give each model parameters of its own again, without gradients."
         for m in self.methods if len(self.methods) > 1 else ():

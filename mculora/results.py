@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['environment', 'interpreter', 'Score', 'Result', 'config_hash', 'code_hash', 'file_hash', 'write_result',
-           'read_result', 'differences', 'collect', 'interval', 'summarise', 'compare', 'against', 'markdown', 'report']
+           'read_result', 'damage', 'beside', 'differences', 'collect', 'interval', 'summarise', 'compare', 'against',
+           'markdown', 'report']
 
 # %% ../nbs/12_results.ipynb #e949bea0
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 import hashlib, importlib.metadata, json, platform, subprocess, sys
 import psutil
 import torch
@@ -55,7 +56,7 @@ class Score(BaseModel):
 class Result(BaseModel):
     "A finished run."
     model_config = ConfigDict(extra='forbid')
-    format:int = 1
+    format:Literal[1, 2] = 2     # 2: the file carries a checksum
     status:str                   # 'complete': the file is written last, so there is no other
     config:dict[str, Any]        # everything that was set, with defaults filled in
     config_hash:str              # of `config`
@@ -84,20 +85,50 @@ def file_hash(path)->str:
     "sha256 of a file."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
+def _checksum(said:dict): return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
 def write_result(
     folder,        # of the run
     result:Result, #
 ):
-    "Write `result.json`, as the last step of a run."
-    write_atomically(Path(folder)/'result.json', lambda tmp: tmp.write_text(result.model_dump_json(indent=1) + '\n'))
+    "Write `result.json` with its checksum, as the last step of a run."
+    said = json.loads(result.model_dump_json())
+    write_atomically(Path(folder)/'result.json', lambda tmp: tmp.write_text(json.dumps(said | dict(checksum=_checksum(said)), indent=1, ensure_ascii=False) + '\n', encoding='utf-8'))
 
 def read_result(
     path, # a `result.json`, or its folder
 )->Result:
-    "Read and check a result. Raises `DataError` if it is no whole result file."
+    "Read and check a result. Raises `DataError` if it is no whole result file, or does not fit its checksum."
     path = Path(path)/'result.json' if Path(path).is_dir() else Path(path)
-    try: return Result.model_validate_json(path.read_text())
-    except (OSError, ValidationError, UnicodeDecodeError) as e: raise DataError(f'{path}: found no whole result file ({str(e).splitlines()[0]}), expected one written by a finished run') from e
+    try:
+        said = json.loads(path.read_text(encoding='utf-8'))
+        found = said.pop('checksum', None)
+        r = Result.model_validate(said)
+        if found is None and r.format > 1: raise ValueError('it has no checksum')
+        if found is not None and found != _checksum(said): raise ValueError('its content does not fit its checksum')
+        return r
+    except (OSError, ValidationError, ValueError, AttributeError, TypeError, RecursionError) as e: raise DataError(f'{path}: found no whole result file ({str(e).splitlines()[0]}), expected one written by a finished run') from e
+
+def damage(
+    folder,   # of a run
+    r:Result, # its result
+    names:list[str]|None=None, # of the files beside it; None: all
+)->list[str]: # in words; empty: they are as they were written
+    "Files beside a result that are missing or are not what it says."
+    def wrong(name):
+        path = Path(folder)/Path(name).name
+        if name not in r.files: return 'found a file that the result does not name'
+        if not path.is_file(): return 'found no such file'
+        return '' if file_hash(path) == r.files[name] else f'found other contents, expected sha256 {r.files[name][:8]}...'
+    return [f'{Path(folder)/n}: {what}' for n in (r.files if names is None else names) if (what := wrong(n))]
+
+def beside(
+    path, # a file beside a result
+)->Path:  # the same
+    "A file that is as its result says. Raises `DataError` if it is not, or there is no whole result."
+    path = Path(path)
+    if bad := damage(path.parent, read_result(path.parent), [path.name]): raise DataError(f'{bad[0]}; the run has to be made again')
+    return path
 
 # %% ../nbs/12_results.ipynb #0f522152
 def differences(
@@ -107,7 +138,7 @@ def differences(
     "What differs between two folders of results, apart from host and time (and the curves' file, which has seconds in it)."
     def essence(path):
         r = read_result(path)
-        return r.model_dump(include={'format', 'status', 'config', 'config_hash', 'data', 'scores', 'masks'}) | dict(stages=[{k: s[k] for k in ('name', 'epochs', 'kept')} for s in r.stages], files={k: v for k, v in r.files.items() if k != 'curves.parquet'})
+        return r.model_dump(include={'status', 'config', 'config_hash', 'data', 'scores', 'masks'}) | dict(stages=[{k: s[k] for k in ('name', 'epochs', 'kept')} for s in r.stages], files={k: v for k, v in r.files.items() if k != 'curves.parquet'})
     a, b = ({str(p.parent.relative_to(root)): p for p in Path(root).rglob('result.json')} for root in (one, other))
     out = [f'{k}: only in {one if k in a else other}' for k in sorted(set(a) ^ set(b))]
     for k in sorted(set(a) & set(b)):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'read_pickle', 'Layout', 'layout', 'find', 'find_all', 'feature_folders', 'example', 'write_layout',
-           'read_labels', 'read_npy', 'read_features', 'read_layout', 'OutputError', 'write_atomically',
-           'save_dialogues', 'load_dialogues', 'load_layout', 'fit_scale', 'scale', 'describe']
+           'read_labels', 'read_npy', 'read_features', 'read_layout', 'OutputError', 'write_atomically', 'save_sealed',
+           'load_sealed', 'save_dialogues', 'load_dialogues', 'load_layout', 'fit_scale', 'scale', 'describe']
 
 # %% ../nbs/02_sources.ipynb #3b622404
 from collections import Counter, OrderedDict
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from uuid import uuid4
-import hashlib, json, math, os, pickle, re, warnings
+import errno, hashlib, json, math, os, pickle, re, warnings
 import numpy as np
 import torch
 from torch import Tensor
@@ -389,9 +389,17 @@ def read_layout(
 class OutputError(OSError):
     "Something cannot be written. The message names the file or folder."
 
+def _flush(folder): # so that a new name outlives a power cut; some file systems cannot promise that
+    at = os.open(folder, os.O_RDONLY)
+    try: os.fsync(at)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP): raise
+    finally: os.close(at)
+
 def write_atomically(
     path,           # final name
     write:Callable, # is given a temporary path in the same folder
+    before=None,    # where the file that is replaced goes; None: nowhere
 ):
     "`write` to a temporary name, flush to disk, then rename: a reader sees the old file or the new one, never half of one. Raises `OutputError`."
     path = Path(path)
@@ -399,9 +407,40 @@ def write_atomically(
     try:
         write(part)
         with open(part, 'rb+') as f: os.fsync(f.fileno())
+        if before:
+            with suppress(FileNotFoundError): os.replace(path, before)
         os.replace(part, path)
+        _flush(path.parent)
     except (OSError, SafetensorError) as e: raise OutputError(f'cannot write {path} ({e})') from e
     finally: part.unlink(missing_ok=True)
+
+# %% ../nbs/02_sources.ipynb #5ea1ed01
+def _digest(tensors, meta): # of names, types, shapes, values and text
+    h = hashlib.sha256(meta.encode())
+    for k, x in sorted(tensors.items()): h.update(f'{k} {x.dtype} {tuple(x.shape)}'.encode()); h.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()
+
+def save_sealed(
+    path,                       # .safetensors file, replaced in one step
+    tensors:dict[str, Tensor],  # everything that is a tensor
+    about,                      # everything else, as JSON
+    before=None,                # where the file that is replaced goes; None: nowhere
+):
+    "One safetensors file with a sha256 over all that is in it. Raises `OutputError`."
+    meta, tensors = json.dumps(about), {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    tensors = {k: v if v.untyped_storage().nbytes() == v.nbytes else v.clone() for k, v in tensors.items()} # a file wants tensors that share nothing
+    write_atomically(path, lambda tmp: save_file(tensors, str(tmp), metadata={'about': meta, 'sha256': _digest(tensors, meta)}), before)
+
+def load_sealed(
+    path, # written by `save_sealed`
+)->tuple[dict[str, Tensor], object]: # its tensors, mapped into memory, and what was said about them
+    "Read such a file. Raises `DataError` if its contents are not those that were written."
+    try:
+        with safe_open(str(path), 'pt') as f: tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
+        if _digest(tensors, meta['about']) != meta['sha256']: raise ValueError('its contents do not fit its checksum')
+        return tensors, json.loads(meta['about'])
+    except (OSError, SafetensorError, LookupError, TypeError, AttributeError, ValueError) as e:
+        raise DataError(f'{path}: found no whole file ({type(e).__name__}: {e!s:.80}), expected one with its checksum') from e
 
 # %% ../nbs/02_sources.ipynb #6f0cb57d
 def save_dialogues(
@@ -413,25 +452,23 @@ def save_dialogues(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f'features/{m}': x for m, x in d.features.items()} | {k: getattr(d, k) for k in ('present', 'speaker', 'label', 'offset')}
-    meta = {'format': 1, 'note': note, 'task': asdict(d.task), 'modalities': d.modalities, 'ids': d.ids, 'utterances': d.utterances, 'part': d.part, 'encoded': d.encoded}
-    tensors = {k: x.detach().cpu().clone(memory_format=torch.contiguous_format) for k, x in tensors.items()}
-    write_atomically(path, lambda p: save_file(tensors, p, metadata={'dialogues': json.dumps(meta)}))
+    meta = {'format': 2, 'note': note, 'task': asdict(d.task), 'modalities': d.modalities, 'ids': d.ids, 'utterances': d.utterances, 'part': d.part, 'encoded': d.encoded}
+    save_sealed(path, tensors, meta)
     return path
 
 def load_dialogues(
     path,              # written by `save_dialogues`
     note:str|None=None, # only accept a file with this note
 )->Dialogues:          # tensors that are mapped, not read
-    "Load dialogues from one file. Raises `DataError` if it is damaged or something else."
+    "Load dialogues from one file. Raises `DataError` if its contents do not fit its checksum, or are something else."
+    tensors, meta = load_sealed(path)
     try:
-        with safe_open(str(path), 'pt') as f:
-            meta = json.loads(f.metadata()['dialogues'])
-            if meta['format'] != 1 or note not in (None, meta['note']): raise DataError(f'{path}: found data of another version or origin')
-            task = Task(**{**meta['task'], 'classes': tuple(meta['task']['classes'])})
-            d = Dialogues(task, {m: f.get_tensor(f'features/{m}') for m in meta['modalities']}, *map(f.get_tensor, ('present', 'speaker', 'label', 'offset')),
-                *(tuple(meta[k]) for k in ('ids', 'utterances', 'part')), meta['encoded'])
+        if meta['format'] != 2 or note not in (None, meta['note']): raise DataError(f'{path}: found data of another version or origin')
+        task = Task(**{**meta['task'], 'classes': tuple(meta['task']['classes'])})
+        d = Dialogues(task, {m: tensors[f'features/{m}'] for m in meta['modalities']}, *(tensors[k] for k in ('present', 'speaker', 'label', 'offset')),
+            *(tuple(meta[k]) for k in ('ids', 'utterances', 'part')), meta['encoded'])
     except DataError: raise
-    except (OSError, SafetensorError, LookupError, TypeError, AttributeError, ValueError) as e:
+    except (LookupError, TypeError, AttributeError, ValueError) as e:
         raise DataError(f'{path}: found no whole file of dialogues ({type(e).__name__}: {e!s:.80})') from e
     if any(len(x) != len(d.utterances) for x in (d.present, d.speaker, d.label, *d.features.values())) or not len(d.offset) == len(d)+1 == len(d.part)+1:
         raise DataError(f'{path}: found tensors and names of different lengths')
@@ -462,7 +499,7 @@ def load_layout(
     folder, names = folder.resolve(), feature_folders(folder, features)
     cache = Path(cache_dir or os.environ.get('MCULORA_CACHE') or user_cache_dir('mculora'))/f'{dataset}-{_hash(str(folder), *names, *names.values())}.safetensors'
     stamp = _hash(*sorted([*_stamps(folder, 1), *(x for f in names.values() for x in _stamps(folder/'features'/f))]))
-    with suppress(DataError): return load_dialogues(cache, stamp)
+    with suppress(DataError): return load_dialogues(cache, stamp) # missing, outdated or damaged: read the files themselves
     d, bad = read_layout(folder, dataset, names, progress)
     if bad: raise DataError(f'{dataset}: {len(bad)} problem{"s"*(len(bad) > 1)}: ' + '; '.join(bad[:5]) + '; ...'*(len(bad) > 5))
     try: save_dialogues(d, cache, stamp)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 import json, math, os, re, tempfile, textwrap
 from .evaluation import AVERAGES, with_averages
-from .results import against, collect, interval, read_result
+from .results import against, beside, collect, interval, read_result
 from .sources import write_atomically
 from .studies import Sweep, Variant, find
 from .twins import bayes_limit, repo_root
@@ -34,12 +34,12 @@ class Report(Sweep):
         return find(collect(repo_root()/self.results, protocol), self, variants)
 
     def observed(self, variants:list[Variant], name:str):
-        "Of the first seed, which is the one that is observed: the runs, those that are missing, and {variant: {fold: file}} of a file beside the results. A run without the file is missing too, and a variant with a missing run has no files, so that nothing is averaged over fewer; what has no epochs leaves no file, and lacks none."
+        "Of the first seed, which is the one that is observed: the runs, those that are missing, and {variant: {fold: file}} of a file beside the results. A run without the file is missing too, and a variant with a missing run has no files, so that nothing is averaged over fewer; what has no epochs leaves no file, and lacks none. Raises `DataError` for a file that is not what its result says."
         found, missing = self.model_copy(update=dict(seeds=self.seeds[:1])).find(variants)
         files = {}
         for r in found.drop_duplicates(['variant', 'file']).itertuples() if len(found) else []:
             path = Path(r.file).with_name(name)
-            if path.is_file(): files.setdefault(r.variant, {})[r.fold] = path
+            if path.is_file(): files.setdefault(r.variant, {})[r.fold] = beside(path)
             elif read_result(r.file).stages: missing.setdefault(r.variant, []).append(f'{name} of {r.variant}, fold {r.fold}, seed {r.seed}')
         return found, missing, {v: at for v, at in files.items() if v not in missing}
 

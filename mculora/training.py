@@ -4,23 +4,21 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'QUICK', 'PRECISIONS', 'resolve_schedule', 'scheduled', 'precisely', 'epoch_seed', 'thaw', 'train_mode',
-           'plan_epoch', 'train_epoch', 'train_one', 'encoded', 'save_checkpoint', 'load_checkpoint', 'resume',
-           'adam_state', 'restore_adam', 'Stopwatch', 'Replica', 'fit_all', 'fit']
+           'plan_epoch', 'unsound', 'train_epoch', 'train_one', 'encoded', 'earlier', 'save_checkpoint',
+           'load_checkpoint', 'resume', 'adam_state', 'restore_adam', 'Stopwatch', 'Replica', 'fit_all', 'fit']
 
 # %% ../nbs/11_training.ipynb #8785865b
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from collections.abc import Callable
-import hashlib, json, math, time
+import hashlib, math, os, time, warnings
 import torch
 from torch import Tensor
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 from .modalities import labels
-from .dialogues import Dialogues, Splits, batch, batches, onto
-from .sources import write_atomically
+from .dialogues import DataError, Dialogues, Splits, batch, batches, onto
+from .sources import load_sealed, save_sealed
 from .masking import sample
 from .method import Method, Stage
 from .replicas import Together, side_by_side
@@ -96,6 +94,19 @@ def plan_epoch(
     steps = [(rows, sample(q, (len(rows), int(train.lengths[rows].max())), stage.sampling, g)) for rows in batches(train.lengths, stage.batch_size, generator=g)]
     return [(rows, mask, int(key)) for (rows, mask), key in zip(steps, torch.randint(2**31 - 1, (len(steps),), generator=g))]
 
+def unsound(
+    seen:Tensor,            # [S, K, R] numbers of every step
+    names:list[str],        # K
+    plans:list,             # R times, of `plan_epoch`
+    trains:list[Dialogues], # R training parts
+)->list[str]:               # R times what is wrong, empty if nothing
+    "Of each model the first step with a number that is not finite, and the dialogues of its batch."
+    out, seen = [], seen.cpu()
+    for r, (plan, d) in enumerate(zip(plans, trains)):
+        bad = (~seen[:len(plan), :, r].isfinite()).any(1).nonzero().flatten().tolist()
+        out.append(f'step {bad[0] + 1} of {len(plan)}: found {", ".join(f"{k} {v:.4g}" for k, v in zip(names, seen[bad[0], :, r].tolist()))} in the batch of {", ".join(d.ids[int(k)] for k in plan[bad[0]][0])}' if bad else '')
+    return out
+
 def train_epoch(
     team:Together,          # R models; their parameters are changed
     stages:list[Stage],     # R times, of one name
@@ -103,10 +114,11 @@ def train_epoch(
     optimiser,              # of all their trained parameters
     seeds:list[int],        # R seeds of this epoch
     precision:str='float32', # see below
-)->dict[str, Tensor]:       # the loss and each of its parts -> [R] mean over the dialogues, on the device
+)->tuple[dict[str, Tensor], Callable]: # the loss and each of its parts -> [R] mean over the dialogues, on the device; and `unsound` of these steps, to be called once the numbers may be read
     "One pass over the training dialogues, each under a combination drawn from `method.q`."
     for m in team.methods: train_mode(m)
-    name, plans, total = stages[0].name, [plan_epoch(d, s, m.q.cpu(), seed) for m, s, d, seed in zip(team.methods, stages, trains, seeds)], {} # q changes only between epochs
+    name, plans, total = stages[0].name, [plan_epoch(d, s, m.q.cpu(), seed) for m, s, d, seed in zip(team.methods, stages, trains, seeds)], 0. # q changes only between epochs
+    seen = []
     with torch.random.fork_rng(): # for methods that draw from PyTorch's own stream
         torch.manual_seed(seeds[0])
         for step in range(max(map(len, plans))):
@@ -117,14 +129,15 @@ def train_epoch(
             with precisely(precision, b.valid.device):
                 losses, parts = team(lambda m, b: m.loss(b, name), b, keys)
                 with torch.autocast(losses.device.type, enabled=False) if precision == 'bf16' else nullcontext(): team.backward(losses, [len(r) > 0 for r in rows])
+            value, share = torch.stack([losses, *parts.values()]).detach(), onto(torch.tensor([len(r)/len(d) for r, d in zip(rows, trains)], dtype=torch.float32), losses.device)
+            seen.append(torch.cat([value, team.norms()[None]]))
+            total = total + torch.where(share > 0, value*share, 0)
             optimiser.step()
-            share = onto(torch.tensor([len(r)/len(d) for r, d in zip(rows, trains)], dtype=torch.float32), losses.device)
-            for k, v in {'loss': losses, **parts}.items(): total[k] = total.get(k, 0) + torch.where(share > 0, v.detach()*share, 0)
-    return total
+    return dict(zip(['loss', *parts], total)), lambda: unsound(torch.stack(seen), ['loss', *parts, 'length of the gradient'], plans, trains)
 
 def train_one(method:Method, stage:Stage, train:Dialogues, optimiser, seed:int)->dict[str, float]:
     "An epoch of one model: the means as numbers."
-    return {k: v[0].item() for k, v in train_epoch(Together([method]), [stage], [train], optimiser, [seed]).items()}
+    return {k: v[0].item() for k, v in train_epoch(Together([method]), [stage], [train], optimiser, [seed])[0].items()}
 
 # %% ../nbs/11_training.ipynb #5e498f75
 @torch.no_grad()
@@ -143,41 +156,41 @@ def encoded(
     return replace(d, features=out, encoded=True)
 
 # %% ../nbs/11_training.ipynb #0efe4b3f
-def _digest(tensors, meta):
-    h = hashlib.sha256(meta.encode())
-    for k in sorted(tensors): h.update(k.encode()); h.update(tensors[k].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return h.hexdigest()
+def earlier(path)->Path:
+    "Where the checkpoint before the last one is."
+    return Path(path).with_name(f'earlier-{Path(path).name}')
 
 def save_checkpoint(
-    path,                       # file
+    path,                       # file; what it held is kept as `earlier(path)`
     tensors:dict[str, Tensor],  # everything that is a tensor
     about:dict,                 # everything else, as JSON
 ):
     "One safetensors file, written atomically, with a checksum."
-    meta, tensors = json.dumps(about), {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    tensors = {k: v if v.untyped_storage().nbytes() == v.nbytes else v.clone() for k, v in tensors.items()} # a file wants tensors that share nothing
-    write_atomically(path, lambda tmp: save_file(tensors, str(tmp), metadata={'about': meta, 'sha256': _digest(tensors, meta)}))
+    save_sealed(path, tensors, about, before=earlier(path))
 
 def load_checkpoint(
     path, # file
 )->tuple[dict[str, Tensor], dict]|None: # as given to `save_checkpoint`; None if there is no whole file
     "Read a checkpoint, or None if it is missing or damaged."
-    try:
-        with safe_open(str(path), 'pt') as f: tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
-        return (tensors, json.loads(meta['about'])) if _digest(tensors, meta['about']) == meta['sha256'] else None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError): return None
+    try: return load_sealed(path)
+    except DataError: return None
 
 def resume(
     path,          # file
     key:str,       # of this run
-    say:bool=True, # print what is found
+    say:bool=True, # print what is found; of a damaged file there is a warning in any case
 )->tuple[dict[str, Tensor], dict]: # tensors and state, both empty if there is nothing to go on from
-    "The checkpoint of this very run, if there is a whole one."
-    if not Path(path).exists(): return {}, {}
-    found = load_checkpoint(path)
-    fits = found and found[1]['key'] == key
-    if say: print(f'going on from the checkpoint: stage {found[1]["stage"] + 1}, epoch {found[1]["at"]["epoch"]}' if fits else f'the checkpoint is {"of another configuration or code" if found else "damaged"}: starting from the beginning')
-    return found if fits else ({}, {})
+    "The last checkpoint of this very run that is whole."
+    there = [f for f in (Path(path), earlier(path)) if f.exists()]
+    for f in there:
+        found = load_checkpoint(f)
+        if not found: warnings.warn(f'{f}: found a damaged file, expected a checkpoint; it is not used'); continue
+        if found[1]['key'] != key: continue
+        if say: print(f'going on from the checkpoint: stage {found[1]["stage"] + 1}, epoch {found[1]["at"]["epoch"]}')
+        if f != Path(path): os.replace(f, path)                                                       # a damaged one must not push it out
+        return found
+    if say and there: print('no checkpoint is whole and of this configuration and code: starting from the beginning')
+    return {}, {}
 
 # %% ../nbs/11_training.ipynb #4477c817
 def adam_state(optimiser, trained:dict)->dict[str, Tensor]:
@@ -243,7 +256,15 @@ class Replica:
         file, key = self.shared(self.stage.name)
         file.parent.mkdir(parents=True, exist_ok=True)
         own = {k: v for k, v in self.kept.items() if k in self.trained or k in dict(self.method.named_buffers())}
-        save_checkpoint(file, own, dict(key=key, history=[r for r in self.history if r['stage'] == self.stage.name]))
+        save_sealed(file, own, dict(key=key, history=[r for r in self.history if r['stage'] == self.stage.name]))
+
+    def check(self, trouble:str):
+        "End with an error if a step of the epoch, or a weight after it, is not finite."
+        if not trouble:
+            state = {n: v for n, v in self.method.state_dict().items() if v.is_floating_point()}
+            bad = (~torch.stack([v.sum().float() for v in state.values()]).isfinite()).tolist() if state else []
+            trouble = f'found weights that are not finite after it: {", ".join(n for n, b in zip(state, bad) if b)}' if any(bad) else ''
+        if trouble: self.error = FloatingPointError(f'{self.stage.name}, epoch {self.at["epoch"] + 1}, {trouble}; expected finite numbers' + (f'; the last checkpoint is kept: {self.checkpoint}' if self.checkpoint and Path(self.checkpoint).exists() else ''))
 
     @property
     def busy(self)->bool: return self.here and self.error is None and self.at['epoch'] < self.stage.epochs and not (self.stage.patience and self.at['since'] >= self.stage.patience)
@@ -296,17 +317,17 @@ def fit_all(
                     if team: team.leave()
                     team = Together([r.method for r in busy])
                 clock, t, name = Stopwatch(), time.perf_counter(), busy[0].stage.name
-                losses = {k: v.tolist() for k, v in train_epoch(team, [r.stage for r in busy], [r.train for r in busy], optimiser, [epoch_seed(r.seed, name, r.at['epoch']) for r in busy], precision).items()}
+                losses, unsound = train_epoch(team, [r.stage for r in busy], [r.train for r in busy], optimiser, [epoch_seed(r.seed, name, r.at['epoch']) for r in busy], precision)
+                losses = {k: v.tolist() for k, v in losses.items()}
                 t = clock('train', t)
                 for r in busy: r.method.eval(); r.method.end_epoch(name, r.val)
+                for r, trouble in zip(busy, unsound()): r.check(trouble)
                 t = clock('end_epoch', t)
                 with precisely(precision, device): vals, tests = (evaluate_all(team, [getattr(r, p) for r in busy], name, busy[0].stage.select) for p in ('val', 'test'))
                 clock('evaluate', t)
                 for n, (r, val, test) in enumerate(zip(busy, vals, tests)):
-                    own = {k: v[n] for k, v in losses.items()}
-                    if not all(map(math.isfinite, own.values())):
-                        r.error = FloatingPointError(f'{name}, epoch {r.at["epoch"] + 1}: found a loss of {own}, expected finite numbers; the last checkpoint is kept'); continue
-                    r.epoch(own, val, test, lead, names, {k: v/len(busy) for k, v in clock.items()})
+                    if r.error: continue
+                    r.epoch({k: v[n] for k, v in losses.items()}, val, test, lead, names, {k: v/len(busy) for k, v in clock.items()})
                     r.history[-1].update(watch(r.method, name, r.at['epoch'], r.train))
                     bar.update(); on_epoch(replicas.index(r), r.history[-1])
                 mean = lambda xs: sum(xs)/len(xs)
@@ -331,7 +352,7 @@ def fit(
     on_epoch:Callable=lambda row: None, # called with each line of the history
     **kwargs,                 # as `fit_all`: every, progress, precision
 )->list[dict]:                # history
-    "Train one model. Raises `FloatingPointError` if the loss is no longer finite."
+    "Train one model. Raises `FloatingPointError` if a loss, a gradient or a weight is no longer finite, naming stage, epoch, step and dialogues."
     history = fit_all([method], [splits], [seed], schedule, [checkpoint], [key], on_epoch=lambda r, row: on_epoch(row), **kwargs)[0]
     if isinstance(history, Exception): raise history
     return history
