@@ -121,7 +121,7 @@ def _row(*cells): return '| ' + ' | '.join(map(str, cells)) + ' |'
 
 def _table(head, rows): return '\n'.join([_row(*head), _row(*['---']*len(head)), *(_row(*r) for r in rows)])
 
-def _number(task, metric, v): return f'{100*v:.1f} %' if task.classes or metric in ('ACC', 'F1') else f'{v:.3f}'
+def _number(task, metric, v): return 'no utterances' if v is None or v != v else f'{100*v:.1f} %' if task.classes or metric in ('ACC', 'F1') else f'{v:.3f}'
 
 def _scores(a): # the section on how good it is
     t, runs = a.trained, {s['runs'] for s in a.trained['scores']}

@@ -117,5 +117,5 @@ def draw_reliability(
     ax.bar(at[there], right[there], .9/bins, color='C0', alpha=.7, label='right')
     ax.plot([0, 1], [0, 1], color='.4', lw=1, ls='--', label='as sure as right')
     ax.plot(sure[there], right[there], 'o', ms=3, color='C3', label='mean confidence')
-    for x, k, r in zip(at[there], n[there], right[there]): ax.annotate(int(k), (x, r), (0, 2), textcoords='offset points', ha='center', fontsize=6)
+    for x, k, r in zip(at[there], n[there], right[there]): ax.annotate(int(k), (x, r), (0, 4), textcoords='offset points', ha='center', fontsize=6)
     ax.set(xlim=(0, 1), ylim=(0, 1.08), xlabel='confidence', ylabel='share that is right', title=f'{title}\nECE {100*ece(probability, label, bins):.1f} %')
