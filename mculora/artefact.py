@@ -190,6 +190,7 @@ def save(
 )->Path:        # the folder
     "Write a model. Raises `OutputError` where it cannot be written, `ValueError` for programs of methods that have none."
     folder = Path(folder)
+    for label in compiled: merge(a.method, label)                                              # refused before anything is written
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise OutputError(f'cannot write to {folder} ({e})') from e
     c = a.calibration

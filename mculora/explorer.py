@@ -46,7 +46,7 @@ def explore(
     where:list[dict]|None=None, # N times dialogue and position; None: as in `d`
 )->dict:                # everything that the page shows
     "All answers of a model to some dialogues."
-    a, d = ask.a, ask.fitted(d)
+    a, invented, d = ask.a, d.task.simulated, ask.fitted(d)
     classes, names, shown = a.task.classes, labels(a.modalities), {}
     for c, row in zip(names, members(len(a.modalities))):
         one = drop(d, row.expand(len(d.utterances), -1))
@@ -54,7 +54,7 @@ def explore(
         shown[c] = dict(told=[[round(v, 4) for v in r] for r in y.tolist()], has=index.tolist(), private=None if w is None else [round(v, 4) for v in w.tolist()], near=neighbours(_points(ask, one), y, index))
     where = where or [dict(dialogue=i, position=j) for i, n in zip(d.ids, d.lengths.tolist()) for j in range(n)]
     true = [(classes[int(y)] if classes else round(float(y), 3)) if truth else None for y in d.label]
-    return dict(model=a.method.name, data=a.task.name, simulated=a.task.simulated or d.task.simulated, modalities=list(a.modalities), combinations=names, classes=classes, range=[a.task.low, a.task.high],
+    return dict(model=a.method.name, data=a.task.name, simulated=dict(model=a.task.simulated, data=invented), modalities=list(a.modalities), combinations=names, classes=classes, range=[a.task.low, a.task.high],
         by='representation' if _points(ask, d) is not None else 'probabilities', utterances=[dict(w, true=t, speaker=s) for w, t, s in zip(where, true, d.speaker.tolist())], shown=shown)
 
 # %% ../nbs/13f_explorer.ipynb #c61b0f8a
@@ -112,14 +112,15 @@ fill('toggles', M.map((m, k) => { const b = el('button', m, {'data-modality': m}
 draw();
 """
 
-# %% ../nbs/13f_explorer.ipynb #39338b7e
+# %% ../nbs/13f_explorer.ipynb #4a6ced58
 def page(
     shown:dict, # of `explore`
 )->str:         # HTML
     "The page, with everything in it."
-    title = f'{shown["model"]} on {shown["data"]}' + ' (simulated)'*shown['simulated']
+    title = f'{shown["model"]} on {shown["data"]}' + ' (simulated)'*shown['simulated']['model']
     data = json.dumps(shown).replace('<', '\\u003c')                                              # no </script> inside
-    note = '<p class="simulated">Simulated data: nobody said or felt any of this.</p>' if shown['simulated'] else ''
+    notes = dict(model='The model was trained on simulated data: what it says is not about people.', data='The dialogues are simulated: nobody said or felt any of this.')
+    note = ''.join(f'<p class="simulated">{notes[k]}</p>' for k, yes in shown['simulated'].items() if yes)
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title><style>{STYLE}</style>
 <h1>{escape(title)}</h1>{note}
