@@ -152,10 +152,13 @@ def _frame(path): # a pandas frame
     try: return how[path.suffix](path)
     except Exception as e: raise DataError(f'{path}: found no readable table ({type(e).__name__}: {e!s:.80}), expected a {path.suffix} file') from e
 
-def _cell(x, base): # what is in a cell: None, or numbers
+def _cell(x, base, where): # what is in a cell: None, or numbers
     if x is None or np.isscalar(x) and (x == '' or x != x) or type(x).__name__ == 'NAType': return None
     if not isinstance(x, str): return x
-    if x.endswith('.npy'): return read_npy(base/x)
+    if x.endswith('.npy'):
+        if not (base/x).is_file(): raise DataError(f'{where}: {x}: found no such file, expected a .npy array')
+        try: return read_npy(base/x)
+        except DataError as e: raise DataError(f'{where}: {x}: {e}') from None
     try: return json.loads(x)
     except ValueError: return x
 
@@ -192,7 +195,8 @@ def _table(f, a, base, nonfinite): # dialogues, and where each row is from
     if not there: raise DataError(f'found no column of a modality, expected one or more of {", ".join(names)}; {said}')
     groups, cells = _order(f), {m: f[m].tolist() for m in there}
     def who(rows): names = f['speaker'].astype(str).iloc[rows].tolist() if 'speaker' in f else ['']*len(rows); return [list(dict.fromkeys(names)).index(n) for n in names]
-    d = gather(a, list(groups), [[{m: _cell(cells[m][i], base) for m in there} for i in rows] for rows in groups.values()], [who(rows) for rows in groups.values()], nonfinite)
+    said = [[{m: _cell(cells[m][i], base, f'dialogue {k!r}, position {j}, {m!r}') for m in there} for j, i in enumerate(rows)] for k, rows in groups.items()]
+    d = gather(a, list(groups), said, [who(rows) for rows in groups.values()], nonfinite)
     if not d.present.any(): raise DataError(f'found no value in {", ".join(there)}, expected at least one modality of one utterance')
     position = f['position'].tolist() if 'position' in f else None
     return d, [dict(dialogue=k, position=position[i] if position else j) for k, rows in groups.items() for j, i in enumerate(rows)]

@@ -1,0 +1,186 @@
+"Whatever is there is predicted; whatever cannot be is refused, by name and with an exit code, also in a fresh process."
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from mculora.artefact import Artefact, save
+from mculora.calibration import Calibration, ece, fit_temperature, nll, reliability
+from mculora.dialogues import DataError, random_dialogues, select
+from mculora.method import create, methods
+from mculora.modalities import labels, members
+from mculora.prediction import Predictor, as_rows, gather, read_input, write_rows
+from mculora.sources import fit_scale, scale
+
+WIDTHS = {'a': 4, 't': 6, 'v': 5}
+SMALL = dict(width=16, depth=1, rank=2, epochs=1, lr=1e-2, batch_size=4, C=.01)
+D = random_dialogues((5, 3, 7, 4), WIDTHS, parts=('train', 'train', 'train', 'test'))
+
+
+def artefact(method='mculora', d=D):
+    known = methods()[method].Settings.model_fields
+    torch.manual_seed(0)
+    m, stats = create(method, d.task, d.widths, {k: v for k, v in SMALL.items() if k in known}), fit_scale(d)
+    m.prepare(scale(d, stats))
+    with torch.no_grad(): [p.add_(torch.randn_like(p)*.1) for p in m.parameters()]
+    return Artefact(m.eval().requires_grad_(False), stats, Calibration({c: 1 + .2*k for k, c in enumerate(labels(d.modalities))}))
+
+
+A = artefact()
+ASK = Predictor(A)
+
+
+def numbers(p): return torch.tensor([*p.probability.values()])
+
+
+def utterances(d, k): return [{m: x[i].numpy() for m, x in d.features.items()} for i in range(int(d.offset[k]), int(d.offset[k+1]))]
+
+
+@pytest.mark.parametrize('method', sorted(methods()))
+def test_what_is_said_of_a_dialogue_does_not_depend_on_others_and_a_stream_is_the_prefix(method):
+    ask = Predictor(artefact(method))
+    together = ask.predict(D)
+    for k in range(len(D)):
+        alone, at = ask(utterances(D, k), D.speaker[D.offset[k]:D.offset[k+1]].tolist()), int(D.offset[k])
+        for j, p in enumerate(alone): torch.testing.assert_close(numbers(p), numbers(together[at + j]), rtol=0, atol=1e-4)
+    s, said = ask.stream(), utterances(D, 1)
+    live = [s.add(u) for u in said]
+    for n, p in enumerate(live): torch.testing.assert_close(numbers(p), numbers(ask(said[:n + 1])[n]), rtol=0, atol=1e-5)
+    assert (live[0].private is not None) == (method == 'mculora')
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(has=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=8), seed=st.integers(0, 99))
+def test_any_subset_of_modalities_per_utterance(has, seed):
+    g = np.random.default_rng(seed)
+    dialogue = [{m: g.normal(size=w) if h else None for (m, w), h in zip(WIDTHS.items(), row)} for row in has]
+    for row, u, p in zip(has, dialogue, ASK(dialogue), strict=True):
+        names = ''.join(m for m, h in zip(WIDTHS, row) if h)
+        assert p.combination == names
+        if not names: assert p.label is None and p.private is None and not p.probability; continue
+        assert abs(sum(p.probability.values()) - 1) < 1e-5 and p.probability[p.label] == max(p.probability.values()) and 0 < p.private < 1
+
+
+def test_hundreds_of_dialogues_are_those_of_one_at_a_time():
+    d = replace(random_dialogues((3, 2, 6)*60, WIDTHS, missing=.3), task=D.task)
+    together = ASK.predict(d)
+    for k in range(0, 180, 37):
+        for one, other in zip(ASK.predict(select(d, [k])), together[int(d.offset[k]):]): torch.testing.assert_close(numbers(one), numbers(other), rtol=0, atol=1e-5)
+
+
+# --- bad tables ---
+
+GOOD = [dict(dialogue='x', position=j, a=[.1]*4, t=[.2]*6, v=None) for j in range(3)]
+
+
+def without(*names): return [{k: v for k, v in r.items() if k not in names} for r in GOOD]
+
+
+def table(change): rows = [dict(r) for r in GOOD]; return change(rows) or rows
+
+
+BAD = {
+    'unknown modality': (lambda r: r[0].update(smell=[1., 2.]), "found vectors in the column 'smell', expected none but a, t, v"),
+    'wrong width': (lambda r: r[1].update(a=[1.]*3), "dialogue 'x', position 1, 'a': found shape (3,), expected (4,)"),
+    'NaN': (lambda r: r[2].update(t=[float('nan')]*6), "position 2, 't': found NaN or infinity in 6 of 6 entries"),
+    'infinity': (lambda r: r[2].update(t=[1e39] + [0.]*5), 'found NaN or infinity in 1 of 6'),
+    'matrix': (lambda r: r[0].update(a=[[1.]*4]), "'a': found shape (1, 4)"),
+    'text': (lambda r: r[0].update(a='hello'), "'a': found 'hello'"),
+    'ragged': (lambda r: r[0].update(a=[[1.], [1., 2.]]), "'a': found '[[1.0], [1.0, 2.0]]'"),
+    'no such file': (lambda r: r[0].update(a='none.npy'), "dialogue 'x', position 0, 'a': none.npy: found no such file"),
+    'missing column': (lambda r: without('dialogue'), "found no column 'dialogue', expected one; the table has position, a, t, v"),
+    'no modality': (lambda r: without('a', 't', 'v'), 'found no column of a modality, expected one or more of a, t, v'),
+    'nothing there': (lambda r: [x | dict(a=None, t=None) for x in r], 'found no value in a, t, v, expected at least one modality'),
+    'no rows': (lambda r: r.clear() or [], 'found no rows'),
+    'position twice': (lambda r: r[1].update(position=0), "dialogue 'x': found position 0 twice"),
+    'position in words': (lambda r: r[1].update(position='first'), "column 'position'"),
+    'no dialogue': (lambda r: r[1].update(dialogue=None), "column 'dialogue', row 1: found nothing"),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_tables_are_refused_with_the_place(tmp_path, name):
+    change, message = BAD[name]
+    (tmp_path/'in.jsonl').write_text('\n'.join(json.dumps(r) for r in table(change)))
+    with pytest.raises(DataError) as e: read_input(A, tmp_path/'in.jsonl')
+    assert 'in.jsonl' in str(e.value) and message in str(e.value)
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('in.jsonl', b'{"dialogue": ', 'found no readable table'), ('in.parquet', b'PAR1', 'found no readable table'), ('in.csv', b'', 'found no readable table'),
+    ('in.xlsx', b'x', "found a file with the ending '.xlsx'"), ('in.jsonl', b'[1, 2]', 'in.jsonl'), ('in.csv', b'dialogue,a\nx,"[1, 2"\n', "'a': found '[1, 2'")])
+def test_files_that_are_no_tables(tmp_path, name, content, message):
+    (tmp_path/name).write_bytes(content)
+    with pytest.raises(DataError) as e: read_input(A, tmp_path/name)
+    assert message in str(e.value) and name in str(e.value)
+
+
+def test_columns_that_are_not_vectors_are_left_alone_and_rows_come_in_order(tmp_path):
+    f = pd.DataFrame([r | dict(text=f'words {j}', label='sad', split='test', speaker=s) for j, (r, s) in enumerate(zip(GOOD, 'MFM'))])
+    f.iloc[[2, 0, 1]].to_parquet(tmp_path/'in.parquet')
+    d, where = read_input(A, tmp_path/'in.parquet')
+    assert [w['position'] for w in where] == [0, 1, 2] and d.speaker.tolist() == [0, 1, 0] and d.present.tolist() == [[True, True, False]]*3
+
+
+def test_entries_that_were_not_measured_take_the_mean(tmp_path):
+    rows = table(lambda r: r[0].update(a=[float('nan'), 1., 2., float('inf')]))
+    (tmp_path/'in.jsonl').write_text('\n'.join(json.dumps(r) for r in rows))
+    d, _ = read_input(A, tmp_path/'in.jsonl', 'entry')
+    ready = scale(d, A.scale)
+    assert ready.features['a'][0, [0, 3]].abs().max() < 1e-6 and ready.features['a'][0, [1, 2]].abs().min() > .1
+
+
+# --- a fresh process, as anyone would call it ---
+
+def mculora(*args, cwd):
+    done = subprocess.run([Path(sys.executable).parent/'mculora', *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_in_a_fresh_process(tmp_path):
+    save(A, tmp_path/'model')
+    (tmp_path/'in.jsonl').write_text('\n'.join(json.dumps(r) for r in GOOD))
+    code, out, err = mculora('predict', 'model', 'in.jsonl', cwd=tmp_path)
+    assert code == 0, err
+    want = as_rows(A, [dict(dialogue='x', position=j) for j in range(3)], ASK([{k: r[k] for k in 'atv'} for r in GOOD]))
+    for line, row in zip(out.splitlines(), want, strict=True):
+        got = json.loads(line)
+        assert got.keys() == row.keys() and got['label'] == row['label'] and got['model'] == 'mculora trained on noise-simulated'
+        assert all(abs(got[k] - row[k]) < 1e-5 for k in row if k.startswith('p_') or k == 'private')
+    (tmp_path/'bad.jsonl').write_text(json.dumps(GOOD[0] | dict(a=[1.])))
+    code, out, err = mculora('predict', 'model', 'bad.jsonl', '--output', 'out.csv', cwd=tmp_path)
+    assert code == 2 and not out and err.startswith('Error: bad.jsonl:') and 'Traceback' not in err and not (tmp_path/'out.csv').exists()
+    (tmp_path/'model'/'config.json').write_text('{}')
+    code, out, err = mculora('predict', 'model', 'in.jsonl', cwd=tmp_path)
+    assert code == 2 and 'config.json: version' in err and 'Traceback' not in err
+
+
+# --- calibration ---
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 60), c=st.integers(2, 6), bins=st.integers(1, 20), seed=st.integers(0, 999))
+def test_ece_is_the_slow_sum(n, c, bins, seed):
+    g = torch.Generator().manual_seed(seed)
+    p, y = (torch.randn(n, c, generator=g, dtype=torch.double)*3).softmax(-1), torch.randint(c, (n,), generator=g)
+    total = 0.
+    for b in range(bins):
+        own = [i for i in range(n) if b/bins < p[i].max().item() <= (b + 1)/bins]
+        if own: total += abs(sum(p[i].max().item() for i in own) - sum(p[i].argmax().item() == y[i].item() for i in own))/n
+    assert abs(ece(p, y, bins) - total) < 1e-9 and reliability(p, y, bins)[0].sum() == n
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 60), c=st.integers(2, 6), size=st.sampled_from([.01, 1., 30.]), seed=st.integers(0, 999))
+def test_no_temperature_is_better_than_the_fitted_one(n, c, size, seed):
+    g = torch.Generator().manual_seed(seed)
+    z, y = torch.randn(n, c, generator=g)*size, torch.randint(c, (n,), generator=g)
+    T = fit_temperature(z, y)
+    assert .049 < T < 20.1
+    for other in torch.logspace(-1.3, 1.3, 40).tolist(): assert nll(z, y, T) <= nll(z, y, min(max(other, .05), 20.)) + 1e-4
