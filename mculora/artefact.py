@@ -168,7 +168,7 @@ Features are expected as they come from these extractors{"; the model standardis
 
 {_scores(a) if t else "Not recorded."}
 
-## What its probabilities mean
+## What its outputs mean
 
 {_calibration(a)}
 
@@ -178,7 +178,7 @@ Features are expected as they come from these extractors{"; the model standardis
 
 ## What it is for, and what it is not
 
-For research on emotion recognition with missing modalities: comparing methods, studying what a modality adds. It tells what annotators would say of an utterance like those it was trained on; it does not tell what a person feels. It was not tested on other languages, recordings, people or feature extractors, nor for equal treatment of groups. Do not use it for decisions about people. Probabilities hold for data like the validation part; they say nothing where the data are different.
+For research on emotion recognition with missing modalities: comparing methods, studying what a modality adds. It tells what annotators would say of an utterance like those it was trained on; it does not tell what a person feels. It was not tested on other languages, recordings, people or feature extractors, nor for equal treatment of groups. Do not use it for decisions about people. Its outputs hold for data like the validation part; they say nothing where the data are different.
 The weights of some methods hold training data (kNN imputation keeps feature vectors): who may not pass on the data should not pass on such a model.
 """
 

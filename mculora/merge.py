@@ -100,18 +100,19 @@ def merge(
     if not isinstance(method, MCULoRA): raise ValueError(f'merge: found the method {method.name!r}, expected {MCULoRA.name!r}: no other has adapters to fold')
     s, i = method.settings, combination(label, method.widths)
     row, two = members(len(method.widths))[i], method.stages()[-1].name == 'finetune'
+    private = two                                                                            # the private part has a say; else the common one speaks alone
     names = tuple(m for m, has in zip(method.widths, row.tolist()) if has)
     plain = lambda: nn.ModuleDict({m: deepcopy(method.encoders[m]) for m in names})
     encoders, maps = [plain()], dict(private=nn.Identity(), common=nn.Identity())
     if two and s.adapter_place == 'linear':
         path = lambda kind, n: nn.ModuleDict({m: _adapted(method.encoders[m], method.adapters[kind][m], n) for m in names})
-        encoders = [path('private', i) if s.private else plain(), path('common', 0)]
+        encoders = [*([path('private', i) if s.private else plain()] if private else []), path('common', 0)]
     if two and s.adapter_place == 'output':
         base = (0 if method.adapters.literal else 1)*torch.eye(s.width, device=method.q.device)
         maps = {kind: Each(torch.stack([folded(getattr(method.adapters, kind)[m], n, base) for m in names])) for kind, n in (('private', i), ('common', 0))}
         if not s.private: maps['private'] = nn.Identity()
-    heads = {kind: _linear(h.weight[n], h.bias[n]) for kind, h, n in (('private', method.private_head, i), ('common', method.common_head, 0)) if two or kind == 'common'}
-    return Merged(names, encoders, maps, _fusion(method.fusion, row), heads, _weight(method.weight, row) if two else None).eval().requires_grad_(False)
+    heads = {kind: _linear(h.weight[n], h.bias[n]) for kind, h, n in (('private', method.private_head, i), ('common', method.common_head, 0)) if private or kind == 'common'}
+    return Merged(names, encoders, maps, _fusion(method.fusion, row), heads, _weight(method.weight, row) if private else None).eval().requires_grad_(False)
 
 def size(
     module:nn.Module, # any

@@ -8,7 +8,7 @@ __all__ = ['RunConfig', 'resolve_device', 'read_parameters', 'output_folder', 'l
 
 # %% ../nbs/13_runs.ipynb #442ca675
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -181,10 +181,9 @@ def save_method(
     path,            # file to write
 ):
     "Write a model as safetensors."
-    t = method.task
     tensors = {f'model.{k}': v for k, v in method.state_dict().items()} | {f'scale.{m}.{n}': x for m, ms in stats.items() for n, x in zip(('mean', 'std'), ms)}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    header = dict(method=method.name, options=method.settings.model_dump(mode='json'), widths=method.widths, task=dict(name=t.name, classes=t.classes, low=t.low, high=t.high, simulated=t.simulated, views=t.views))
+    header = dict(method=method.name, options=method.settings.model_dump(mode='json'), widths=method.widths, task=asdict(method.task))
     write_atomically(path, lambda tmp: save_file(tensors, str(tmp), metadata={'mculora': json.dumps(header)}))
 
 def load_method(
