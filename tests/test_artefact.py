@@ -10,10 +10,12 @@ from mculora.artefact import Artefact, Standalone, card, from_run, load, save, w
 from mculora.calibration import Calibration
 from mculora.dialogues import DataError, batch, keep, random_dialogues, split
 from mculora.evaluation import predictions
+from mculora.masking import drop
 from mculora.merge import merge, size
 from mculora.method import create, methods
 from mculora.modalities import labels, members
 from mculora.prediction import Predictor
+from mculora.results import read_result, write_result
 from mculora.runs import RunConfig, run
 from mculora.sources import fit_scale, scale
 
@@ -21,14 +23,14 @@ SMALL = dict(width=16, depth=1, rank=2, epochs=1, lr=1e-2, batch_size=4, C=.01)
 SHAPES = {'two': ({'text': 6, 'audio': 4}, 0), 'three': ({'a': 4, 't': 6, 'v': 5}, 4), 'four': ({'a': 2, 'b': 3, 'c': 4, 'd': 5}, 2)}
 
 
-def new(method, shape, **options):
+def new(method, shape, train=None, **options):
     widths, classes = SHAPES[shape]
     d = random_dialogues((5, 3, 7, 4, 6), widths, classes, parts=('train',)*4 + ('test',))
     known = methods()[method].Settings.model_fields
     torch.manual_seed(0)
     m = create(method, d.task, widths, {k: v for k, v in {**SMALL, **options}.items() if k in known})
     stats = fit_scale(d)
-    m.prepare(scale(d, stats))
+    m.prepare(scale(train or d, stats))
     with torch.no_grad(): [p.add_(torch.randn_like(p)*.1) for p in m.parameters()]
     return Artefact(m.eval().requires_grad_(False), stats, Calibration({c: 1 + .1*k for k, c in enumerate(labels(widths))}, dict.fromkeys(labels(widths), 30))), d
 
@@ -48,14 +50,26 @@ def test_every_method_comes_back_and_predicts_the_same(tmp_path, method, shape):
 @pytest.mark.parametrize('place', ['output', 'linear', 'none'])
 @pytest.mark.parametrize('shape', SHAPES)
 def test_merged_equals_the_model_for_every_combination(shape, place):
-    a, d = new('mculora', shape, adapter_place=place)
+    same_as_merged(*new('mculora', shape, adapter_place=place), smaller=place != 'linear')
+
+
+def test_merged_equals_the_model_where_a_combination_never_occurred_in_training():
+    d = random_dialogues((5, 3, 7, 4, 6), parts=('train',)*4 + ('test',))
+    apart = d.present.clone()
+    apart[:12, 0], apart[12:, 2] = False, False                                              # a and v are never there together
+    a, _ = new('mculora', 'three', train=drop(d, apart))
+    same_as_merged(a, d)
+
+
+def same_as_merged(a, d, smaller=True):
+    "The merged model against the model, under every combination."
     b = batch(scale(d, a.scale), range(len(d)))
     for row, label in zip(members(len(a.modalities)), labels(a.modalities)):
         one, small = keep(b, row), merge(a.method, label)
         y, w = small({m: one.features[m] for m in small.names}, one.valid)                      # it is given nothing else
         torch.testing.assert_close(y[b.valid], a.method.predict(one)[b.valid], rtol=0, atol=1e-5)
         torch.testing.assert_close(w[b.valid], a.method.inspect(one)['weight'][b.valid], rtol=0, atol=1e-5)
-        if row.sum() < len(row) and place != 'linear': assert size(small) < size(a.method)
+        if row.sum() < len(row) and smaller: assert size(small) < size(a.method)
 
 
 @pytest.mark.parametrize('shape, label', [('two', 'text'), ('two', 'text+audio'), ('four', 'bd')])
@@ -154,8 +168,8 @@ def test_a_run_is_exported_with_its_own_data_only(tmp_path):
     a = from_run(folder)                                                                      # scores: no temperatures
     assert set(a.calibration.temperature.values()) == {1.} and a.report == {} and 'no probabilities' in card(a)
     assert load(save(a, tmp_path/'model')).trained['data']['name'] == 'mosei-simulated-tiny'
-    result = json.loads((folder/'result.json').read_text())
-    (folder/'result.json').write_text(json.dumps(result | dict(data=result['data'] | dict(hash='0'*16))))
+    r = read_result(folder)
+    write_result(folder, r.model_copy(update=dict(data=r.data | dict(hash='0'*16))))
     with pytest.raises(DataError, match='found data with the fingerprint'): from_run(folder)
     assert from_run(folder, calibrated=False).calibration.utterances == {}
     with open(folder/'model.safetensors', 'ab') as f: f.write(b'x')
