@@ -251,6 +251,7 @@ def from_run(
     folder,             # of a finished run
     data_root=None,     # folder that holds the data, as for the run
     features:dict[str, str]|None=None, # feature folders, as for the run
+    dataset:str|None=None, # as for the run; None: by the name that the result has
     calibrated:bool=True, # fit temperatures on the validation part
 )->Artefact:
     "The artefact of a run. Raises `DataError` where the run is not whole, or the data are not those it was trained on."
@@ -259,7 +260,7 @@ def from_run(
     method, scale = load_method(folder)
     trained = dict(config=r.config, data=r.data, scores=_sisters(folder, r), environment={k: r.environment.get(k) for k in ('commit', 'changed', 'torch', 'device')}, validation=[{k: s[k] for k in ('name', 'epochs', 'kept')} for s in r.stages])
     if not calibrated: return Artefact(method, scale, Calibration(dict.fromkeys(labels(method.widths), 1.)), {}, trained)
-    known = {k: v for k, v in r.config.items() if k in RunConfig.model_fields} | dict(device='cpu', data_root=None if data_root is None else str(data_root), features=features)
+    known = {k: v for k, v in {**r.data, **r.config}.items() if k in RunConfig.model_fields} | dict(device='cpu', dataset=dataset or r.config['dataset'], data_root=None if data_root is None else str(data_root), features=features)
     s, _, about, _ = prepare(RunConfig(**known))
     if about['hash'] != r.data['hash']: raise DataError(f'{folder}: found data with the fingerprint {about["hash"]} ({about["name"]}), expected {r.data["hash"]} ({r.data["name"]}), those of the run: name their folder, or export without temperatures')
     c = calibrate(method, s.val)

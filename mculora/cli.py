@@ -124,6 +124,7 @@ def _refused(e): # what a person reads, and the exit code
 def export(
     run:Annotated[Path, typer.Argument(help='Folder of a finished run.')],
     model:Annotated[Path, typer.Argument(help='Folder to write; made if it is not there.')],
+    dataset:Annotated[str|None, typer.Option(help='As for the run, where its name alone does not lead to the data.')]=None,
     data_root:Annotated[str|None, typer.Option(help='Folder with the data of the run, as for the run.')]=None,
     features:Annotated[list[str]|None, typer.Option(help='MODALITY=FOLDER, as for the run.')]=None,
     temperatures:Annotated[bool, typer.Option(help='Fit them on the validation part; without, probabilities are not calibrated.')]=True,
@@ -131,7 +132,7 @@ def export(
 ):
     "Make a model of a run: weights, configuration, model card. Exit code: 0 written, 2 something is wrong."
     try:
-        a = from_run(run, data_root, _pairs(features), temperatures)
+        a = from_run(run, data_root, _pairs(features), dataset, temperatures)
         save(a, model, tuple(program or ()))
     except (ValueError, OSError) as e: raise _refused(e) from None
     typer.echo(f'{model}: {a.method.name} on {a.task.name}, {len(a.calibration.temperature)} combinations of {", ".join(a.modalities)}')
