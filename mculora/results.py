@@ -119,7 +119,9 @@ def damage(
         path = Path(folder)/Path(name).name
         if name not in r.files: return 'found a file that the result does not name'
         if not path.is_file(): return 'found no such file'
-        return '' if file_hash(path) == r.files[name] else f'found other contents, expected sha256 {r.files[name][:8]}...'
+        try: found = file_hash(path)
+        except OSError as e: return f'found a file that cannot be read ({e.strerror})'
+        return '' if found == r.files[name] else f'found other contents, expected sha256 {r.files[name][:8]}...'
     return [f'{Path(folder)/n}: {what}' for n in (r.files if names is None else names) if (what := wrong(n))]
 
 def beside(

@@ -107,7 +107,8 @@ def locked(
         if not mine: f.close()
     f.truncate(0); f.write(f'host {socket.gethostname()}, process {os.getpid()}'); f.flush()
     try: yield True
-    finally: path.unlink(missing_ok=True); f.close()
+    finally:
+        with f, suppress(OSError): path.unlink()                                                         # an unlocked file says nothing, where it cannot be taken away
 
 # %% ../nbs/13_runs.ipynb #12e6894d
 def prepare(

@@ -412,7 +412,8 @@ def write_atomically(
         os.replace(part, path)
         _flush(path.parent)
     except (OSError, SafetensorError) as e: raise OutputError(f'cannot write {path} ({e})') from e
-    finally: part.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError): part.unlink()
 
 # %% ../nbs/02_sources.ipynb #5ea1ed01
 def _digest(tensors, meta): # of names, types, shapes, values and text

@@ -19,13 +19,12 @@ import pandas as pd
 import pytest
 import torch
 
-from mculora.dialogues import DataError, fingerprint, random_dialogues, split
+from mculora.dialogues import DataError, fingerprint
 from mculora.masking import load_mask
-from mculora.method import create
 from mculora.results import beside, file_hash, read_result
 from mculora.runs import RunConfig, finished, load_method, prepare, run
 from mculora.sources import example, load_dialogues, load_sealed, write_layout
-from mculora.training import earlier, fit, load_checkpoint
+from mculora.training import earlier, load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = dict(width=8, depth=1, rank=2, epochs=4, batch_size=4)    # two stages of four epochs
@@ -107,7 +106,7 @@ def server():
     said = {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE', 'PYTHONPATH': f'{ROOT/"tests"}{os.pathsep}{ROOT}'}
     before = {k: os.environ.get(k) for k in said}
     os.environ.update(said)
-    SERVER.set_forkserver_preload(['test_faults', 'mculora.model', 'mculora.twins', 'pyarrow.parquet'])
+    SERVER.set_forkserver_preload(['test_faults', 'mculora.model', *(f'mculora.baselines.{p.stem}' for p in (ROOT/'mculora'/'baselines').glob('[a-z]*.py')), 'pyarrow.parquet', 'torch._dynamo'])  # Adam imports the last
     multiprocessing.forkserver.ensure_running()
     for k, v in before.items():
         if v is None: del os.environ[k]
@@ -116,7 +115,7 @@ def server():
 
 class Place:
     "A folder for runs, with a cache of its own, and data that are shared."
-    def __init__(self, path, data): self.path, self.data, self.n = Path(path), data, count()
+    def __init__(self, path, data, logs=None): self.path, self.data, self.logs, self.n = Path(path), data, logs or Path(path).parent, count()
 
     def start(self, *before, during=(), **options):
         self.path.mkdir(exist_ok=True, parents=True)
@@ -125,7 +124,7 @@ class Place:
         p.log = log
         return p
 
-    def log(self, n): return self.path.parent/f'{self.path.name}-{n}.log'
+    def log(self, n): return self.logs/f'{self.path.name}-{n}.log'
 
     def go(self, *before, during=(), **options):
         "Exit code, and what was printed."
@@ -281,11 +280,8 @@ def fails(place, message, *before, **more):
 @pytest.mark.faults
 @pytest.mark.parametrize('limit', [2_000, 8_000, 20_000, 30_000, 45_000, 60_000])
 def test_files_that_cannot_grow(campaign, place, alone, limit):
-    code, text = place.go((small_files, (limit,)))
-    whole = code == 0
-    assert whole or code == 1 and 'cannot write' in text, text
-    if not whole: all_whole(place); ends_well(campaign, place, alone.whole)
-    else: assert outcome(place.results[0].parent) == alone.whole   # only the cache was too large for it, and that is a warning
+    fails(place, 'cannot write', (small_files, (limit,)))
+    ends_well(campaign, place, alone.whole)
 
 
 @contextmanager
@@ -300,7 +296,7 @@ def disk(at, megabytes):
 @pytest.mark.parametrize('epochs', [1, 4, 8])
 def test_a_disk_that_is_full(campaign, tmp_path, data, alone, epochs):
     with disk(tmp_path/'disk', 40) as at:
-        place = Place(at/'place', data)
+        place = Place(at/'place', data, tmp_path)
         fails(place, 'cannot write .* start the same run again', during=[(epochs, fill, (at,))])
         (at/'filler').unlink()
         text = ends_well(campaign, place, alone.whole)
@@ -310,8 +306,8 @@ def test_a_disk_that_is_full(campaign, tmp_path, data, alone, epochs):
 @pytest.mark.faults
 def test_a_disk_without_room_is_refused_before_anything_is_computed(campaign, tmp_path, data, alone):
     with disk(tmp_path/'disk', 40) as at:
-        place = Place(at/'place', data)
-        fill(at)
+        place = Place(at/'place', data, tmp_path)
+        place.path.mkdir(); fill(at)
         assert not EPOCH.findall(fails(place, 'MB free at .*nothing was started|cannot write'))
         (at/'filler').unlink()
         ends_well(campaign, place, alone.whole)
@@ -331,6 +327,7 @@ def test_a_folder_that_is_read_only_or_becomes_so(campaign, alone):
         fails(place, f'cannot write {ours}.*Permission denied', (nobody, ()), during=[(3, os.chmod, (ours, 0o555))])
         for p in (place.path/'runs').rglob('*'): p.chmod(0o777)
         assert len(EPOCH.findall(ends_well(campaign, place, alone.whole, 2))) <= 6
+        for p in ours.iterdir(): p.chmod(0o644)
         ours.chmod(0o555)                                          # a finished run is looked up where nothing can be written
         code, text = place.go((nobody, ()))
         ours.chmod(0o777)
@@ -451,7 +448,7 @@ def test_two_damaged_checkpoints_are_a_start_from_the_beginning(campaign, place,
     for p in [last, earlier(last)] + [place.one('*pretrain*.safetensors')]*stage_too: spoil(p)
     text = ends_well(campaign, place, alone.whole, 2 + stage_too)
     assert EPOCH.findall(text)[0] == ('pretrain 1' if stage_too else 'finetune 1')         # the shared stage is whole, and spares the first
-    assert text.count('found a damaged file') == 2 + stage_too
+    assert len(re.findall('it is not used$', text, re.M)) == 2 + stage_too
 
 
 @pytest.mark.faults
@@ -549,21 +546,6 @@ def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(camp
     right = kept[1]['at']['epoch'] == 2 and all(v.isfinite().all() for v in kept[0].values()) and set(ids) <= set(train.ids) and len(ids) == OPTIONS['batch_size'] and not list((tmp_path/'runs').rglob('result.json'))
     campaign.update({'faults injected': 1, 'survived': int(right), 'wrong results accepted': len(list((tmp_path/'runs').rglob('result.json')))})
     assert right
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize('what', ['constant', 'huge', 'tiny', 'one label', 'nothing present'])
-def test_a_long_run_on_degenerate_data_stays_finite(what):
-    d = random_dialogues(lengths=[1, 2, 9]*8, parts=('train',)*4 + ('val', 'test'))
-    for x in d.features.values():
-        if what == 'constant': x.fill_(3.)
-        if what in ('huge', 'tiny'): x.mul_({'huge': 1e6, 'tiny': 1e-30}[what])
-    if what == 'one label': d.label.fill_(0)
-    if what == 'nothing present': d.present[::2, 0] = False; d.features[d.modalities[0]][::2] = 0
-    torch.manual_seed(0)
-    m = create('mculora', d.task, d.widths, dict(width=8, depth=1, rank=2, epochs=150, batch_size=4, lr=1e-3))
-    h = fit(m, split(d), progress=False)
-    assert len(h) == 300 and all(v.isfinite().all() for v in m.state_dict().values())
 
 
 # --- the same seed ---
