@@ -41,7 +41,7 @@ class Columns(BaseModel):
     middle:float|None = None     # a score with two sides, such as sentiment: accuracy is of the side; None: the correlation leads
     nonfinite:Literal['entry', 'modality', 'refuse'] = 'entry' # NaN and infinity in a vector
 
-# %% ../nbs/02b_own.ipynb #ab97d8e1
+# %% ../nbs/02b_own.ipynb #1f39a767
 def _mean(frames): # [T, D] -> [D], over what was measured
     there = ~np.isnan(frames)
     n = there.sum(0)
@@ -51,8 +51,9 @@ def _vector(x, base): # a cell -> [D] float32, NaN where not measured; None if t
     if x is None or np.isscalar(x) and x != x or type(x).__name__ == 'NAType': return None
     if isinstance(x, str):
         if not x.endswith('.npy'): raise DataError(f'found the text {x!r:.40}, expected numbers or the name of a .npy file')
+        if not (Path(base)/x).is_file(): raise DataError(f'{x}: found no such file, expected a .npy array')
         try: return read_npy(Path(base)/x, finite=False)
-        except (DataError, OSError) as e: raise DataError(f'{x}: {e.strerror if isinstance(e, OSError) else e}') from None
+        except DataError as e: raise DataError(f'{x}: {e}') from None
     try: x = np.array([np.asarray(row, dtype=np.float64) for row in x] if len(x) and np.ndim(x[0]) else x, dtype=np.float64)
     except (TypeError, ValueError): raise DataError(f'found {x!r:.60}, expected a list of numbers') from None
     if x.ndim not in (1, 2) or min(x.shape) < 1: raise DataError(f'found shape {x.shape}, expected (width,) or (frames, width)')
@@ -74,9 +75,9 @@ def _column(cells, where, name, base, nonfinite): # [N, D], [N], problems
     if good := [i for i, x in found.items() if len(x) == width]: out[good], present[good] = torch.from_numpy(np.stack([found[i] for i in good]).astype(np.float32)), True
     return out, present, bad
 
-# %% ../nbs/02b_own.ipynb #8ded2c2e
+# %% ../nbs/02b_own.ipynb #6045b8a6
 def _number(x): # a class as text: 1, 1.0 and '1' are one name
-    return str(int(x)) if isinstance(x, (int, float, np.number)) and not isinstance(x, (bool, np.bool_)) and x == int(x) else str(x)
+    return str(int(x)) if isinstance(x, (int, float, np.number)) and not isinstance(x, (bool, np.bool_)) and float(x).is_integer() else str(x)
 
 def read_labels_of(
     y:'pd.Series',   # a column
@@ -152,7 +153,7 @@ def _modalities(frame, c, features): # modality -> column
         if not re.fullmatch(r'\w[\w-]*', m): raise DataError(f'features: found the modality name {m!r}, expected letters, digits, _ and -')
     return features
 
-# %% ../nbs/02b_own.ipynb #a5f274da
+# %% ../nbs/02b_own.ipynb #01adaa0f
 def read_table(
     source,                   # a .parquet or .csv file, a pandas frame, a mapping of columns, or what has `to_pandas`
     columns:Columns=Columns(), # which column is what
@@ -178,7 +179,8 @@ def _read(f, name, base, c, features):
     get = lambda r: f[roles[r]]
     for r in ('dialogue', 'position', 'split', 'utterance', 'speaker'):
         if has(r): bad += [f'column {roles[r]!r}, row {i}: found nothing, expected a value' for i in get(r).isna().to_numpy().nonzero()[0]]
-    dialogue = get('dialogue').astype(str).tolist() if has('dialogue') else get('utterance').astype(str).tolist() if has('utterance') else [f'{i:0{len(str(n - 1))}}' for i in range(n)]
+    text = lambda r: [str(x) for x in get(r)]
+    dialogue = text('dialogue') if has('dialogue') else text('utterance') if has('utterance') else [f'{i:0{len(str(n - 1))}}' for i in range(n)]
     if has('position'):
         place = np.array([float(x) if str(x).replace('.', '', 1).lstrip('-').isdigit() else np.nan for x in get('position')])
         bad += [f'column {roles["position"]!r}, row {i}: found {get("position")[i]!r:.40}, expected a number' for i in np.isnan(place).nonzero()[0] if get('position').notna()[i]]
@@ -194,12 +196,12 @@ def _read(f, name, base, c, features):
     ids, offset = ids.tolist(), [*start.tolist(), n]
     if not has('split'): part = _dealt_parts(np.diff(offset), c.folds) if len(ids) > 1 else ['train']
     else:
-        said = get('split').astype(str).to_numpy()[order]
+        said = np.array(text('split'))[order]
         for k, d in enumerate(ids):
             if len(other := set(said[offset[k]:offset[k+1]])) > 1: bad.append(f'column {roles["split"]!r}, dialogue {d!r}: found {", ".join(sorted(other))}, expected one part for a whole dialogue')
         part, more = _named_parts(said[start])
         bad += [f'column {roles["split"]!r}: {p}' for p in more]
-    who = get('speaker').astype(str).to_numpy()[order] if has('speaker') else np.array(['']*n)
+    who = np.array(text('speaker'))[order] if has('speaker') else np.array(['']*n)
     speaker = [k for a, b in zip(offset, offset[1:]) for at in [list(dict.fromkeys(who[a:b]))] for k in map(at.index, who[a:b])]
     utterances = [str(get('utterance')[i]) if has('utterance') else f'{dialogue[i]}_{place[i]:g}' if has('dialogue') else dialogue[i] for i in order]
     bad += [f'column {roles["utterance"]!r}: found {u!r} {k} times, expected different names' for u, k in Counter(utterances).items() if k > 1 and has('utterance')]
@@ -219,7 +221,7 @@ def as_table(
         label=[d.task.classes[y] for y in d.label] if d.task.classes else d.label.tolist(), split=[d.part[k] for k in at])
     return pd.DataFrame(rows | {m: [x.tolist() if has else None for x, has in zip(d.features[m], d.present[:, k])] for k, m in enumerate(d.modalities)})
 
-# %% ../nbs/02b_own.ipynb #ca721239
+# %% ../nbs/02b_own.ipynb #4024c2e5
 def pool(
     x:np.ndarray,      # [N, T, D] frames, or [N, D]
     lengths=None,      # N numbers of frames, or None
@@ -245,7 +247,11 @@ def read_mmsa(
     rows = {k: [] for k in ('dialogue', 'position', 'utterance', 'split', columns.label, *(f'field {m}' for m in fields))}
     for part, p in parts.items():
         if gone := [k for k in ('id', one, *fields.values()) if k not in p]: raise DataError(f'{path}, part {part!r}: found no {gone[0]!r}, expected it beside {", ".join(map(str, p))}')
-        n = len(p['id'])
+        ids, y = (np.array(p[k], object) if isinstance(p[k], (list, tuple)) else np.asarray(p[k]) for k in ('id', one))
+        n = len(ids) if ids.ndim == 1 else 0
+        if not n: raise DataError(f'{path}, part {part!r}, id: found shape {ids.shape}, expected one name per utterance')
+        if y.size != n or y.ndim > 2: raise DataError(f'{path}, part {part!r}, {one}: found shape {y.shape}, expected ({n},) as there are ids')
+        if one == 'regression_labels' and not all(isinstance(v, (int, float)) for v in y.reshape(n).tolist()): raise DataError(f'{path}, part {part!r}, {one}: found {y.reshape(n)[0]!r:.40}, expected numbers')
         for m, k in fields.items():
             x = np.asarray(p[k])
             if x.dtype.kind not in 'fiu' or x.ndim not in (2, 3) or len(x) != n: raise DataError(f'{path}, part {part!r}, {k}: found shape {x.shape} of {x.dtype}, expected ({n}, frames, width)')
@@ -253,14 +259,13 @@ def read_mmsa(
             length = p.get(f'{k}_lengths') if mask is None or np.ndim(mask) != 3 else np.asarray(mask)[:, 1].sum(-1)
             if length is not None and np.shape(length) != (n,): raise DataError(f'{path}, part {part!r}, {k}_lengths: found shape {np.shape(length)}, expected ({n},)')
             rows[f'field {m}'] += pool(x, length)
-        if len(p[one]) != n: raise DataError(f'{path}, part {part!r}, {one}: found {len(p[one])} values, expected {n} as there are ids')
-        names = [str(i).rpartition('$_$') for i in p['id']]
+        names = [str(i).rpartition('$_$') for i in ids]
         clips = {v: sorted((c for w, _, c in names if w == v), key=lambda c: (not c.isdigit(), int(c) if c.isdigit() else 0, c)) for v, _, _ in names}
         rows['dialogue'] += [f'{v or c} {part}' for v, _, c in names]
         rows['position'] += [clips[v].index(c) for v, _, c in names]
         rows['utterance'] += [f'{v}_{c} {part}' if v else f'{c} {part}' for v, _, c in names]
         rows['split'] += [part]*n
-        rows[columns.label] += list(np.asarray(p[one]).reshape(n).tolist())
+        rows[columns.label] += y.reshape(n).tolist()
     y = rows[columns.label]
     if one == 'regression_labels':
         edge = 1. if max(map(abs, y), default=0) <= 1 else 3.
