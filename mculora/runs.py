@@ -18,7 +18,6 @@ import ctypes, errno, fcntl, gc, json, os, re, resource, shutil, socket, sys, ti
 import torch
 import mculora
 from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from .modalities import labels
@@ -36,7 +35,7 @@ from .results import Result, Score, beside, code_hash, config_hash, damage, envi
 # %% ../nbs/13_runs.ipynb #fb3473cd
 def _dataset(name):
     if name in LAYOUTS or is_own(name): return name
-    raise PydanticCustomError('dataset', "{known}, or a file ({files})", dict(known=' or '.join(repr(x) for x in LAYOUTS), files=', '.join(FILES)))
+    raise ValueError(f'{" or ".join(map(repr, LAYOUTS))}, or a file ({", ".join(FILES)})')
 
 class RunConfig(Settings):
     "The configuration of a run."

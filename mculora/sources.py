@@ -531,7 +531,7 @@ def scale(
 )->Dialogues:
     "Features on the scale of the training part. Absent ones stay zero, entries that were not measured become zero: the mean."
     if tuple(stats) != d.modalities: raise DataError(f'scale: found the modalities {", ".join(d.modalities)}, expected {", ".join(stats)} as in training')
-    put = lambda x, here, mean, std: ((x.double() - mean.to(x.device)) / std.to(x.device)).float().nan_to_num(0.).masked_fill(~here[:, None], 0.)
+    put = lambda x, here, mean, std: ((x.double() - mean.to(x.device)) / std.to(x.device)).float().nan_to_num(0., torch.inf, -torch.inf).masked_fill(~here[:, None], 0.)
     return replace(d, features={m: put(x, d.present[:, k], *stats[m]) for k, (m, x) in enumerate(d.features.items())})
 
 # %% ../nbs/02_sources.ipynb #605ea6be
