@@ -6,10 +6,11 @@
 __all__ = ['FILES', 'Columns', 'read_labels_of', 'read_table', 'as_table', 'pool', 'read_mmsa', 'is_own', 'read_own', 'load_own',
            'open_data']
 
-# %% ../nbs/02b_own.ipynb #fbcce365
+# %% ../nbs/02b_own.ipynb #3cf0a470
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 import hashlib, os, re, warnings
@@ -221,7 +222,7 @@ def as_table(
         label=[d.task.classes[y] for y in d.label] if d.task.classes else d.label.tolist(), split=[d.part[k] for k in at])
     return pd.DataFrame(rows | {m: [x.tolist() if has else None for x, has in zip(d.features[m], d.present[:, k])] for k, m in enumerate(d.modalities)})
 
-# %% ../nbs/02b_own.ipynb #4024c2e5
+# %% ../nbs/02b_own.ipynb #f937f15b
 def pool(
     x:np.ndarray,      # [N, T, D] frames, or [N, D]
     lengths=None,      # N numbers of frames, or None
@@ -271,8 +272,9 @@ def read_mmsa(
         edge = 1. if max(map(abs, y), default=0) <= 1 else 3.
         columns = columns.model_copy(update={k: v for k, v in dict(task='score', low=-edge, high=edge, middle=0.).items() if k not in columns.model_fields_set})
     ways = Columns(**columns.model_dump(exclude_unset=True, exclude={'dialogue', 'position', 'utterance', 'split', 'speaker'}))
-    try: return read_table(rows, ways, {m: f'field {m}' for m in fields}, name or path.stem)
+    try: d, bad = read_table(rows, ways, {m: f'field {m}' for m in fields}, name or path.stem)
     except DataError as e: raise DataError(f'{path}: {str(e).removeprefix("the table: ")}') from None
+    return replace(d, task=replace(d.task, views={m: f'{k}, mean over the frames that count' for m, k in fields.items()})), bad
 
 # %% ../nbs/02b_own.ipynb #a1c8af0d
 FILES = {'.parquet': read_table, '.csv': read_table, '.pkl': read_mmsa, '.pickle': read_mmsa}
