@@ -20,7 +20,7 @@ ARGS =
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-RUN_NAME = train-$(DATASET)-$(METHOD)-$(SIZE)-$(SCHEDULE)-fold$(FOLD)-seed$(SEED)
+RUN_NAME = train-$(notdir $(DATASET))-$(METHOD)-$(SIZE)-$(SCHEDULE)-fold$(FOLD)-seed$(SEED)
 # make paper: how many cores it may use
 CORES = all
 

@@ -22,6 +22,8 @@ from .prediction import Predictor, as_rows, read_input, writable, write_rows
 from .explorer import explore as explored, page
 from .studies import CORE, Sweep, studies
 from .twins import open_dataset, repo_root
+from .own import Columns, is_own, open_data, read_own
+from .evaluation import shown
 
 # %% ../nbs/14_cli.ipynb #cd5fdf64
 app = typer.Typer(help='MCULoRA: emotion recognition when modalities are missing.', no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -36,16 +38,22 @@ def _pairs(texts): # ['a=NAME', ...] -> {'a': 'NAME'}, or None if there are none
 # %% ../nbs/14_cli.ipynb #e9fa67a2
 @data.command()
 def check(
-    path:Annotated[Path, typer.Argument(help='Data root, or the folder of one dataset.')],
-    features:Annotated[list[str]|None, typer.Option(help='MODALITY=FOLDER, once for each modality; without it folders are recognised by name.')]=None,
+    path:Annotated[Path, typer.Argument(help='Data root, the folder of one dataset, or a file of your own (.parquet, .csv, .pkl).')],
+    features:Annotated[list[str]|None, typer.Option(help='MODALITY=FOLDER (of a file: MODALITY=COLUMN), once for each modality; without it they are recognised.')]=None,
+    table:Annotated[str, typer.Option(help='What the columns of a file are called and how they are read, as JSON.')]='{}',
 ):
     "Read every dataset below PATH, print what is in it and all its problems. Exit code: 0 none, 1 problems, 2 no dataset."
-    chosen, found, n_bad = _pairs(features), find_all(path), 0
+    chosen, n_bad = _pairs(features), 0
+    own = is_own(path) and not path.is_dir()
+    try: columns = read_settings(Columns, json.loads(table), 'table')
+    except ValueError as e: raise typer.BadParameter(str(e)) from e
+    if own and not path.is_file(): typer.echo(f'{path}: found no such file', err=True); raise typer.Exit(2)
+    found = [(path.stem, path)] if own else find_all(path)
     if not found:
         typer.echo(f'{path}: found no dataset, expected IEMOCAP, CMUMOSI or CMUMOSEI with a label pickle (<NAME>_features_raw_*.pkl)', err=True)
         raise typer.Exit(2)
     for dataset, folder in found:
-        try: d, bad = read_layout(folder, dataset, chosen)
+        try: d, bad = read_own(folder, columns, chosen) if own else read_layout(folder, dataset, chosen)
         except DataError as e: d, bad = None, [str(e)]
         typer.echo(f'{dataset} in {folder}\n{describe(d, bad)}')
         n_bad += len(bad)
@@ -54,12 +62,14 @@ def check(
 # %% ../nbs/14_cli.ipynb #4e12a383
 @app.command()
 def train(
-    dataset:Annotated[str, typer.Option(help='iemocap, iemocap6, mosi, mosei.')]='iemocap',
+    dataset:Annotated[str, typer.Option(help='iemocap, iemocap6, mosi, mosei, or a file of your own (.parquet, .csv, .pkl).')]='iemocap',
     method:Annotated[list[str]|None, typer.Option(help='Once for each method; without it mculora.')]=None,
     fold:Annotated[list[int]|None, typer.Option(help='Once for each fold; without it all.')]=None,
     seed:Annotated[list[int]|None, typer.Option(help='Once for each seed; without it 66.')]=None,
     schedule:Annotated[str, typer.Option(help='paper, quick, or auto: paper on a GPU, quick on a CPU.')]='auto',
-    data_root:Annotated[str|None, typer.Option(help='Folder with IEMOCAP/, CMUMOSI/, CMUMOSEI/.')]=None,
+    data_root:Annotated[str|None, typer.Option(help='Folder with IEMOCAP/, CMUMOSI/, CMUMOSEI/, or with the file.')]=None,
+    features:Annotated[list[str]|None, typer.Option(help='MODALITY=FOLDER (of a file: MODALITY=COLUMN), once for each modality; without it they are recognised.')]=None,
+    table:Annotated[str, typer.Option(help='What the columns of a file are called and how they are read, as JSON.')]='{}',
     out_dir:Annotated[str, typer.Option(help='Where results go.')]='runs',
     device:Annotated[str, typer.Option(help='auto, cpu, cuda, ...')]='auto',
     size:Annotated[str, typer.Option(help="'full', or 'tiny' to see that it runs.")]='full',
@@ -69,9 +79,9 @@ def train(
 ):
     "Train methods on folds and seeds. Exit code: 0 all finished, 1 a loss was no longer finite, 2 something is wrong with what was asked for."
     try:
-        given = dict(dataset=dataset, schedule=schedule, data_root=data_root, out_dir=out_dir, device=device, size=size, precision=precision, options=json.loads(options))
-        read_settings(RunConfig, given, 'options')
-        every = fold or list(range(1, len(folds(open_dataset(dataset, data_root and repo_root()/data_root, size))) + 1))
+        given = dict(dataset=dataset, schedule=schedule, data_root=data_root, out_dir=out_dir, device=device, size=size, precision=precision, options=json.loads(options), features=_pairs(features), table=json.loads(table))
+        one = read_settings(RunConfig, given, 'options')
+        every = fold or list(range(1, len(folds(open_data(dataset, data_root and repo_root()/data_root, size, one.features, one.table))) + 1))
         out = run_all([read_settings(RunConfig, dict(given, method=m, fold=f, seed=s), 'options') for m in method or ['mculora'] for f in every for s in seed or [66]], together=together or None)
     except (ValueError, OSError) as e:
         typer.echo(f'Error: {e}', err=True)
@@ -79,7 +89,9 @@ def train(
     for result, folder in out:
         if isinstance(result, Exception): typer.echo(f'{folder.name}: {result}', err=True); continue
         at = {x.condition: x for x in result.scores if x.selection == 'validation' and x.protocol == 'fixed' and x.metric == result.scores[0].metric}
-        typer.echo(f'{result.data["name"]}, {result.config["method"]}, {result.data["fold"]}, seed {result.config["seed"]}: ' + ', '.join(f'{k} {100*x.value:.1f}' for k, x in at.items()) + f'  {at["all"].metric} (%), {result.seconds:.0f} s')
+        typer.echo(f'{result.data["name"]}, {result.config["method"]}, {result.data["fold"]}, seed {result.config["seed"]}: ' + ', '.join(f'{k} {shown(x.metric, x.value).removesuffix(" %")}' for k, x in at.items()) + f'  {at["all"].metric}{" (%)"*shown(at["all"].metric, 0.).endswith("%")}, {result.seconds:.0f} s')
+        n, never = result.data['conditions']['test'], [k for k, v in result.data['conditions']['train'].items() if not v]
+        if len(set(n.values())) > 1: typer.echo('  test utterances that have all of it: ' + ', '.join(f'{k} {v}' for k, v in n.items()) + ('; never in training, so predicted by the common part: ' + ', '.join(never) if never else ''))
     raise typer.Exit(int(any(isinstance(r, Exception) for r, _ in out)))
 
 # %% ../nbs/14_cli.ipynb #74625707

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .modalities import combination_index, members
+from .modalities import combination_index, members, supports
 
 # %% ../nbs/01_dialogues.ipynb #bf488feb
 class DataError(ValueError):
@@ -27,6 +27,7 @@ class Task:
     classes:tuple[str, ...] = () # class names, index = label; empty: a score is predicted
     low:float = -3.              # lowest score (scores only)
     high:float = 3.              # highest score
+    middle:float|None = 0.       # of scores: ACC and F1 are of the two sides of it; None: no sides, r leads
     simulated:bool = False       # True for the simulated twins
     views:dict[str, str] = field(default_factory=dict) # modality -> what it is, in words, e.g. the feature folder
 
@@ -60,6 +61,10 @@ class Dialogues:
         "True if within each dialogue every utterance has the same modalities."
         first = self.present[self.offset[:-1]].repeat_interleave(self.lengths.to(self.present.device), 0)
         return bool((first == self.present).all())
+    @cached_property
+    def can(self)->Tensor|None:
+        "[N, 2^M - 1] bool, on the host: the combinations that each utterance has in full; None where all have all."
+        return None if self.present.all() else supports(self.present).cpu()
 
 # %% ../nbs/01_dialogues.ipynb #523132d1
 def _first(names, bad, n=3): # the first few names where `bad` holds
@@ -68,6 +73,7 @@ def _first(names, bad, n=3): # the first few names where `bad` holds
 
 def problems(
     d:Dialogues, # to be checked
+    holes:bool=False, # NaN inside a vector is allowed: an entry that was not measured
 )->list[str]:    # one sentence per problem, empty if all is well
     "What keeps these dialogues from being used: shapes, empty dialogues, values that are not finite, labels out of range."
     n, bad = len(d.utterances), []
@@ -81,7 +87,7 @@ def problems(
     if d.offset[0] != 0 or d.offset[-1] != n: bad.append(f'offset: found {int(d.offset[0])} to {int(d.offset[-1])}, expected 0 to {n}')
     if (e := d.offset[1:] <= d.offset[:-1]).any(): bad.append(f'dialogue {_first(d.ids, e)}: found length 0, expected at least one utterance')
     for k, (m, x) in enumerate(d.features.items()):
-        if (e := ~torch.isfinite(x).all(-1)).any(): bad.append(f'features {m!r} of {_first(d.utterances, e)}: found NaN or infinity, expected finite numbers')
+        if (e := (x.isinf() if holes else ~x.isfinite()).any(-1)).any(): bad.append(f'features {m!r} of {_first(d.utterances, e)}: found {"infinity" if holes else "NaN or infinity"}, expected finite numbers')
         if x[~d.present[:, k]].any(): bad.append(f'features {m!r}: found values where `present` is False, expected zeros')
         if not d.present[:, k].any(): bad.append(f'features {m!r}: no utterance has them; leave the modality out instead')
     if d.task.classes:
@@ -286,7 +292,7 @@ def split(
     if len(rest) < 2: raise DataError(f'fold {fold} of {d.task.name}: found {len(rest)} dialogues outside {name!r}, expected at least 2 to train on')
     if not len(val):
         r = select(d, rest)
-        y = r.label.numpy() if d.task.classes else r.label.sign().numpy()
+        y = r.label.numpy() if d.task.classes else (r.label - (r.label.median() if d.task.middle is None else d.task.middle)).sign().numpy()
         group = np.repeat(np.arange(len(r)), r.lengths.numpy())
         n = min(n_val, len(rest), int(np.unique(y, return_counts=True)[1].max()))
         if n < 2: raise DataError(f'{d.task.name}: found no label twice outside {name!r}, expected enough utterances to hold some out for validation')

@@ -60,14 +60,16 @@ def project(
     return (q + hi).clamp(low, high)
 
 def update_probabilities(
-    q:Tensor,                 # [N] probabilities of the combinations
+    q:Tensor,                 # [N] probabilities of the combinations; 0: it cannot occur, and stays 0
     change:Tensor,            # [N] delta s
     amplitude:float=.02,      # lambda; the paper gives no value
     bounds:tuple[float, float]=(.45, .55), # section 4.2, as probabilities of a modality; relative to 1/2 here
 )->Tensor:                    # [N]
     "One step of eq. 10 on the categorical distribution of the combinations."
-    n = len(q)
-    return project(q + rank_step(change, 1/n, amplitude), bounds[0]*2/n, bounds[1]*2/n)
+    on = q > 0
+    n, out = int(on.sum()), torch.zeros_like(q)
+    out[on] = project(q[on] + rank_step(change[on], 1/n, amplitude), bounds[0]*2/n, bounds[1]*2/n)
+    return out
 
 # %% ../nbs/09_dpft.ipynb #7a8583f5
 def update_modalities(

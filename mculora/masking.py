@@ -30,13 +30,17 @@ def random_mask(
     n_modalities:int,  # M
     rate:float,        # share of missing entries, 0 to `highest_rate`; above that (the field's "0.7") it is `highest_rate`
     seed:int=66,       # the paper's seed
+    present:Tensor|None=None, # [N, M] bool: what is there to begin with; None: everything
 )->Tensor:             # [N, M] bool: what stays
-    "Random missing protocol: every utterance keeps at least one modality, a share `rate` of all entries is gone."
+    "Random missing protocol: every utterance keeps at least one modality that it has, a share `rate` of all entries is gone."
     if not 0 <= rate < 1: raise ValueError(f'rate: found {rate}, expected at least 0 and below 1')
     g = torch.Generator().manual_seed(seed)
     stays = torch.randint(n_modalities, (n_utterances, 1), generator=g) == torch.arange(n_modalities)
     p = min(rate/highest_rate(n_modalities), 1.) if n_modalities > 1 else 0.
-    return stays | (torch.rand(n_utterances, n_modalities, generator=g) >= p)
+    luck = torch.rand(n_utterances, n_modalities, generator=g) >= p
+    if (again := torch.zeros(n_utterances, dtype=torch.bool) if present is None else ~(stays & present).any(-1) & present.any(-1)).any(): # the one that stays is not there: another that is
+        stays[again] = torch.multinomial(present[again].float(), 1, generator=g) == torch.arange(n_modalities)
+    return stays | luck
 
 # %% ../nbs/03_masking.ipynb #cde2a92c
 def mask_hash(
@@ -45,7 +49,7 @@ def mask_hash(
     "Fingerprint of a mask."
     return hashlib.sha256(json.dumps(mask.shape).encode() + mask.cpu().numpy().tobytes()).hexdigest()[:16]
 
-def _names_hash(d): return hashlib.sha256('\n'.join([*d.modalities, *d.utterances]).encode()).hexdigest()[:16]
+def _names_hash(d): return hashlib.sha256('\n'.join([*d.modalities, *d.utterances]).encode() + (b'' if d.can is None else d.present.cpu().numpy().tobytes())).hexdigest()[:16]
 
 def save_mask(
     mask:Tensor,    # [N, M] bool
@@ -97,17 +101,19 @@ def protocol_masks(
         path = Path(folder)/f'{name}-rate{rate}-seed{seed}-{_names_hash(d)[:8]}.safetensors'
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_mask(random_mask(len(d.utterances), len(d.modalities), rate, seed), d, path, rate=rate, seed=seed)
+            save_mask(random_mask(len(d.utterances), len(d.modalities), rate, seed, d.present.cpu()), d, path, rate=rate, seed=seed)
         out[str(rate)] = load_mask(path, d)
     return out
 
 # %% ../nbs/03_masking.ipynb #0a8d6234
 def from_modalities(
     p:Tensor, # [M] chance that a modality is there
+    on:Tensor|None=None, # [N] bool: combinations that can occur; None: all
 )->Tensor:    # [N] probability of each combination, the empty one left out
     "Probabilities of the combinations when every modality is drawn by itself."
     m = members(len(p)).to(p.device)
     q = torch.where(m, p, 1 - p).prod(-1)
+    if on is not None: q = q*on
     return q / q.sum()
 
 def sample(
@@ -115,11 +121,17 @@ def sample(
     shape:tuple[int, int],     # B, L of the batch
     per:str='dialogue',        # 'dialogue', 'batch' or 'utterance'
     generator:torch.Generator|None=None, # random state, on q's device
+    can:Tensor|None=None,      # [n, N] bool for the n draws: the combinations that can be made of what is there; None: all
 )->Tensor:                     # [B, M], or [B, L, M] if per utterance: what stays
     "Draw a combination for each dialogue, for the whole batch, or for each utterance."
     B, L = shape
     sizes = {'dialogue': B, 'batch': 1, 'utterance': B*L}
     if per not in sizes: raise ValueError(f'sampling: found {per!r}, expected one of {", ".join(sizes)}')
     M = (len(q) + 1).bit_length() - 1
-    mask = members(M).to(q.device)[torch.multinomial(q, sizes[per], replacement=True, generator=generator)]
+    i = torch.multinomial(q, sizes[per], replacement=True, generator=generator)
+    if can is not None:
+        rest = q*can                                                                  # [n, N]
+        again = ((rest.gather(1, i[:, None])[:, 0] == 0) & (rest.sum(-1) > 0)).nonzero()[:, 0] # not to be had: drawn once more, of what is
+        if len(again): i[again] = torch.multinomial(rest[again], 1, generator=generator)[:, 0]
+    mask = members(M).to(q.device)[i]
     return mask.view(B, L, M) if per == 'utterance' else mask.expand(B, M)

@@ -100,7 +100,7 @@ def merge(
     if not isinstance(method, MCULoRA): raise ValueError(f'merge: found the method {method.name!r}, expected {MCULoRA.name!r}: no other has adapters to fold')
     s, i = method.settings, combination(label, method.widths)
     row, two = members(len(method.widths))[i], method.stages()[-1].name == 'finetune'
-    private = two                                                                            # the private part has a say; else the common one speaks alone
+    private = two and bool(method.occurs[i])                                                 # the private part has a say; else the common one speaks alone
     names = tuple(m for m, has in zip(method.widths, row.tolist()) if has)
     plain = lambda: nn.ModuleDict({m: deepcopy(method.encoders[m]) for m in names})
     encoders, maps = [plain()], dict(private=nn.Identity(), common=nn.Identity())

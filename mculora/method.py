@@ -44,7 +44,7 @@ def read_settings(
     except ValidationError as e:
         known = ', '.join(cls.model_fields)
         say = lambda p: f'{what}: {".".join(map(str, p["loc"]))}: found {p["input"]!r}, expected ' + (
-            f'one of the known names ({known})' if p['type'] == 'extra_forbidden' else p['msg'].removeprefix('Input should be '))
+            f'one of the known names ({known})' if p['type'] == 'extra_forbidden' else p['msg'].removeprefix('Input should be ').removeprefix('Value error, '))
         raise ValueError('\n'.join(say(p) for p in e.errors())) from None
 
 # %% ../nbs/03a_method.ipynb #a83c424a

@@ -73,13 +73,19 @@ class MCULoRA(Method):
         if s.adapter_place == 'linear': self.adapters = nn.ModuleDict({kind: nn.ModuleDict({m: LinearAdapters(e, n, s.rank, s.alpha) for m, e in self.encoders.items()}) for kind, n in (('private', N), ('common', 1))})
         self.register_buffer('s', torch.zeros(N))                                           # s_t of eq. 8-9, s_0 = 0
         self.register_buffer('p', torch.full((M,), .5))                                     # for dpft = 'modality'
+        self.register_buffer('occurs', torch.ones(N, dtype=torch.bool))                     # combinations that some training utterance has in full
 
     @classmethod
     def recipe(cls, task, preset='fair'):
         if task.name.endswith('-tiny'): return dict(width=32, depth=1, epochs=30, lr=3e-3, batch_size=4)
-        if task.name.startswith('mosei'): return dict(batch_size=32, epochs=200, bounds=(.4, .6))
-        if task.name.startswith('mosi'): return dict(batch_size=32, bounds=(.4, .6))        # not in the paper; batch and epochs of the released script
+        if task.name.split('-')[0] == 'mosei': return dict(batch_size=32, epochs=200, bounds=(.4, .6))
+        if task.name.split('-')[0] == 'mosi': return dict(batch_size=32, bounds=(.4, .6))        # not in the paper; batch and epochs of the released script
         return {}
+
+    def prepare(self, train):
+        if train.can is None: return
+        self.occurs.copy_(train.can.any(0))
+        self.q.copy_(self.occurs/self.occurs.sum())
 
     def stages(self):
         s, both = self.settings, ('fusion', 'common_head')
@@ -117,7 +123,8 @@ class MCULoRA(Method):
         R, prt, com = self.represent(b)
         token_prt, token_com = self.fusion(torch.stack([prt, com]), b.present.expand(2, *b.present.shape), b.place, b.pack)   # Omega, both paths at once
         y_prt, y_com = self.private_head(token_prt, b.combination), self.common_head(token_com, torch.zeros_like(b.combination))
-        w = self.weight(prt, b.present)
+        own = self.occurs[b.combination.clamp(0)]                                            # its private part was trained; else the common part speaks alone
+        w = self.weight(prt, b.present) * own.view(*own.shape, *[1]*(3 - own.ndim))
         return dict(frozen=R, private=prt, common=com, y_com=y_com, y_prt=y_prt, weight=w, y_last=mix(y_com, y_prt, w))
 
     def _pretrained(self, b): return self.common_head(self.fusion(stack(self._encode(b)), b.present, b.place, b.pack), torch.zeros_like(b.combination))
@@ -126,14 +133,14 @@ class MCULoRA(Method):
         if stage == 'finetune':
             b = self._behind(batch)
             o = self.parts(b)
-            task, ort = task_loss(o['y_last'], b.label, b.valid), orthogonality(o['common'], o['private'], o['frozen'], b.present, self.settings.orthogonality == 'squared')
+            task, ort = task_loss(o['y_last'], b.label, b.present.any(-1)), orthogonality(o['common'], o['private'], o['frozen'], b.present, self.settings.orthogonality == 'squared')
             return total_loss(task, ort, self.settings.beta), dict(task=task, orthogonality=ort)
         full = batch.complete or batch
         R = self._encode(full)
         single = sum(task_loss(self.unimodal[m](r), batch.label, full.present[..., k]) for k, (m, r) in enumerate(R.items()))
         if not batch.whole: R = self._encode(batch)                                          # single utterances dropped: the encoder must not have seen them
         b = flat(replace(batch, features=R, encoded=True))
-        joint = task_loss(self._pretrained(b), b.label, b.valid)
+        joint = task_loss(self._pretrained(b), b.label, b.present.any(-1))                       # whoever has nothing left teaches nothing
         return joint + single, dict(task=joint, unimodal=single)
 
     def predict(self, batch, stage=None):
@@ -173,5 +180,5 @@ class MCULoRA(Method):
         now = torch.where(count > 0, total/count.clamp(min=1), before)                       # eq. 8, on validation data; a combination that does not occur there keeps its value
         change = now - before                                                                # eq. 9
         if s.dpft == 'combination': q = update_probabilities(q, change, s.amplitude, s.bounds)
-        else: p = update_modalities(p, change, rows.cpu(), s.amplitude, s.bounds); q = from_modalities(p)
+        else: on = self.occurs.cpu(); p = update_modalities(p, change[on], rows.cpu()[on], s.amplitude, s.bounds); q = from_modalities(p, on)
         for own, new in ((self.s, now), (self.q, q), (self.p, p)): own.copy_(new)

@@ -23,6 +23,7 @@ from platformdirs import user_cache_dir
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
+from .modalities import combination_index, labels
 from .dialogues import DataError, Dialogues, Task, folds, problems, random_dialogues
 
 # %% ../nbs/02_sources.ipynb #5b6963b7
@@ -297,6 +298,7 @@ def read_labels(
 # %% ../nbs/02_sources.ipynb #2ab16aa8
 def read_npy(
     path,        # a .npy file
+    finite:bool=True, # refuse NaN and infinity
 )->np.ndarray:   # [D] float32
     "One feature vector; frames are averaged. Raises `DataError` with what was found and what was expected."
     try:
@@ -312,7 +314,7 @@ def read_npy(
     if found < size: raise DataError(f'found {found} of {size} bytes, expected a whole file')
     x = np.frombuffer(raw, dtype, math.prod(shape), f.tell()).reshape(shape, order='F' if fortran else 'C')
     with np.errstate(over='ignore', invalid='ignore'): x = (x.mean(0, dtype=np.float64) if x.ndim == 2 else x).astype(np.float32)
-    if not np.isfinite(x).all(): raise DataError('found NaN or infinity, expected finite numbers')
+    if finite and not np.isfinite(x).all(): raise DataError('found NaN or infinity, expected finite numbers')
     return x
 
 # %% ../nbs/02_sources.ipynb #76fa7def
@@ -515,22 +517,32 @@ def fit_scale(
     out = {}
     for k, (m, x) in enumerate(train.features.items()):
         x = x[train.present[:, k]].double()
-        std = x.std(0, correction=0) if len(x) else x.new_zeros(x.shape[-1])
+        std, mean = (x.std(0, correction=0), x.mean(0)) if len(x) else x.new_zeros(2, x.shape[-1])
         constant = (x == x[:1]).all(0) | (std == 0)
-        out[m] = (x.mean(0) if len(x) else torch.zeros_like(std)), std.masked_fill(constant, 1.)
+        for j in (hole := x.isnan()).any(0).nonzero().flatten():                                       # columns with entries that were not measured
+            y = x[~hole[:, j], j]
+            mean[j], std[j] = (y.mean(), y.std(correction=0)) if len(y) else (0., torch.inf)           # never measured in training: it says nothing
+            constant[j] = len(y) > 0 and bool((y == y[0]).all())
+        out[m] = mean, std.masked_fill(constant, 1.)
     return out
 
 def scale(
     d:Dialogues, # any part
     stats:dict[str, tuple[Tensor, Tensor]], # of `fit_scale`
 )->Dialogues:
-    "Features on the scale of the training part. Absent ones stay zero."
+    "Features on the scale of the training part. Absent ones stay zero, entries that were not measured become zero: the mean."
     if tuple(stats) != d.modalities: raise DataError(f'scale: found the modalities {", ".join(d.modalities)}, expected {", ".join(stats)} as in training')
-    put = lambda x, here, mean, std: ((x.double() - mean.to(x.device)) / std.to(x.device)).float().masked_fill(~here[:, None], 0.)
+    put = lambda x, here, mean, std: ((x.double() - mean.to(x.device)) / std.to(x.device)).float().nan_to_num(0., torch.inf, -torch.inf).masked_fill(~here[:, None], 0.)
     return replace(d, features={m: put(x, d.present[:, k], *stats[m]) for k, (m, x) in enumerate(d.features.items())})
 
 # %% ../nbs/02_sources.ipynb #605ea6be
-def _count(n, what): return f'{n} {what}' + 's'*(n != 1)
+def _count(n, what, many=None): return f'{n} {what}' if n == 1 else f'{n} {many or what + "s"}'
+
+def _together(d): # what occurs, and which combinations no utterance has in full
+    names = labels(d.modalities)
+    had = Counter(combination_index(d.present).tolist())
+    never = [c for c, ok in zip(names, d.can.any(0).tolist()) if not ok]
+    return 'utterances with exactly: ' + ', '.join(f'{c} {had[i]}' for i, c in enumerate(names) if had[i]) + f', nothing {had[-1]}'*(had[-1] > 0) + ('; in none: ' + ', '.join(never) if never else '')
 
 def describe(
     d:Dialogues|None,         # what could be read
@@ -544,10 +556,12 @@ def describe(
         lines = [f'{d.task.name}{" (simulated)"*d.task.simulated}: {_count(len(d), "dialogue")}, {_count(n, "utterance")}']
         for k, (m, x) in enumerate(d.features.items()):
             here = x[d.present[:, k]]
+            holes = f', {_count(int(here.isnan().sum()), "entry", "entries")} not measured, in {_count(int(here.isnan().any(0).sum()), "column")}' if here.isnan().any() else ''
             zero, same = int((here == 0).all(-1).sum()), int((here == here[:1]).all(0).sum()) if len(here) else 0
-            lines.append(f'  {m}: {d.task.views.get(m, "")}, width {x.shape[-1]}, present {len(here)/n:.1%}, {_count(zero, "all-zero vector")}, {_count(same, "constant column")}')
-        groups = [(c, y == i) for i, c in enumerate(d.task.classes)] or [('negative', y < 0), ('zero', y == 0), ('positive', y > 0)]
-        lines.append('  labels: ' + ', '.join(f'{c} {int(e.sum())} ({e.double().mean():.1%})' for c, e in groups))
+            lines.append(f'  {m}: {d.task.views.get(m, "")}, width {x.shape[-1]}, present {len(here)/n:.1%}, {_count(zero, "all-zero vector")}, {_count(same, "constant column")}{holes}')
+        if d.can is not None: lines.append('  ' + _together(d))
+        groups = [(c, y == i) for i, c in enumerate(d.task.classes)] or [('negative', y < d.task.middle), ('zero' if d.task.middle == 0 else f'{d.task.middle:g}', y == d.task.middle), ('positive', y > d.task.middle)] if d.task.middle is not None or d.task.classes else []
+        lines.append('  labels: ' + (', '.join(f'{c} {int(e.sum())} ({e.double().mean():.1%})' for c, e in groups) or f'a score, {y.min():g} to {y.max():g}, mean {y.mean():.2f}, deviation {y.std():.2f}'))
         lines.append(f'  dialogue length: min {size.min():.0f}, median {size.quantile(.5):g}, mean {size.mean():.1f}, max {size.max():.0f}')
         lines.append('  speakers: ' + ', '.join(f'{s} ({_count(c, "utterance")})' for s, c in sorted(Counter(d.speaker.tolist()).items())))
         for p in sorted(set(d.part)):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'QUICK', 'PRECISIONS', 'resolve_schedule', 'scheduled', 'precisely', 'epoch_seed', 'thaw', 'train_mode',
-           'plan_epoch', 'unsound', 'train_epoch', 'train_one', 'encoded', 'earlier', 'save_checkpoint',
+           'to_be_had', 'plan_epoch', 'unsound', 'train_epoch', 'train_one', 'encoded', 'earlier', 'save_checkpoint',
            'load_checkpoint', 'resume', 'adam_state', 'restore_adam', 'Stopwatch', 'Replica', 'fit_all', 'fit']
 
 # %% ../nbs/11_training.ipynb #8785865b
@@ -15,6 +15,7 @@ from collections.abc import Callable
 import hashlib, math, os, time, warnings
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from .modalities import labels
 from .dialogues import DataError, Dialogues, Splits, batch, batches, onto
@@ -83,6 +84,18 @@ def train_mode(method:Method):
     for m in method.modules():
         if not m.training: m.eval()
 
+def to_be_had(
+    train:Dialogues, #
+    rows:Tensor,     # [B] the dialogues of a batch
+    per:str,         # 'dialogue', 'batch' or 'utterance'
+)->Tensor|None:      # [n, N] bool for the n draws of `sample`, None: everything
+    "The combinations that some utterance has in full: of each dialogue, of the batch, or the utterance itself."
+    if train.can is None: return None
+    can = [train.can[train.offset[k]:train.offset[k+1]] for k in rows]
+    if per == 'utterance': return pad_sequence(can, batch_first=True, padding_value=True).flatten(0, 1)
+    can = torch.stack([c.any(0) for c in can])
+    return can if per == 'dialogue' else can.any(0, keepdim=True)
+
 def plan_epoch(
     train:Dialogues, #
     stage:Stage,     #
@@ -91,7 +104,7 @@ def plan_epoch(
 )->list[tuple[Tensor, Tensor, int]]: # for each step: dialogues, what stays, key of the noise
     "Everything that is drawn for an epoch."
     g = torch.Generator().manual_seed(seed)
-    steps = [(rows, sample(q, (len(rows), int(train.lengths[rows].max())), stage.sampling, g)) for rows in batches(train.lengths, stage.batch_size, generator=g)]
+    steps = [(rows, sample(q, (len(rows), int(train.lengths[rows].max())), stage.sampling, g, to_be_had(train, rows, stage.sampling))) for rows in batches(train.lengths, stage.batch_size, generator=g)]
     return [(rows, mask, int(key)) for (rows, mask), key in zip(steps, torch.randint(2**31 - 1, (len(steps),), generator=g))]
 
 def unsound(

@@ -1,0 +1,287 @@
+"Data of one's own: any table is read or refused by name, real gaps are used as they are, nothing changes where there are none."
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from mculora.dialogues import DataError, batch, fingerprint, keep, random_dialogues, select, split
+from mculora.dpft import update_probabilities
+from mculora.evaluation import evaluate, evaluate_random, predictions
+from mculora.masking import from_modalities, protocol_masks, random_mask, sample
+from mculora.method import create, methods
+from mculora.modalities import combination_index, labels, members, supports
+from mculora.own import Columns, as_table, is_own, pool, read_mmsa, read_own, read_table
+from mculora.results import config_hash, read_result
+from mculora.runs import RunConfig, prepare, ready, run
+from mculora.sources import fit_scale, scale
+from mculora.training import fit, plan_epoch
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = dict(width=8, depth=1, rank=1, epochs=2, lr=1e-2, batch_size=4)
+FOUR = {'text': 4, 'audio': 3, 'vision': 2, 'turns': 2}
+
+
+def gappy(kinds, n=24, widths=None, n_classes=3, seed=0):
+    "Dialogues of three utterances; `kinds` is what they have, one dialogue after the other."
+    d = random_dialogues([3]*n, widths or {'a': 3, 't': 4, 'v': 2}, n_classes, parts=('train',)*4 + ('val', 'test'), seed=seed)
+    has = torch.tensor(kinds, dtype=torch.bool)[torch.arange(3*n)//3//6 % len(kinds) if len(kinds) <= n//6 else torch.arange(3*n)//3 % len(kinds)]
+    return replace(d, present=has, features={m: x*has[:, k:k+1] for k, (m, x) in enumerate(d.features.items())})
+
+
+# --- training draws what there is --------------------------------------------------------------------------------------------------------
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 4), st.sampled_from(['dialogue', 'batch', 'utterance']), st.floats(.1, .7), st.integers(0, 99))
+def test_what_is_drawn_can_be_had(M, per, missing, seed):
+    "Of the dialogue, by one of its utterances; of the batch, by one of its dialogues; of an utterance that has anything, by itself."
+    d = random_dialogues((3, 5, 2, 4, 1), {f'm{k}': 1 for k in range(M)}, missing=missing, seed=seed)
+    stage = replace(create('mculora', d.task, d.widths, SMALL).stages()[0], sampling=per)
+    for rows, mask, _ in plan_epoch(d, stage, torch.full((2**M - 1,), 1/(2**M - 1)), seed):
+        own = [supports(d.present[d.offset[k]:d.offset[k+1]]) for k in rows]
+        index = combination_index(mask)
+        if per == 'utterance': assert all(o[torch.arange(len(o)), i[:len(o)]].all() for o, i in zip(own, index))
+        elif per == 'dialogue': assert all(o[:, i].any() for o, i in zip(own, index))
+        else: assert torch.cat(own)[:, index[0]].any() and (index == index[0]).all()
+
+
+@pytest.mark.parametrize('per', ['dialogue', 'batch', 'utterance'])
+def test_complete_data_draw_as_ever(per):
+    d = random_dialogues((3, 5, 2, 4))
+    q = torch.full((7,), 1/7)
+    g = lambda: torch.Generator().manual_seed(4)
+    n = dict(dialogue=4, batch=1, utterance=20)[per]
+    assert torch.equal(sample(q, (4, 5), per, g()), sample(q, (4, 5), per, g(), torch.ones(n, 7, dtype=torch.bool))) and d.can is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 15), st.integers(0, 999))
+def test_dpft_on_some_combinations_is_dpft_on_these_alone(N, seed):
+    g = torch.Generator().manual_seed(seed)
+    on = torch.rand(N, generator=g) > .5
+    on[seed % N] = True
+    q, change = on/on.sum(), torch.randn(N, generator=g)
+    new = update_probabilities(q, change)
+    assert not new[~on].any() and abs(new.sum().item() - 1) < 1e-5
+    torch.testing.assert_close(new[on], update_probabilities(torch.full((int(on.sum()),), 1/int(on.sum())), change[on]))
+
+
+@pytest.mark.parametrize('kinds, never', [([[1, 1, 0], [0, 1, 1]], ['av', 'atv']), ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], ['at', 'av', 'tv', 'atv']), ([[0, 1, 1], [1, 1, 1]], [])])
+@pytest.mark.parametrize('options', [{}, dict(adapter_place='linear'), dict(sampling='utterance'), dict(dpft='modality')], ids=str)
+def test_private_parts_of_what_never_occurs_stay_and_the_common_part_answers(kinds, never, options):
+    d = gappy(kinds)
+    torch.manual_seed(0)
+    m = create('mculora', d.task, d.widths, SMALL | options)
+    before = {n: p.detach().clone() for n, p in m.named_parameters()}
+    fit(m, split(d), progress=False)
+    names = labels('atv')
+    assert [c for c, ok in zip(names, m.occurs.tolist()) if not ok] == never and not m.q[~m.occurs].any() and (m.q[m.occurs] > 0).all()
+    for n, p in m.named_parameters():
+        if n.startswith('adapters.private') or '.private.' in n: assert torch.equal(p[~m.occurs], before[n][~m.occurs]), n
+    everything = batch(random_dialogues((3, 2), widths=d.widths), [0, 1])
+    for c, row in zip(names, members(3)):
+        o = m.parts(keep(everything, row))
+        assert torch.equal(o['y_last'], o['y_com']) == (c in never)
+        assert o['y_last'][everything.valid].isfinite().all()
+
+
+@pytest.mark.parametrize('method', [m for m in methods() if m not in ('imder',)])
+def test_every_method_trains_where_nobody_is_complete(method):
+    d = gappy([[1, 1, 0], [0, 1, 1]])
+    known = methods()[method].Settings.model_fields
+    torch.manual_seed(0)
+    m = create(method, d.task, d.widths, {k: v for k, v in dict(SMALL, epochs=1).items() if k in known})
+    history = fit(m, split(d), progress=False)
+    y = predictions(m, split(d).test)
+    assert y.isfinite().all() and all(np.isfinite(v) for r in history for k, v in r.items() if k.startswith('train/'))
+    scores = evaluate(m, split(d).test)
+    assert all(np.isnan(scores[c]['WA']) == (n == 0) for c, n in zip(labels('atv'), split(d).test.can.sum(0).tolist())) and 0 <= scores['all']['WA'] <= 1
+
+
+def test_gaps_teach_what_they_can():
+    "The label is in text for half of the dialogues and in audio for the other half, which never meet: each alone is learnt."
+    d = gappy([[1, 0], [0, 1]], n=60, widths={'a': 3, 't': 4}, n_classes=2)
+    x = {m: (f + 3.*(2*d.label[:, None] - 1))*d.present[:, k:k+1] for k, (m, f) in enumerate(d.features.items())}
+    d = replace(d, features=x)
+    torch.manual_seed(0)
+    m = create('mculora', d.task, d.widths, dict(SMALL, epochs=8, width=16, dropout=.1))
+    fit(m, split(d), progress=False)
+    s = evaluate(m, split(d).test)
+    assert s['a']['WA'] > .9 and s['t']['WA'] > .9 and np.isnan(s['at']['WA'])
+    both = keep(batch(replace(d, features={k: f + 3.*(2*d.label[:, None] - 1) for k, f in random_dialogues([3]*60, d.widths).features.items()}, present=torch.ones_like(d.present)), range(60)), torch.tensor([True, True]))
+    assert (m.predict(both).argmax(-1) == both.label)[both.valid].float().mean() > .9       # never seen together
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0, .9), st.floats(0, .7), st.integers(2, 4), st.integers(0, 99))
+def test_the_random_protocol_leaves_everybody_something(missing, rate, M, seed):
+    d = random_dialogues([60], {f'm{k}': 1 for k in range(M)}, missing=missing, seed=seed)
+    assert (random_mask(60, M, rate, seed, d.present) & d.present).any(-1).all()
+
+
+def test_masks_are_of_the_gaps_they_were_drawn_for(tmp_path):
+    d = gappy([[1, 1, 0], [0, 1, 1]])
+    whole = random_dialogues([3]*24, d.widths)
+    for x in (d, whole): protocol_masks(x, tmp_path, 'test')
+    assert len(list(tmp_path.iterdir())) == 16                     # other gaps, other files
+    scores = evaluate_random(create('majority', d.task, d.widths), d, protocol_masks(d, tmp_path, 'test'))
+    assert all(0 <= v['WA'] <= 1 for v in scores.values())
+
+
+# --- tables ------------------------------------------------------------------------------------------------------------------------------
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 6), min_size=2, max_size=6), missing=st.sampled_from([0., .5]), n_classes=st.sampled_from([0, 3]), shuffle=st.integers(0, 99), seed=st.integers(0, 99))
+def test_a_table_is_read_back_in_any_order(lengths, missing, n_classes, shuffle, seed):
+    d = random_dialogues(lengths, FOUR, n_classes, missing, parts=('train', 'test'), seed=seed)
+    try: back, bad = read_table(as_table(d).sample(frac=1, random_state=shuffle), name='noise-simulated')
+    except DataError: assert not d.present.any(0).all(); return    # a modality that nobody has
+    if set(back.features) != set(FOUR): assert not d.present.any(0).all(); return
+    assert not bad and back.ids == d.ids and back.utterances == d.utterances and torch.equal(back.present, d.present) and torch.equal(back.offset, d.offset)
+    for m in FOUR: assert torch.equal(back.features[m], d.features[m])
+    if n_classes: assert [back.task.classes[y] for y in back.label] == [d.task.classes[y] for y in d.label]
+    else: torch.testing.assert_close(back.label, d.label, rtol=0, atol=0)
+
+
+junk = st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.floats(), st.text(max_size=4), st.lists(st.floats(), max_size=3), st.lists(st.lists(st.floats(), max_size=2), max_size=2), st.just('no/such.npy'), st.just([[1.], [1., 2.]]), st.just({}), st.just(b'x'))
+
+
+@settings(max_examples=150, deadline=None)
+@given(column=st.sampled_from(['dialogue', 'position', 'utterance', 'speaker', 'label', 'split', 'text', 'audio']), row=st.integers(0, 9), value=junk, rule=st.sampled_from(['entry', 'modality', 'refuse']))
+def test_a_damaged_cell_is_read_or_named(column, row, value, rule):
+    t = as_table(random_dialogues((3, 4, 3), {'text': 2, 'audio': 2}, parts=('train', 'train', 'test'))).astype(object)
+    t.at[row, column] = value
+    try: d, bad = read_table(t, Columns(nonfinite=rule))
+    except DataError as e: assert 'found' in str(e); return
+    if bad: assert all('found' in p or 'no utterance' in p for p in bad)
+    else:
+        assert not any(x.isinf().any() for x in d.features.values()) and (rule == 'entry' or not any(x.isnan().any() for x in d.features.values()))
+        assert all(x.isfinite().all() for x in scale(d, fit_scale(d)).features.values())
+
+
+@pytest.mark.parametrize('change, says', [
+    (dict(label='mood'), "no column 'mood' for label"), (dict(speaker='who'), "no column 'who' for speaker"), (dict(task='score'), 'expected numbers'), (dict(classes=('class 0', 'class 1')), "found 'class [23]', expected one of class 0, class 1")])
+def test_settings_that_do_not_fit_the_table(change, says):
+    t = as_table(random_dialogues((9, 9, 9), FOUR, parts=('train', 'train', 'test')))
+    with pytest.raises(DataError, match=says):
+        _, bad = read_table(t, Columns(**change))
+        if bad: raise DataError('; '.join(bad))
+
+
+@pytest.mark.parametrize('name, data', [('x.parquet', b'no parquet'), ('x.csv', b''), ('x.csv', b'\xff\xfe\x00'), ('x.pkl', b''), ('x.pkl', pickle.dumps([1])), ('x.pkl', pickle.dumps({'train': {'id': []}})), ('mosi.csv', b'label,text\n1,a.npy\n')])
+def test_a_file_that_is_no_table(tmp_path, name, data):
+    (tmp_path/name).write_bytes(data)
+    with pytest.raises(DataError, match=re.escape(name)): read_own(tmp_path/name)
+
+
+def test_a_file_of_an_utterance_is_named(tmp_path):
+    t = pd.DataFrame(dict(dialogue=['a', 'a', 'b', 'b'], position=[0, 1, 0, 1], label=['x', 'y']*2, split=['train']*2 + ['test']*2, text=['t0.npy', 't1.npy', 't2.npy', None]))
+    for k in range(3): np.save(tmp_path/f't{k}.npy', np.arange(3.) + k)
+    (tmp_path/'t1.npy').write_bytes(b'')
+    (tmp_path/'t2.npy').unlink()
+    t.to_csv(tmp_path/'own.csv', index=False)
+    _, bad = read_own(tmp_path/'own.csv')
+    assert bad == ["column 'text', row 1 (dialogue 'a', position 1): t1.npy: found an empty file, expected a .npy array", "column 'text', row 2 (dialogue 'b', position 0): t2.npy: found no such file, expected a .npy array"]
+
+
+def test_infinite_values_do_not_reach_the_scale():
+    d = random_dialogues((6, 6, 6), {'text': 3}, parts=('train', 'train', 'test'))
+    t = as_table(d)
+    for i in (0, 1, 2): t.at[i, 'text'] = [np.inf, np.nan, 1.][:i+1] + t.text[i][i+1:]
+    got, bad = read_table(t)
+    assert not bad and int(got.features['text'].isnan().sum()) == 5 and not got.features['text'].isinf().any()
+    train = split(got).train
+    mean, std = fit_scale(train)['text']
+    for j in range(3):
+        y = train.features['text'][:, j]; y = y[~y.isnan()].double()
+        assert abs(mean[j] - y.mean()) < 1e-12 and abs(std[j] - y.std(correction=0)) < 1e-12
+    z = scale(train, fit_scale(train)).features['text']
+    assert (z[train.features['text'].isnan()] == 0).all()
+
+
+# --- the pickles of MMSA -----------------------------------------------------------------------------------------------------------------
+
+def mmsa(seed=0, T=4):
+    g = np.random.default_rng(seed)
+    def part(n, videos):
+        x = {m: g.normal(size=(n, T, w)).astype(np.float32) for m, w in (('text', 5), ('audio', 3), ('vision', 2))}
+        length = g.integers(1, T + 1, n)
+        for m in ('audio', 'vision'): x[m][np.arange(T) >= length[:, None]] = 0
+        return {**x, 'audio_lengths': length.tolist(), 'vision_lengths': length, 'raw_text': np.array(['so']*n), 'id': np.array([f'{videos}{k % 3}$_${k}' for k in range(n)]), 'regression_labels': g.uniform(-3, 3, n).astype(np.float32), 'classification_labels': g.integers(0, 3, n), 'annotations': ['Negative']*(n - 1) + ['Positive']}
+    return {'train': part(12, 'a'), 'valid': part(5, 'b'), 'test': part(6, 'a')}   # train and test share videos, as in CH-SIMS
+
+
+def test_pooling_by_hand():
+    x = np.array([[[1., 2.], [0., 0.], [3., 6.], [9., 9.]], [[0., 0.]]*4, [[1., np.inf], [2., 4.], [0., 0.], [0., 0.]]])
+    one, none, third = pool(x, [3, 4, 2])
+    assert one.tolist() == [2., 4.] and none is None and third.tolist() == [1.5, 4.]
+
+
+def test_videos_in_several_parts_are_dialogues_of_their_own(tmp_path):
+    (tmp_path/'sims.pkl').write_bytes(pickle.dumps(mmsa(), 4))
+    d, bad = read_mmsa(tmp_path/'sims.pkl')
+    assert not bad and len(d) == 9 and {i.split()[0] for i in d.ids if 'train' in i} == {'a0', 'a1', 'a2'} and set(d.part) == {'train', 'val', 'test'}
+    assert [u for u in d.utterances if u.startswith('a0_') and 'train' in u] == ['a0_0 train', 'a0_3 train', 'a0_6 train', 'a0_9 train']   # by number
+
+
+@settings(max_examples=60, deadline=None)
+@given(part=st.sampled_from(['train', 'test']), field=st.sampled_from(['text', 'audio', 'vision_lengths', 'id', 'regression_labels']), value=st.sampled_from([None, 3, 'x', [], np.zeros(2), np.zeros((12, 4)), np.zeros((12, 4, 5)), np.array(['a']*12), [1]*12]))
+def test_a_damaged_field_is_read_or_named(tmp_path_factory, part, field, value):
+    parts = mmsa()
+    parts[part][field] = value
+    file = tmp_path_factory.getbasetemp()/'damaged.pkl'
+    file.write_bytes(pickle.dumps(parts))
+    try: read_mmsa(file)
+    except DataError as e: assert 'damaged.pkl' in str(e) and 'found' in str(e)
+
+
+# --- the harness -------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('name, own', [('iemocap', False), ('x.parquet', True), ('/a/b.csv', True), ('unaligned_50.pkl', True), ('x.npy', False)])
+def test_what_a_file_of_ones_own_is(name, own): assert is_own(name) == own
+
+
+def test_hashes_of_earlier_runs_stand():
+    "What is hashed of a run on a release has the same names and values as in the committed results."
+    now = ready(RunConfig(size='tiny', device='cpu', out_dir='runs/none-written', method='majority')).full
+    then = read_result(next(iter(sorted((ROOT/'results'/'mosi'/'mculora').rglob('result.json')))))
+    assert set(now) == set(then.config) and now['dataset'] == 'iemocap' and then.config_hash == config_hash(then.config)
+
+
+def test_the_kind_of_a_file_changes_nothing(tmp_path):
+    "Parquet and pickle, here and in another folder: the same data, the same run."
+    d = random_dialogues([3]*12, FOUR, parts=('train',)*4 + ('val', 'test'), missing=.2)
+    hashes = set()
+    for folder in ('one', 'two'):
+        (tmp_path/folder).mkdir()
+        as_table(d).to_parquet(tmp_path/folder/'noise-simulated.parquet')
+        hashes.add(ready(RunConfig(dataset='noise-simulated.parquet', data_root=str(tmp_path/folder), device='cpu', out_dir=str(tmp_path/'runs'), method='majority')).key)
+    assert len(hashes) == 1
+
+
+def test_a_modality_that_training_lacks_is_refused(tmp_path):
+    d = gappy([[1, 1, 1]])
+    has = d.present & ~((torch.arange(72)//3 % 6 < 4)[:, None] & torch.tensor([False, False, True]))        # vision in val and test only
+    as_table(replace(d, present=has)).to_parquet(tmp_path/'noise-simulated.parquet')
+    with pytest.raises(DataError, match='train part of test: found no utterance with v, expected some'): prepare(RunConfig(dataset=str(tmp_path/'noise-simulated.parquet'), device='cpu'))
+
+
+def test_the_training_notebook_takes_a_table_with_gaps(tmp_path):
+    d = gappy([[1, 1, 0, 1], [0, 1, 1, 0]], n=36, widths=FOUR, n_classes=0)
+    as_table(replace(d, task=replace(d.task, middle=None))).rename(columns=dict(label='joy')).to_parquet(tmp_path/'noise-simulated.parquet')
+    done = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/train.ipynb', str(tmp_path/'out.ipynb'), '-k', 'python3', '--no-progress-bar', '-p', 'dataset', str(tmp_path/'noise-simulated.parquet'), '-p', 'out_dir', str(tmp_path/'runs'), '-y', 'table: {label: joy}', '-y', f'options: {json.dumps(dict(SMALL, batch_size=8))}', '-p', 'device', 'cpu'],
+        cwd=ROOT, text=True, capture_output=True, timeout=400, env={**{k: v for k, v in os.environ.items() if k != 'IN_TEST'}, 'OMP_NUM_THREADS': '1', 'JUPYTER_PREFER_ENV_PATH': '1'})
+    assert done.returncode == 0, done.stderr[-3000:]
+    r = read_result(next((tmp_path/'runs').rglob('result.json')))
+    assert r.scores[0].metric == 'r' and {s.condition for s in r.scores if s.protocol == 'fixed'} == {k for k, n in r.data['conditions']['test'].items() if n} | {'incomplete', 'all'}
+    text = (tmp_path/'out.ipynb').read_text()
+    assert 'utterances that have all of it' in text and len(list(next((tmp_path/'runs').rglob('result.json')).parent.glob('*.png'))) == 6
