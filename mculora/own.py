@@ -257,8 +257,8 @@ def read_mmsa(
             x = np.asarray(p[k])
             if x.dtype.kind not in 'fiu' or x.ndim not in (2, 3) or len(x) != n: raise DataError(f'{path}, part {part!r}, {k}: found shape {x.shape} of {x.dtype}, expected ({n}, frames, width)')
             mask = p.get('text_bert') if k == 'text' else None
-            length = p.get(f'{k}_lengths') if mask is None or np.ndim(mask) != 3 else np.asarray(mask)[:, 1].sum(-1)
-            if length is not None and np.shape(length) != (n,): raise DataError(f'{path}, part {part!r}, {k}_lengths: found shape {np.shape(length)}, expected ({n},)')
+            length = p.get(f'{k}_lengths') if mask is None or np.ndim(mask) != 3 or np.asarray(mask).dtype.kind not in 'fiu' else np.asarray(mask)[:, 1].sum(-1)
+            if length is not None and (np.shape(length) != (n,) or np.asarray(length).dtype.kind not in 'fiu'): raise DataError(f'{path}, part {part!r}, {k}_lengths: found shape {np.shape(length)} of {np.asarray(length).dtype}, expected ({n},) numbers')
             rows[f'field {m}'] += pool(x, length)
         names = [str(i).rpartition('$_$') for i in ids]
         clips = {v: sorted((c for w, _, c in names if w == v), key=lambda c: (not c.isdigit(), int(c) if c.isdigit() else 0, c)) for v, _, _ in names}

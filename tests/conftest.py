@@ -2,7 +2,11 @@
 import json
 from collections import Counter
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile('suite', derandomize=True, deadline=None)   # the same examples each time, on any machine
+hypothesis.settings.load_profile('suite')
 
 KINDS = ('faults injected', 'survived', 'results lost', 'wrong results accepted', 'bad inputs tried', 'code executed')
 TOTAL = Counter()

@@ -233,7 +233,7 @@ def test_videos_in_several_parts_are_dialogues_of_their_own(tmp_path):
     assert [u for u in d.utterances if u.startswith('a0_') and 'train' in u] == ['a0_0 train', 'a0_3 train', 'a0_6 train', 'a0_9 train']   # by number
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200)
 @given(part=st.sampled_from(['train', 'test']), field=st.sampled_from(['text', 'audio', 'vision_lengths', 'id', 'regression_labels']), value=st.sampled_from([None, 3, 'x', [], np.zeros(2), np.zeros((12, 4)), np.zeros((12, 4, 5)), np.array(['a']*12), [1]*12]))
 def test_a_damaged_field_is_read_or_named(tmp_path_factory, part, field, value):
     parts = mmsa()
