@@ -76,7 +76,7 @@ lab: $(STAMP) ## JupyterLab in nbs/; what it saves is cleaned
 
 html: $(STAMP) ## the whole companion as HTML: _site/index.html
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && mkdir "$$tmp/pages" && \
-	cp -R docs/index.md README.md figures nbs "$$tmp/pages" && \
+	cp -R docs/*.md README.md CHANGELOG.md figures nbs "$$tmp/pages" && \
 	$(BIN)/python -m sphinx -q -c docs -d "$$tmp/doctrees" $(ARGS) "$$tmp/pages" "$$tmp/html" && \
 	rm -rf _site && mv "$$tmp/html" _site
 	@echo "the whole companion as HTML: _site/index.html"

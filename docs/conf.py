@@ -1,4 +1,4 @@
-"The companion as HTML (`make html`): Sphinx over a copy of README.md, figures/ and nbs/ beside index.md; nothing is run."
+"The companion as HTML (`make html`): Sphinx over a copy of README.md, CHANGELOG.md, figures/ and nbs/ beside the pages of docs/; nothing is run."
 import configparser
 import json
 import re
@@ -36,6 +36,7 @@ def prepare(app, docname, text):
     "Notebooks without nbdev's directives; tables with a title."
     path = app.env.doc2path(docname)
     if path.suffix == '.ipynb': text[0] = readable(text[0])
+    elif path.parent == app.srcdir: link_notebooks(app, path, docname, text)
     if path.parent.name == 'figures':    # README.md leads to them; the figure that belongs to a table has its name
         figure = f'![]({path.stem}.svg)' if path.with_suffix('.svg').exists() else ''
         text[0] = f'---\norphan: true\n---\n# {path.stem}\n\n{figure}\n\n{text[0]}'
@@ -57,7 +58,7 @@ def readable(text):
 
 
 def link_notebooks(app, path, docname, text):
-    "What README.md calls `nbs/x.ipynb` leads to its page."
+    "What README.md and the pages of docs/ call `nbs/x.ipynb` leads to its page."
     text[0] = re.sub(r'`(nbs/[\w/-]+\.ipynb)`', r'[`\1`](\1)', text[0])
 
 

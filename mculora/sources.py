@@ -167,7 +167,7 @@ def _names(folder): # what is in a folder, for a message
 _extractors = {
     'a': 'wav2vec hubert wavlm egemaps opensmile covarep compare',
     't': 'deberta roberta bert minilm glove',
-    'v': 'manet facet openface densenet resnet clip spectrogram'}
+    'v': 'manet facet openface densenet resnet clip spectrogram hog'}
 
 def _modality(folder): # modality of the longest extractor name in the folder's name ('hubert' is not 'bert'), or None
     hits = [(len(x), m) for m, names in _extractors.items() for x in names.split() if x in folder.lower()]

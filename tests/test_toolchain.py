@@ -256,7 +256,7 @@ def pins(name):
 
 REQUIREMENTS, CONSTRAINTS = pins('requirements.txt'), pins('constraints.txt')
 RUNTIME = [Requirement(r) for r in PYPROJECT['project']['dependencies']]
-DEV = [Requirement(r) for r in PYPROJECT['project']['optional-dependencies']['dev']]
+EXTRAS = [Requirement(r) for extra in PYPROJECT['project']['optional-dependencies'].values() for r in extra]
 
 
 def test_constraints_repeat_the_requirements():
@@ -264,7 +264,7 @@ def test_constraints_repeat_the_requirements():
 
 
 def test_requirements_satisfy_pyproject():
-    ranges = {canonicalize_name(r.name): r.specifier for r in RUNTIME + DEV}
+    ranges = {canonicalize_name(r.name): r.specifier for r in RUNTIME + EXTRAS}
     assert set(ranges) == set(REQUIREMENTS)
     assert not [name for name, wanted in ranges.items() if REQUIREMENTS[name] not in wanted]
 
