@@ -119,6 +119,8 @@ def test_result_says_what_it_is(tmp_path):
     weights = load_file(folder/'model.safetensors')
     assert {'scale.a.mean', 'scale.a.std', 'model.q'} <= weights.keys()
     (folder/'model.safetensors').write_bytes((folder/'model.safetensors').read_bytes()[:-5])
+    with pytest.raises(DataError, match='model.safetensors: found other contents'): load_method(folder)
+    (folder/'result.json').unlink()
     with pytest.raises(DataError, match='no whole model file'): load_method(folder)
 
 
