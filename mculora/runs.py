@@ -28,6 +28,7 @@ from .own import FILES, Columns, is_own, open_data
 from .method import Method, Settings, Stage, create, methods, read_settings
 from .masking import RATES, mask_hash, protocol_masks
 from .evaluation import evaluate, evaluate_random, metric_names, with_averages
+from .calibration import calibrate, calibration_report
 from .training import earlier, fit_all, precisely, resolve_schedule
 from .observation import observe, save_observed, watching
 from .results import Result, Score, beside, code_hash, config_hash, damage, environment, file_hash, read_result, write_result
@@ -274,6 +275,11 @@ def ready(
     if not done: folder = output_folder(folder, need=12*sum(v.numel()*v.element_size() for v in method.state_dict().values()) + 20*2**20) # weights, best weights, Adam's two moments; and all of it in the last checkpoint, in the one before and in the one that is being written
     return Job(c, s, stats, about, schedule, method, full, key, environment(device), folder, done)
 
+def _calibration(method, val, test): # condition -> expected calibration error, as the model is and with temperatures from validation; of scores nothing
+    report = calibration_report(method, calibrate(method, val), test)
+    said = lambda c: {'ECE': report[c]['ece_before'], 'ECE, temperature': report[c]['ece_after']} if c in report else dict.fromkeys(('ECE', 'ECE, temperature'), float('nan'))
+    return with_averages({c: said(c) for c in labels(test.modalities)}) if report else {}
+
 def finish(
     job:Job,            # trained
     history:list[dict], # of `fit`
@@ -286,6 +292,7 @@ def finish(
     masks = protocol_masks(test, folder.parent.parent/'masks', job.about['fold'].replace(' ', ''), RATES)
     with precisely(job.config.precision, job.device):
         by_protocol = {'fixed': evaluate(job.method, test), 'random': evaluate_random(job.method, test, masks)}
+        for k, row in _calibration(job.method, job.splits.val, test).items(): by_protocol['fixed'][k] |= row
         if job.config.observe: save_observed(observe(job.method, test), folder/'observed.safetensors'); files.append('observed.safetensors')
     scores = [Score(selection='validation', protocol=p, condition=k, metric=m, value=v) for p, rows in by_protocol.items() for k, row in rows.items() for m, v in row.items() if v == v] # not of a condition that nobody has
     write_atomically(folder/'curves.parquet', lambda tmp: pd.DataFrame(history).to_parquet(tmp))

@@ -224,6 +224,7 @@ def table_of(
     names:list[str],              # rows
     metric:str,                   # which metric
     corner:str='method',          # what the rows are
+    higher:bool=True,             # is better
 )->Table:
     "Variants under every condition, with both averages, epochs chosen on validation; best and second best marked where a test supports it; the runs that are missing named below."
     here = found[(found.metric == metric) & (found.selection == 'validation')] if len(found) else found
@@ -232,7 +233,7 @@ def table_of(
     for n in names: out.rows[n] = {c: cell(here[(here.variant == n) & (here.condition == c)] if len(here) else here, missing.get(n, [])) for c in conditions}
     if whole:
         for c in conditions:
-            for n, what in marks(here[here.condition == c], whole).items(): out.rows[n][c] = out.rows[n][c]._replace(mark=what)
+            for n, what in marks(here[here.condition == c], whole, higher).items(): out.rows[n][c] = out.rows[n][c]._replace(mark=what)
     if whole: out.notes.append(how(here[here.variant.isin(whole)]))
     out.notes += say_missing(missing)
     return out

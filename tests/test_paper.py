@@ -14,7 +14,7 @@ BIN = Path(sys.executable).parent
 SNAKEFILE = (ROOT/'workflow'/'Snakefile').read_text()
 CONFIG = yaml.safe_load((ROOT/'workflow'/'config.yaml').read_text())
 WRITES = re.findall(r'"(\w+)": "md tex csv', SNAKEFILE)
-PAPER = sorted(p.stem for p in (ROOT/'nbs').glob('*.ipynb') if not p.name[0].isdigit() and p.stem not in ('train', 'speed'))
+PAPER = sorted(p.stem for p in (ROOT/'nbs').glob('*.ipynb') if not p.name[0].isdigit() and p.stem not in ('train', 'speed', 'own_data'))
 COMMITTED = [(nb, name) for name, said in CONFIG['committed'].items() for nb in said.get('only', WRITES) if nb not in said.get('without', [])]
 
 

@@ -105,7 +105,8 @@ def test_from_files_in_the_fields_layout(tmp_path, monkeypatch, dataset, method)
     write_layout(tmp_path, example(dataset))
     r, folder = run(RunConfig(dataset=dataset, data_root=str(tmp_path), method=method, out_dir=str(tmp_path/'runs'), device='cpu', schedule='quick', options={**SMALL, 'epochs': 1} if method == 'mculora' else {}), progress=False)
     assert r.data['simulated'] is False and r.data['name'] == dataset and 'simulated' not in str(folder.relative_to(tmp_path))
-    assert {s.metric for s in r.scores} == set(metric_names(prepare(RunConfig(dataset=dataset, data_root=str(tmp_path), device='cpu'))[0].train.task))
+    task = prepare(RunConfig(dataset=dataset, data_root=str(tmp_path), device='cpu'))[0].train.task
+    assert {s.metric for s in r.scores} == {*metric_names(task), *(('ECE', 'ECE, temperature') if task.classes else ())}
     assert {s.condition for s in r.scores} >= {'a', 't', 'at', 'incomplete', 'all'}
     assert {s.selection for s in r.scores} == ({'validation', 'test'} if method == 'mculora' else {'validation'})
 
