@@ -210,7 +210,7 @@ def _config(path): # a checked configuration
         return ModelConfig.model_validate(raw)
     except ValidationError as e: raise DataError(f'{path}: ' + '; '.join(f'{".".join(map(str, p["loc"]))}: found {str(p["input"])[:40]!r}, {p["msg"][0].lower()}{p["msg"][1:]}' for p in e.errors()[:3])) from None
     except DataError: raise
-    except (OSError, ValueError) as e: raise DataError(f'{path}: found no whole JSON file ({e}), expected the configuration of a model') from e
+    except (OSError, ValueError, RecursionError) as e: raise DataError(f'{path}: found no whole JSON file ({e}), expected the configuration of a model') from e
 
 def load(
     folder, # written by `save`

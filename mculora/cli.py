@@ -78,7 +78,7 @@ def check(
         raise typer.Exit(2)
     for dataset, folder in found:
         try: d, bad = read_own(folder, columns, chosen) if own else read_layout(folder, dataset, chosen)
-        except DataError as e: d, bad = None, [str(e)]
+        except (DataError, OSError) as e: d, bad = None, [str(e)]
         typer.echo(f'{dataset} in {folder}\n{describe(d, bad)}')
         n_bad += len(bad)
     raise typer.Exit(int(n_bad > 0))
@@ -107,7 +107,7 @@ def train(
         one = read_settings(RunConfig, given, 'options')
         every = fold or list(range(1, len(folds(open_data(dataset, data_root and repo_root()/data_root, size, one.features, one.table))) + 1))
         out = run_all([read_settings(RunConfig, dict(given, method=m, fold=f, seed=s), 'options') for m in method or ['mculora'] for f in every for s in seed or [66]], together=together or None)
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, RecursionError) as e:
         typer.echo(f'Error: {e}', err=True)
         raise typer.Exit(2) from None
     for result, folder in out:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from .modalities import members
 from .dialogues import DataError, Dialogues
-from .sources import write_atomically
+from .sources import brief, write_atomically
 
 # %% ../nbs/03_masking.ipynb #6a341ea5
 def highest_rate(
@@ -71,9 +71,10 @@ def load_mask(
     try:
         with safe_open(str(path), 'pt') as f: mask, meta = f.get_tensor('keep'), f.metadata()
         said = {k: meta[k] for k in ('mask', 'utterances')}
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e: raise DataError(f'mask file {path}: found something unreadable ({e}), expected a file of `save_mask`; delete it if it was drawn here: it will be drawn again') from e
-    if mask_hash(mask) != said['mask']: raise DataError(f'mask file {path}: found contents that differ from their hash, expected {said["mask"]}; delete it if it was drawn here: it will be drawn again')
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e: raise DataError(f'mask file {path}: found something unreadable ({brief(e)}), expected a file of `save_mask`; delete it if it was drawn here: it will be drawn again') from e
+    if mask.dtype != torch.bool or mask_hash(mask) != said['mask']: raise DataError(f'mask file {path}: found contents that differ from their hash, expected {said["mask"]:.16}; delete it if it was drawn here: it will be drawn again')
     if said['utterances'] != _names_hash(d): raise DataError(f'mask file {path}: found a mask for other utterances or modalities, expected one for {d.task.name}')
+    if mask.shape != d.present.shape: raise DataError(f'mask file {path}: found shape {tuple(mask.shape)}, expected {tuple(d.present.shape)}')
     return mask
 
 def drop(

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 import json
 import torch
 from torch import Tensor
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from .modalities import labels, members
 from .dialogues import DataError, Dialogues, batch, batches, keep
 from .evaluation import predictions
 from .method import Method
-from .sources import write_atomically
+from .sources import brief, write_atomically
 
 # %% ../nbs/11a_observation.ipynb #44317d19
 EVERY = 5 # epochs from one look at the gradients to the next
@@ -98,10 +99,14 @@ def save_observed(o:Observed, path):
     tensors = {'output': o.output, 'label': o.label} | {f'said.{k}': v for k, v in o.said.items()} | {f'points.{k}': v for k, v in o.points.items()} | ({} if o.sample is None else {'sample': o.sample})
     write_atomically(path, lambda tmp: save_file({k: v.contiguous() for k, v in tensors.items()}, str(tmp), metadata={'names': json.dumps([o.utterances, o.conditions])}))
 
+_names = TypeAdapter(tuple[list[str], list[str]]) # the header
+
 def load_observed(path)->Observed:
     "Read it again. Raises `DataError` if the file is not whole."
-    try:
-        with safe_open(str(path), 'pt') as f: t, (utterances, conditions) = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['names'])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e: raise DataError(f'{path}: found no whole file of observations ({e}), expected one written by a run with observe: True') from e
     pick = lambda prefix: {k.removeprefix(prefix): v for k, v in t.items() if k.startswith(prefix)}
-    return Observed(utterances, conditions, t['output'], t['label'], pick('said.'), t.get('sample'), pick('points.'))
+    try:
+        with safe_open(str(path), 'pt') as f: t, (utterances, conditions) = {k: f.get_tensor(k) for k in f.keys()}, _names.validate_json(f.metadata()['names'])
+        o = Observed(utterances, conditions, t['output'], t['label'], pick('said.'), t.get('sample'), pick('points.'))
+        if o.output.shape[:2] != (len(conditions), len(utterances)) or o.label.shape != (len(utterances),): raise ValueError('names and tensors of different lengths')
+        return o
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e: raise DataError(f'{path}: found no whole file of observations ({brief(e)}), expected one written by a run with observe: True') from e

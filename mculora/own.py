@@ -241,7 +241,7 @@ def read_mmsa(
     name:str|None=None,        # of the data; None: of the file
 )->tuple[Dialogues, list[str]]: # as `read_table`
     "Read a pickle in the layout of MMSA. Raises `DataError` if it is something else."
-    path, parts = Path(path), read_pickle(path)
+    path, parts = Path(path), read_pickle(path, most=2**34)
     if not isinstance(parts, dict) or not parts or not all(isinstance(p, dict) for p in parts.values()): raise DataError(f'{path}: found a {type(parts).__name__}, expected parts such as train, valid, test with their fields')
     one = columns.label if 'label' in columns.model_fields_set else 'regression_labels'
     fields = features or {m: m for m in ('text', 'audio', 'vision') if all(m in p for p in parts.values())}

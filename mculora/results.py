@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 import mculora
 from .dialogues import DataError
-from .sources import write_atomically
+from .sources import brief, write_atomically
 
 # %% ../nbs/12_results.ipynb #5fcec8e4
 def _git(*args):
@@ -107,7 +107,7 @@ def read_result(
         if found is None and r.format > 1: raise ValueError('it has no checksum')
         if found is not None and found != _checksum(said): raise ValueError('its content does not fit its checksum')
         return r
-    except (OSError, ValidationError, ValueError, AttributeError, TypeError, RecursionError) as e: raise DataError(f'{path}: found no whole result file ({str(e).splitlines()[0]}), expected one written by a finished run') from e
+    except (OSError, ValidationError, ValueError, AttributeError, TypeError, RecursionError) as e: raise DataError(f'{path}: found no whole result file ({brief(e)}), expected one written by a finished run') from e
 
 def damage(
     folder,   # of a run

@@ -18,11 +18,12 @@ import ctypes, errno, fcntl, gc, json, os, re, resource, shutil, socket, sys, ti
 import torch
 import mculora
 from pydantic import AfterValidator, Field
+from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from .modalities import labels
 from .dialogues import DataError, Dialogues, Splits, Task, fingerprint, split, to
-from .sources import LAYOUTS, OutputError, fit_scale, scale, write_atomically
+from .sources import LAYOUTS, OutputError, brief, fit_scale, scale, write_atomically
 from .twins import repo_root
 from .own import FILES, Columns, is_own, open_data
 from .method import Method, Settings, Stage, create, methods, read_settings
@@ -207,19 +208,38 @@ def save_method(
     header = dict(method=method.name, options=method.settings.model_dump(mode='json'), widths=method.widths, task=asdict(method.task))
     write_atomically(path, lambda tmp: save_file(tensors, str(tmp), metadata={'mculora': json.dumps(header)}))
 
+class _Header(Settings): # of a model file
+    method:str
+    options:dict[str, Any]
+    widths:dict[str, Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    task:Task
+
+@contextmanager
+def _at_most(n): # within, modules cannot have more than n weights: a header may ask for a terabyte of them
+    def count(module, name, x):
+        nonlocal n
+        n -= 0 if x is None else x.numel()
+        if n < 0: raise DataError('asks for more weights than it holds')
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try: yield
+    finally: [h.remove() for h in hooks]
+
 def load_method(
     folder, # of a finished run
 )->tuple[Method, dict]: # the model, in evaluation mode, and the scale its features expect: modality -> (mean, std)
-    "The trained model of a run. Raises `DataError` if the file is not whole, or not the one that the result beside it was made with."
+    "The trained model of a run. Raises `DataError` if the file is not whole, or not the one that the result beside it was made with, or its header asks for anything but the weights that are in it."
     path = Path(folder)/'model.safetensors'
     if (path.parent/'result.json').exists(): beside(path)
     try:
-        with safe_open(str(path), 'pt') as f: tensors, header = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['mculora'])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e: raise DataError(f'{path}: found no whole model file ({e}), expected one written by a finished run') from e
-    task = Task(**{**header['task'], 'classes': tuple(header['task']['classes'])})
-    method = create(header['method'], task, header['widths'], header['options']).eval()
-    method.load_state_dict({k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')})
-    return method, {m: (tensors[f'scale.{m}.mean'], tensors[f'scale.{m}.std']) for m in header['widths'] if f'scale.{m}.mean' in tensors}
+        with safe_open(str(path), 'pt') as f: tensors, h = {k: f.get_tensor(k) for k in f.keys()}, _Header.model_validate_json(f.metadata()['mculora'])
+        if len(tensors['model.q']) != 2**len(h.widths) - 1: raise ValueError(f'found {len(h.widths)} modalities and {len(tensors["model.q"])} combinations')
+        if nan := [k for k, x in tensors.items() if x.isnan().any()]: raise ValueError(f'found NaN or infinity in {nan[0].removeprefix("model.")}')
+        with _at_most(2*sum(x.numel() for x in tensors.values())): method = create(h.method, h.task, h.widths, h.options).eval() # twice: some are registered anew
+        method.load_state_dict({k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')})
+        stats = {m: (tensors[f'scale.{m}.mean'], tensors[f'scale.{m}.std']) for m in h.widths if f'scale.{m}.mean' in tensors}
+        if any(x.shape != (h.widths[m],) for m, s in stats.items() for x in s): raise ValueError('found a scale of another width')
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e: raise DataError(f'{path}: found no whole model file ({brief(e)}), expected one written by a finished run') from e
+    return method, stats
 
 # %% ../nbs/13_runs.ipynb #df7ccc00
 def finished(

@@ -94,7 +94,7 @@ def test_damage_gives_a_value_or_a_data_error(tmp_path_factory, noise, at, byte)
         except DataError: pass
 
 values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
-    lambda x: st.lists(x) | st.dictionaries(st.text(), x) | st.sets(st.text()) | st.frozensets(st.integers()), max_leaves=12)
+    lambda x: st.lists(x) | st.dictionaries(st.text(), x) | st.sets(st.text()) | st.frozensets(st.integers(-2**63 + 1, 2**63 - 1)), max_leaves=12)
 @settings(max_examples=60, deadline=None)
 @given(values, st.integers(0, 5))
 def test_containers_come_back(tmp_path_factory, x, protocol):
@@ -223,9 +223,21 @@ def test_a_missing_file_is_a_problem_and_a_missing_face_is_not(mosi, iemocap):
 def test_a_link_to_nowhere_and_a_folder_in_the_place_of_a_file_are_problems(mosi):
     file = mosi/'features'/'manet_UTT'/f'{V}.npy'
     file.unlink(); file.symlink_to('/nowhere/at/all')
+    assert 'found a link that leads out of' in problem(mosi)[1]
+    file.unlink(); file.symlink_to('nothing.npy')
     assert 'no readable .npy' in problem(mosi)[1]
     file.unlink(); file.mkdir()
-    assert 'no readable .npy' in problem(mosi)[1]
+    assert 'found a folder, expected a file' in problem(mosi)[1]
+
+def test_folders_may_be_links_and_files_to_their_own_folder(iemocap, tmp_path):
+    fresh = fingerprint(read_layout(iemocap, 'iemocap')[0])
+    away = tmp_path/'another disk'; away.mkdir()
+    for folder in (iemocap/'features'/'wav2vec-UTT', iemocap/'features', iemocap):
+        folder.rename(away/folder.name); folder.symlink_to(away/folder.name)
+    (tmp_path/'root').symlink_to(tmp_path)
+    f = next((iemocap/'features'/'deberta-UTT').iterdir())
+    f.rename(f.with_name('kept')); f.symlink_to('kept')
+    assert fingerprint(load_layout(tmp_path/'root', 'iemocap', cache_dir=tmp_path/'cache')) == fresh
 
 def test_a_modality_of_which_nothing_can_be_read_is_a_problem(mosi):
     for f in (mosi/'features'/'manet_UTT').iterdir(): f.unlink()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tomllib
 import warnings
-from importlib.metadata import packages_distributions
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -263,6 +263,33 @@ def test_constraints_repeat_the_requirements():
     assert {k: CONSTRAINTS.get(k) for k in REQUIREMENTS} == REQUIREMENTS
 
 
+def test_lock_has_the_hashes_of_the_constraints():
+    "requirements.lock: the versions of constraints.txt, each with the hashes of its files, and not a word on where they come from."
+    text = (ROOT/'requirements.lock').read_text()
+    blocks = [re.fullmatch(r'([\w.-]+)==([\w.]+)(?: ; [^\\\n]+)?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n', b) for b in re.split(r'(?m)^(?=[^#\s])', text)[1:]]
+    assert all(blocks) and not re.search(r'://|index|@|--(?!hash)', text)
+    assert {canonicalize_name(m[1]): m[2] for m in blocks} == CONSTRAINTS, 'make lock'
+
+
+def needed(names):
+    "name -> version of everything installed that these distributions need, whatever else is installed here."
+    found, todo = {}, [(canonicalize_name(n), '') for n in names]
+    while todo:
+        name, extra = todo.pop()
+        if (name, extra) in found: continue
+        dist = distribution(name)
+        found[name, extra] = dist.version.split('+')[0]
+        for r in map(Requirement, dist.requires or []):
+            if not r.marker or r.marker.evaluate({'extra': extra}): todo += [(canonicalize_name(r.name), e) for e in ('', *r.extras)]
+    return {name: version for (name, _), version in found.items()}
+
+
+def test_everything_that_an_install_brings_is_pinned():
+    found = needed(REQUIREMENTS)
+    assert len(found) > len(REQUIREMENTS)
+    assert {n: (v, CONSTRAINTS.get(n)) for n, v in found.items() if CONSTRAINTS.get(n) != v} == {}, 'make lock, then make setup'
+
+
 def test_requirements_satisfy_pyproject():
     ranges = {canonicalize_name(r.name): r.specifier for r in RUNTIME + EXTRAS}
     assert set(ranges) == set(REQUIREMENTS)
@@ -297,7 +324,8 @@ def code(nb):
 
 
 def test_notebooks_and_tests_import_only_what_is_pinned():
-    trees = [ast.parse(code(load(p))) for p in NOTEBOOKS] + [ast.parse(p.read_text()) for p in (ROOT/'tests').rglob('*.py')]
+    trees = [ast.parse(code(load(p))) for p in NOTEBOOKS] + [ast.parse(p.read_text()) for top in ('tests', 'docs', '.jupyter', 'workflow') for p in (ROOT/top).rglob('*.py')]
+    trees += [ast.parse('\n'.join(re.findall(r'^(?:import|from) .*', (ROOT/'workflow'/'Snakefile').read_text(), flags=re.M)))]
     assert third_party(n for tree in trees for n in imported(tree)) <= set(CONSTRAINTS)
 
 

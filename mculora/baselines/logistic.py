@@ -37,7 +37,7 @@ class Logistic(Method):
         return (torch.cat(list(features.values()), -1) - self.mean)/self.std * there
 
     def prepare(self, train):
-        self.mean, self.std = (torch.cat([f(x[train.present[:, k]]) for k, x in enumerate(train.features.values())]) for f in (lambda x: x.mean(0), lambda x: x.std(0, correction=0)))
+        self.mean, self.std = (torch.cat([f(x[here]) if (here := train.present[:, k]).any() else x.new_zeros(x.shape[-1]) for k, x in enumerate(train.features.values())]) for f in (lambda x: x.mean(0), lambda x: x.std(0, correction=0)))
         self.std = torch.where(self.std > 0, self.std, 1.)
         X, y = self._inputs(train.features, train.present).double().cpu().numpy(), train.label.cpu().numpy()
         if self.task.classes and len(np.unique(y)) < 2: raise DataError(f'{self.task.name}: found one class in the training part, expected at least 2 for a logistic regression')
