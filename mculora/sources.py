@@ -151,6 +151,19 @@ def _content(path, most): # the bytes of a plain file: a pipe would never end, a
     if s.st_size > most: raise DataError(f'found {s.st_size} bytes, expected at most {most}')
     return Path(path).read_bytes()
 
+def _unfolded(x, most): # `x` itself, unless its containers hold each other so often that to walk through it would never end
+    size, inside, todo = {}, set(), [(x, False)]
+    while todo:
+        y, left = todo.pop()
+        if not isinstance(y, (list, tuple, dict, set, frozenset)) or id(y) in size: continue
+        held = y.values() if isinstance(y, dict) else y
+        if left:
+            size[id(y)] = 1 + sum(size.get(id(z), 1) for z in held); inside.remove(id(y))
+            if size[id(y)] > most: raise DataError('holds the same lists again and again, far more than the file is long')
+        elif id(y) in inside: raise DataError('holds a container that holds itself')
+        else: inside.add(id(y)); todo += [(y, True), *((z, False) for z in held)]
+    return x
+
 def read_pickle(
     path, # a pickle of containers and NumPy arrays
     most:int=2**25, # bytes that are read, at most: the labels of the largest dataset are a tenth of it
@@ -158,7 +171,9 @@ def read_pickle(
     "The content of a pickle, without running anything. Raises `DataError` if it names anything else, or is not a whole pickle."
     path = Path(path)
     if not path.is_file(): raise DataError(f'{path}: found no such file, expected a pickle')
-    try: return _Unpickler(_content(path, most)).load()
+    try:
+        data = _content(path, most)
+        return _unfolded(_Unpickler(data).load(), 2**16 + 8*len(data))
     except DataError as e: raise DataError(f'{path}: {e}') from None
     except Exception as e: raise DataError(f'{path}: found no whole pickle ({type(e).__name__}: {brief(e)}), expected a pickle of containers and NumPy arrays') from e
 
