@@ -16,7 +16,7 @@ from ..dialogues import Batch, Task, flat, unflat
 from ..noise import Dropout
 from ..losses import task_loss
 from ..method import register
-from .recipe import Recipe
+from .recipe import GRID, Recipe
 from .mmin import CRA, Imagining, Mlp
 
 # %% ../../nbs/baselines/10_mran.ipynb #e746ac26
@@ -101,6 +101,8 @@ class Recover(nn.Module):
 class MRAN(Imagining):
     "Multimodal reconstruct and align net, as far as its abstract tells, and guesses."
     Settings = MRANSettings
+    grid = (5e-3, 2e-3, *GRID)
+    tuned = {'iemocap': 2e-3}
     second = ('encoders', 'embed', 'index', 'recover', 'project', 'words', 'own', 'head')
     late = ('depth', 'index', 'reconstructor', 'text_map', 'anchors', 'distance', 'align', 'reconstruction', 'alignment')
     def __init__(self,
