@@ -19,6 +19,7 @@ from .modalities import labels
 from .dialogues import DataError, Task
 from .sources import OutputError, write_atomically
 from .twins import open_dataset
+from .own import Columns
 from .method import Method
 from .evaluation import metric_names
 from .calibration import Calibration, calibrate, calibration_report
@@ -41,6 +42,10 @@ class Artefact:
     def task(self)->Task: return self.method.task
     @property
     def modalities(self)->tuple[str, ...]: return tuple(self.method.widths)
+    @property
+    def table(self)->Columns:
+        "What the columns of the table were called that it was trained on; the usual names if it was none."
+        return Columns.written(self.trained.get('data', {}).get('table', {}))
 
 # %% ../nbs/13d_artefact.ipynb #9295589e
 FORMAT = 1
@@ -232,7 +237,10 @@ def load(
     names, k = labels(method.widths), c.calibration
     if tuple(k.temperature) != names or not all(0 < T < float('inf') for T in k.temperature.values()): raise DataError(f'{folder/"config.json"}: found the temperatures {k.temperature}, expected a number above 0 for each of {", ".join(names)}')
     if bad := [n for n, v in method.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]: raise DataError(f'{folder/"model.safetensors"}: found NaN or infinity in {bad[0]}, expected finite weights')
-    return Artefact(method.requires_grad_(False), scale, Calibration(k.temperature, k.utterances, k.borrowed, k.common), k.report, c.trained, tuple(n.removesuffix('.pt2') for n in c.files if n.endswith('.pt2')))
+    a = Artefact(method.requires_grad_(False), scale, Calibration(k.temperature, k.utterances, k.borrowed, k.common), k.report, c.trained, tuple(n.removesuffix('.pt2') for n in c.files if n.endswith('.pt2')))
+    try: a.table
+    except (ValueError, TypeError, AttributeError) as e: raise DataError(f'{folder/"config.json"}: found no description of columns in trained.data.table ({str(e).splitlines()[0]}), expected one as `mculora export` writes it') from None
+    return a
 
 # %% ../nbs/13d_artefact.ipynb #2192a042
 def _sisters(folder, r): # scores of the run, with mean and interval over runs that differ in fold and seed only
@@ -260,7 +268,7 @@ def from_run(
     method, scale = load_method(folder)
     trained = dict(config=r.config, data=r.data, scores=_sisters(folder, r), environment={k: r.environment.get(k) for k in ('commit', 'changed', 'torch', 'device')}, validation=[{k: s[k] for k in ('name', 'epochs', 'kept')} for s in r.stages])
     if not calibrated: return Artefact(method, scale, Calibration(dict.fromkeys(labels(method.widths), 1.)), {}, trained)
-    known = {k: v for k, v in {**r.data, **r.config}.items() if k in RunConfig.model_fields} | dict(device='cpu', dataset=dataset or r.config['dataset'], data_root=None if data_root is None else str(data_root), features=features)
+    known = {k: v for k, v in {**r.data, **r.config}.items() if k in RunConfig.model_fields} | dict(device='cpu', dataset=dataset or r.config['dataset'], data_root=None if data_root is None else str(data_root), features=features, table=Columns.written(r.data.get('table', {})))
     s, _, about, _ = prepare(RunConfig(**known))
     if about['hash'] != r.data['hash']: raise DataError(f'{folder}: found data with the fingerprint {about["hash"]} ({about["name"]}), expected {r.data["hash"]} ({r.data["name"]}), those of the run: name their folder, or export without temperatures')
     c = calibrate(method, s.val)

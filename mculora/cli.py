@@ -36,6 +36,10 @@ def _pairs(texts): # ['a=NAME', ...] -> {'a': 'NAME'}, or None if there are none
     if bad := [t for t, (m, _, f) in zip(texts or [], pairs) if not (m and f)]: raise typer.BadParameter(f'found {bad[0]!r}, expected MODALITY=FOLDER')
     return {m: f for m, _, f in pairs} or None
 
+def _columns(text): # JSON -> `Columns`
+    if not isinstance(said := json.loads(text), dict): raise ValueError(f'table: found {said!r:.40}, expected an object such as {{"label": "mood"}}')
+    return read_settings(Columns, said, 'table')
+
 # %% ../nbs/14_cli.ipynb #b7d2f3e4
 @data.command()
 def extract(
@@ -62,14 +66,14 @@ def extract(
 # %% ../nbs/14_cli.ipynb #e9fa67a2
 @data.command()
 def check(
-    path:Annotated[Path, typer.Argument(help='Data root, the folder of one dataset, or a file of your own (.parquet, .csv, .pkl).')],
+    path:Annotated[Path, typer.Argument(help='Data root, the folder of one dataset, or a file of your own (.parquet, .csv, .jsonl, .pkl).')],
     features:Annotated[list[str]|None, typer.Option(help='MODALITY=FOLDER (of a file: MODALITY=COLUMN), once for each modality; without it they are recognised.')]=None,
     table:Annotated[str, typer.Option(help='What the columns of a file are called and how they are read, as JSON.')]='{}',
 ):
     "Read every dataset below PATH, print what is in it and all its problems. Exit code: 0 none, 1 problems, 2 no dataset."
     chosen, n_bad = _pairs(features), 0
     own = is_own(path) and not path.is_dir()
-    try: columns = read_settings(Columns, json.loads(table), 'table')
+    try: columns = _columns(table)
     except ValueError as e: raise typer.BadParameter(str(e)) from e
     if own and not path.is_file(): typer.echo(f'{path}: found no such file', err=True); raise typer.Exit(2)
     found = [(path.stem, path)] if own else find_all(path)
@@ -86,7 +90,7 @@ def check(
 # %% ../nbs/14_cli.ipynb #4e12a383
 @app.command()
 def train(
-    dataset:Annotated[str, typer.Option(help='iemocap, iemocap6, mosi, mosei, or a file of your own (.parquet, .csv, .pkl).')]='iemocap',
+    dataset:Annotated[str, typer.Option(help='iemocap, iemocap6, mosi, mosei, or a file of your own (.parquet, .csv, .jsonl, .pkl).')]='iemocap',
     method:Annotated[list[str]|None, typer.Option(help='Once for each method; without it mculora.')]=None,
     fold:Annotated[list[int]|None, typer.Option(help='Once for each fold; without it all.')]=None,
     seed:Annotated[list[int]|None, typer.Option(help='Once for each seed; without it 66.')]=None,
@@ -103,7 +107,7 @@ def train(
 ):
     "Train methods on folds and seeds. Exit code: 0 all finished, 1 a loss was no longer finite, 2 something is wrong with what was asked for."
     try:
-        given = dict(dataset=dataset, schedule=schedule, data_root=data_root, out_dir=out_dir, device=device, size=size, precision=precision, options=json.loads(options), features=_pairs(features), table=json.loads(table))
+        given = dict(dataset=dataset, schedule=schedule, data_root=data_root, out_dir=out_dir, device=device, size=size, precision=precision, options=json.loads(options), features=_pairs(features), table=_columns(table))
         one = read_settings(RunConfig, given, 'options')
         every = fold or list(range(1, len(folds(open_data(dataset, data_root and repo_root()/data_root, size, one.features, one.table))) + 1))
         out = run_all([read_settings(RunConfig, dict(given, method=m, fold=f, seed=s), 'options') for m in method or ['mculora'] for f in every for s in seed or [66]], together=together or None)
@@ -177,16 +181,19 @@ def export(
 @app.command()
 def predict(
     model:Annotated[Path, typer.Argument(help='Folder of a model.')],
-    input:Annotated[Path, typer.Argument(help='Table (.parquet, .csv, .jsonl: dialogue, position, a column of vectors for each modality), or a folder of a feature release.')],
+    input:Annotated[Path, typer.Argument(help='Table (.parquet, .csv, .jsonl: dialogue, position, a column of vectors for each modality; as for training, without labels), or a folder of a feature release.')],
     output:Annotated[Path|None, typer.Option(help='Table to write (.parquet, .csv, .jsonl); without it, JSON lines.')]=None,
-    nonfinite:Annotated[str, typer.Option(help="NaN and infinity in vectors: 'refuse', or 'entry': not measured.")]='refuse',
+    features:Annotated[list[str]|None, typer.Option(help='MODALITY=COLUMN of a table, once for each modality that is there; without it the columns are called as the modalities, and no other may hold vectors.')]=None,
+    table:Annotated[str|None, typer.Option(help='What the columns of a table are called and how they are read, as JSON; without it as in the table that the model was trained on.')]=None,
+    nonfinite:Annotated[str|None, typer.Option(help="NaN and infinity in the vectors of a table: 'entry' (the default, unless the table in training had another): not measured, so the mean; 'modality': it is missing; 'refuse'.")]=None,
 ):
     "Probabilities of every utterance from whatever modalities it has. Exit code: 0 all predicted, 2 something is wrong; then nothing is written."
     try:
-        if nonfinite not in ('refuse', 'entry'): raise ValueError(f'nonfinite: found {nonfinite!r}, expected refuse or entry')
         if output: writable(output)
-        ask = Predictor(model, nonfinite)
-        d, where = read_input(ask.a, input, nonfinite)
+        ask = Predictor(model)
+        columns = _columns(table) if table else ask.a.table
+        if nonfinite: columns = read_settings(Columns, columns.model_dump(exclude_unset=True) | dict(nonfinite=nonfinite), 'table')
+        d, where = read_input(ask.a, input, columns, _pairs(features))
         rows = as_rows(ask.a, where, ask.predict(d))
         if output: write_rows(rows, output)
     except (ValueError, OSError) as e: raise _refused(e) from None
@@ -199,11 +206,13 @@ def explore(
     input:Annotated[Path, typer.Argument(help='Table or feature release, as for predict.')],
     html:Annotated[Path, typer.Argument(help='Page to write.')],
     most:Annotated[int, typer.Option(help='Dialogues on it, at most: the first ones.', min=1)]=10,
+    features:Annotated[list[str]|None, typer.Option(help='As for predict.')]=None,
+    table:Annotated[str|None, typer.Option(help='As for predict.')]=None,
 ):
     "A page with the answers under all combinations. It holds what it shows, labels of a release among them: mind who may see it. Exit code: 0 written, 2 something is wrong."
     try:
         ask = Predictor(model)
-        d, where = read_input(ask.a, input)
+        d, where = read_input(ask.a, input, _columns(table) if table else None, _pairs(features))
         some = select(d, range(min(most, len(d))))
         shown = explored(ask, some, input.is_dir() and d.task.classes == ask.a.task.classes, where[:len(some.utterances)])
         write_atomically(html, lambda tmp: tmp.write_text(page(shown)))

@@ -475,7 +475,9 @@ def write_atomically(
     path = Path(path)
     part = path.with_name(f'.{path.name}.{uuid4().hex}')
     try:
+        part.touch(); mode = part.stat().st_mode                        # what the umask gives: some writers, safetensors is one, make a file that only its owner can read
         write(part)
+        with suppress(OSError): os.chmod(part, mode)
         with open(part, 'rb+') as f: os.fsync(f.fileno())
         if before:
             with suppress(FileNotFoundError): os.replace(path, before)

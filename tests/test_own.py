@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from mculora.artefact import from_run, load, save
 from mculora.dialogues import DataError, batch, fingerprint, keep, random_dialogues, select, split
 from mculora.dpft import update_probabilities
 from mculora.evaluation import evaluate, evaluate_random, predictions
@@ -177,7 +178,7 @@ def test_settings_that_do_not_fit_the_table(change, says):
         if bad: raise DataError('; '.join(bad))
 
 
-@pytest.mark.parametrize('name, data', [('x.parquet', b'no parquet'), ('x.csv', b''), ('x.csv', b'\xff\xfe\x00'), ('x.pkl', b''), ('x.pkl', pickle.dumps([1])), ('x.pkl', pickle.dumps({'train': {'id': []}})), ('mosi.csv', b'label,text\n1,a.npy\n')])
+@pytest.mark.parametrize('name, data', [('x.parquet', b'no parquet'), ('x.csv', b''), ('x.csv', b'\xff\xfe\x00'), ('x.jsonl', b'{'), ('x.jsonl', b''), ('x.jsonl', b'[1]'), ('x.jsonl', b'\xff'), ('x.pkl', b''), ('x.pkl', pickle.dumps([1])), ('x.pkl', pickle.dumps({'train': {'id': []}})), ('mosi.csv', b'label,text\n1,a.npy\n')])
 def test_a_file_that_is_no_table(tmp_path, name, data):
     (tmp_path/name).write_bytes(data)
     with pytest.raises(DataError, match=re.escape(name)): read_own(tmp_path/name)
@@ -190,7 +191,17 @@ def test_a_file_of_an_utterance_is_named(tmp_path):
     (tmp_path/'t2.npy').unlink()
     t.to_csv(tmp_path/'own.csv', index=False)
     _, bad = read_own(tmp_path/'own.csv')
-    assert bad == ["column 'text', row 1 (dialogue 'a', position 1): t1.npy: found an empty file, expected a .npy array", "column 'text', row 2 (dialogue 'b', position 0): t2.npy: found no such file, expected a .npy array"]
+    t.to_json(tmp_path/'own.jsonl', orient='records', lines=True)
+    assert bad == read_own(tmp_path/'own.jsonl')[1] == ["column 'text', row 1 (dialogue 'a', position 1): t1.npy: found an empty file, expected a .npy array", "column 'text', row 2 (dialogue 'b', position 0): t2.npy: found no such file, expected a .npy array"]
+
+
+def test_words_in_brackets_are_no_vectors_and_broken_lists_are_named(tmp_path):
+    rows = 'dialogue,label,said,text\na,x,[laughs] oh,"[1, 2]"\nb,y,no,"[3, 4"\n'
+    (tmp_path/'own.csv').write_text(rows)
+    d, bad = read_own(tmp_path/'own.csv')
+    assert d.modalities == ('text',) and bad == ["column 'text', row 1 (dialogue 'b'): found the text '[3, 4', expected numbers, a list of them as JSON, or the name of a .npy file"]
+    (tmp_path/'own.csv').write_text(rows.replace('[1, 2]', '[1. 2.]'))                              # an array that was printed, in the first row
+    assert len(read_own(tmp_path/'own.csv')[1]) > 1 and read_own(tmp_path/'own.csv')[0].modalities == ('text',)
 
 
 def test_infinite_values_do_not_reach_the_scale():
@@ -246,7 +257,7 @@ def test_a_damaged_field_is_read_or_named(tmp_path_factory, part, field, value):
 
 # --- the harness -------------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('name, own', [('iemocap', False), ('x.parquet', True), ('/a/b.csv', True), ('unaligned_50.pkl', True), ('x.npy', False)])
+@pytest.mark.parametrize('name, own', [('iemocap', False), ('x.parquet', True), ('/a/b.csv', True), ('b.JSONL', True), ('unaligned_50.pkl', True), ('x.npy', False)])
 def test_what_a_file_of_ones_own_is(name, own): assert is_own(name) == own
 
 
@@ -266,6 +277,24 @@ def test_the_kind_of_a_file_changes_nothing(tmp_path):
         as_table(d).to_parquet(tmp_path/folder/'noise-simulated.parquet')
         hashes.add(ready(RunConfig(dataset='noise-simulated.parquet', data_root=str(tmp_path/folder), device='cpu', out_dir=str(tmp_path/'runs'), method='majority')).key)
     assert len(hashes) == 1
+
+
+def test_a_model_of_a_table_is_exported_from_the_file_itself(tmp_path, monkeypatch):
+    "Without the copy that training kept; and the model knows what the columns were called."
+    d = random_dialogues([3]*12, FOUR, parts=('train',)*4 + ('val', 'test'), missing=.2)
+    as_table(d).drop(columns=['utterance', 'speaker']).rename(columns=dict(label='joy')).to_parquet(tmp_path/'noise-simulated.parquet')
+    monkeypatch.setenv('MCULORA_CACHE', str(tmp_path/'one'))
+    at = dict(dataset=str(tmp_path/'noise-simulated.parquet'), device='cpu', out_dir=str(tmp_path/'runs'))
+    _, folder = run(RunConfig(**at, table=Columns(label='joy'), options=SMALL), progress=False)
+    monkeypatch.setenv('MCULORA_CACHE', str(tmp_path/'two'))
+    a = load(save(from_run(folder, dataset=at['dataset']), tmp_path/'model'))
+    assert a.table == Columns(label='joy') and a.table.model_fields_set == {'label'}
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path/'model').iterdir()} == {0o666 & ~umask()}     # who may read the folder may read all of it
+    said = json.loads((tmp_path/'model'/'config.json').read_text()); said['trained']['data']['table'] = dict(lable='joy'); (tmp_path/'model'/'config.json').write_text(json.dumps(said))
+    with pytest.raises(DataError, match='config.json: found no description of columns'): load(tmp_path/'model')
+
+
+def umask(): now = os.umask(0); os.umask(now); return now
 
 
 def test_a_modality_that_training_lacks_is_refused(tmp_path):

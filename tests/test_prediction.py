@@ -16,6 +16,7 @@ from mculora.calibration import Calibration, ece, fit_temperature, nll, reliabil
 from mculora.dialogues import DataError, random_dialogues, select
 from mculora.method import create, methods
 from mculora.modalities import labels, members
+from mculora.own import Columns, as_table, read_table
 from mculora.prediction import Predictor, as_rows, gather, read_input, write_rows
 from mculora.sources import fit_scale, scale
 
@@ -88,19 +89,21 @@ def table(change): rows = [dict(r) for r in GOOD]; return change(rows) or rows
 
 BAD = {
     'unknown modality': (lambda r: r[0].update(smell=[1., 2.]), "found vectors in the column 'smell', expected none but a, t, v"),
-    'wrong width': (lambda r: r[1].update(a=[1.]*3), "dialogue 'x', position 1, 'a': found shape (3,), expected (4,)"),
-    'NaN': (lambda r: r[2].update(t=[float('nan')]*6), "position 2, 't': found NaN or infinity in 6 of 6 entries"),
+    'wrong width': (lambda r: r[1].update(a=[1.]*3), "column 'a', row 1 (dialogue 'x', position 1): found width 3, expected 4"),
+    'wrong width everywhere': (lambda r: [x | dict(a=[1.]*3) for x in r], "column 'a', row 0 (dialogue 'x', position 0): found width 3, expected 4; column 'a', row 1"),
+    'NaN': (lambda r: r[2].update(t=[float('nan')]*6), "column 't', row 2 (dialogue 'x', position 2): found NaN or infinity in 6 of 6 entries"),
     'infinity': (lambda r: r[2].update(t=[1e39] + [0.]*5), 'found NaN or infinity in 1 of 6'),
-    'matrix': (lambda r: r[0].update(a=[[1.]*4]), "'a': found shape (1, 4)"),
-    'text': (lambda r: r[0].update(a='hello'), "'a': found 'hello'"),
-    'ragged': (lambda r: r[0].update(a=[[1.], [1., 2.]]), "'a': found '[[1.0], [1.0, 2.0]]'"),
-    'no such file': (lambda r: r[0].update(a='none.npy'), "dialogue 'x', position 0, 'a': none.npy: found no such file"),
-    'missing column': (lambda r: without('dialogue'), "found no column 'dialogue', expected one; the table has position, a, t, v"),
+    'a tensor too deep': (lambda r: r[0].update(a=[[[1.]*4]]), "column 'a', row 0 (dialogue 'x', position 0): found shape (1, 1, 4), expected (width,) or (frames, width)"),
+    'text': (lambda r: r[0].update(a='hello'), "column 'a', row 0 (dialogue 'x', position 0): found the text 'hello'"),
+    'an object': (lambda r: r[0].update(a={'x': 1}), "column 'a', row 0 (dialogue 'x', position 0): found {'x': 1}, expected a list of numbers"),
+    'ragged': (lambda r: r[0].update(a=[[1.], [1., 2.]]), "column 'a', row 0 (dialogue 'x', position 0): found [[1.0], [1.0, 2.0]]"),
+    'no such file': (lambda r: r[0].update(a='none.npy'), "column 'a', row 0 (dialogue 'x', position 0): none.npy: found no such file"),
+    'many': (lambda r: [x | dict(a=[1.], t='so') for x in r], '; and 3 more'),
     'no modality': (lambda r: without('a', 't', 'v'), 'found no column of a modality, expected one or more of a, t, v'),
     'nothing there': (lambda r: [x | dict(a=None, t=None) for x in r], 'found no value in a, t, v, expected at least one modality'),
     'no rows': (lambda r: r.clear() or [], 'found no rows'),
-    'position twice': (lambda r: r[1].update(position=0), "dialogue 'x': found position 0 twice"),
-    'position in words': (lambda r: r[1].update(position='first'), "column 'position'"),
+    'position twice': (lambda r: r[1].update(position=0), "row 1 (dialogue 'x', position 0): found the same dialogue and position as row 0, expected different ones"),
+    'position in words': (lambda r: r[1].update(position='first'), "column 'position', row 1: found 'first', expected a number"),
     'no dialogue': (lambda r: r[1].update(dialogue=None), "column 'dialogue', row 1: found nothing"),
 }
 
@@ -109,13 +112,13 @@ BAD = {
 def test_bad_tables_are_refused_with_the_place(tmp_path, name):
     change, message = BAD[name]
     (tmp_path/'in.jsonl').write_text('\n'.join(json.dumps(r) for r in table(change)))
-    with pytest.raises(DataError) as e: read_input(A, tmp_path/'in.jsonl')
-    assert 'in.jsonl' in str(e.value) and message in str(e.value)
+    with pytest.raises(DataError) as e: read_input(A, tmp_path/'in.jsonl', Columns(nonfinite='refuse'))
+    assert str(e.value).startswith('in.jsonl: ') and message in str(e.value) and str(e.value).count(';') < 4
 
 
 @pytest.mark.parametrize('name, content, message', [
     ('in.jsonl', b'{"dialogue": ', 'found no readable table'), ('in.parquet', b'PAR1', 'found no readable table'), ('in.csv', b'', 'found no readable table'),
-    ('in.xlsx', b'x', "found a file with the ending '.xlsx'"), ('in.jsonl', b'[1, 2]', 'in.jsonl'), ('in.csv', b'dialogue,a\nx,"[1, 2"\n', "'a': found '[1, 2'")])
+    ('in.xlsx', b'x', "found a file with the ending '.xlsx'"), ('in.jsonl', b'[1, 2]', 'in.jsonl'), ('in.csv', b'dialogue,a\nx,"[1, 2"\n', "column 'a', row 0 (dialogue 'x'): found the text '[1, 2'"), ('in.jsonl', b'{"a": [1]}\n3', 'a line with 3, expected an object'), ('in.csv', b'dialogue,a,t\nx,,"[1, 2"\ny,"[1, 2, 3, 4]",\n', "column 't', row 0")])
 def test_files_that_are_no_tables(tmp_path, name, content, message):
     (tmp_path/name).write_bytes(content)
     with pytest.raises(DataError) as e: read_input(A, tmp_path/name)
@@ -132,9 +135,46 @@ def test_columns_that_are_not_vectors_are_left_alone_and_rows_come_in_order(tmp_
 def test_entries_that_were_not_measured_take_the_mean(tmp_path):
     rows = table(lambda r: r[0].update(a=[float('nan'), 1., 2., float('inf')]))
     (tmp_path/'in.jsonl').write_text('\n'.join(json.dumps(r) for r in rows))
-    d, _ = read_input(A, tmp_path/'in.jsonl', 'entry')
+    d, _ = read_input(A, tmp_path/'in.jsonl')
     ready = scale(d, A.scale)
-    assert ready.features['a'][0, [0, 3]].abs().max() < 1e-6 and ready.features['a'][0, [1, 2]].abs().min() > .1
+    assert ready.features['a'][0, [0, 3]].abs().max() == 0 and ready.features['a'][0, [1, 2]].abs().min() > .1
+    for ask in (ASK, Predictor(replace(A, scale={}))):                                         # without a scale: 0 as it is
+        mean = [float(m) for m in ask.a.scale['a'][0]] if ask.a.scale else [0.]*4
+        filled = [dict(a=[mean[0], 1., 2., mean[3]], t=[.2]*6), *({k: r[k] for k in 'at'} for r in GOOD[1:])]
+        for one, other in zip(ask.predict(d), ask(filled), strict=True): torch.testing.assert_close(numbers(one), numbers(other), rtol=0, atol=1e-5)
+    d, _ = read_input(A, tmp_path/'in.jsonl', Columns(nonfinite='modality'))
+    assert d.present.int().tolist() == [[0, 1], [1, 1], [1, 1]]                                 # v is nowhere
+
+
+def test_without_a_dialogue_column_every_row_is_one(tmp_path):
+    (tmp_path/'in.jsonl').write_text('\n'.join(json.dumps(r) for r in without('dialogue', 'position')))
+    d, where = read_input(A, tmp_path/'in.jsonl')
+    assert len(d) == 3 and where == [dict(dialogue=str(k), position=0) for k in range(3)]
+    for one, r in zip(ASK.predict(d), GOOD): torch.testing.assert_close(numbers(one), numbers(ASK([{k: r[k] for k in 'at'}])[0]), rtol=0, atol=1e-5)
+
+
+def test_dialogues_come_as_they_appear_with_the_positions_of_the_table(tmp_path):
+    pd.DataFrame([GOOD[0] | dict(dialogue=k, position=p) for k, p in (('z', 7), ('b', 2.5), ('z', 3), ('a', 1), ('b', -1))]).to_parquet(tmp_path/'in.parquet')
+    d, where = read_input(A, tmp_path/'in.parquet')
+    assert [(w['dialogue'], w['position']) for w in where] == [('z', 3), ('z', 7), ('b', -1), ('b', 2.5), ('a', 1)] and d.ids == ('z', 'b', 'a')
+    assert json.loads(json.dumps(where)) == where
+
+
+@pytest.mark.parametrize('kind', ['parquet', 'csv', 'jsonl'])
+def test_the_table_of_training_is_one_to_ask_about(tmp_path, kind):
+    "As it is: its own names, labels, parts, gaps, holes and frames; and the answers are those for the dialogues that training saw."
+    d = replace(random_dialogues((5, 3, 7, 4), WIDTHS, missing=.3, parts=('train', 'train', 'val', 'test')), task=D.task)
+    t = as_table(d).rename(columns=dict(dialogue='talk', label='mood', a='sound')).drop(columns='speaker')
+    i = t.index[t.t.notna()][0]; t.at[i, 't'] = [[float('nan'), *t.t[i][1:]], [float('inf'), *t.t[i][1:]]]
+    path, columns, features = tmp_path/f'noise-simulated.{kind}', Columns(dialogue='talk', label='mood'), dict(a='sound', t='t', v='v')
+    if kind == 'parquet': t.map(lambda x: [[float(v) for v in r] for r in x] if isinstance(x, list) and isinstance(x[0], list) else x).assign(t=[None if x is None else x if isinstance(x[0], list) else [x] for x in t.t]).to_parquet(path)
+    if kind == 'csv': t.map(lambda x: json.dumps(x) if isinstance(x, list) else x).to_csv(path, index=False)
+    if kind == 'jsonl': path.write_text('\n'.join(map(json.dumps, t.to_dict('records'))))
+    trained, bad = read_table(path, columns, features)
+    asked, where = read_input(replace(A, trained=dict(data=dict(table=columns.model_dump(mode='json')))), path, features=features)
+    assert not bad and trained.features['t'].isnan().sum() == 1 and asked.ids == trained.ids and torch.equal(asked.present, trained.present) and [w['dialogue'] for w in where] == [u.rpartition('_')[0] for u in d.utterances]
+    for m in WIDTHS: assert torch.equal(asked.features[m].nan_to_num(9.), trained.features[m].nan_to_num(9.))
+    for one, other in zip(ASK.predict(asked), ASK.predict(trained), strict=True): assert one.combination == other.combination and torch.equal(numbers(one), numbers(other))
 
 
 # --- a fresh process, as anyone would call it ---
@@ -156,7 +196,7 @@ def test_the_command_in_a_fresh_process(tmp_path):
         assert all(abs(got[k] - row[k]) < 1e-5 for k in row if k.startswith('p_') or k == 'private')
     (tmp_path/'bad.jsonl').write_text(json.dumps(GOOD[0] | dict(a=[1.])))
     code, out, err = mculora('predict', 'model', 'bad.jsonl', '--output', 'out.csv', cwd=tmp_path)
-    assert code == 2 and not out and err.startswith('Error: bad.jsonl:') and 'Traceback' not in err and not (tmp_path/'out.csv').exists()
+    assert code == 2 and not out and err.startswith("Error: bad.jsonl: column 'a', row 0") and 'Traceback' not in err and not (tmp_path/'out.csv').exists()
     (tmp_path/'model'/'config.json').write_text('{}')
     code, out, err = mculora('predict', 'model', 'in.jsonl', cwd=tmp_path)
     assert code == 2 and 'config.json: version' in err and 'Traceback' not in err
