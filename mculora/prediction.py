@@ -154,6 +154,7 @@ def _columns(a, f, c, features): # modality -> column of the table
     return features
 
 def _asked(a, f, base, c, features): # dialogues, and where each row is from
+    if not len(f): raise DataError('found no rows, expected at least one')
     features = _columns(a, f, c, features)
     d, bad = read_table(f, c, features, base=base, task=a.task, widths=a.method.widths)
     if bad: raise DataError('; '.join(bad[:3]) + f'; and {len(bad) - 3} more'*(len(bad) > 3))

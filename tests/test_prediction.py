@@ -143,7 +143,7 @@ def test_entries_that_were_not_measured_take_the_mean(tmp_path):
         filled = [dict(a=[mean[0], 1., 2., mean[3]], t=[.2]*6), *({k: r[k] for k in 'at'} for r in GOOD[1:])]
         for one, other in zip(ask.predict(d), ask(filled), strict=True): torch.testing.assert_close(numbers(one), numbers(other), rtol=0, atol=1e-5)
     d, _ = read_input(A, tmp_path/'in.jsonl', Columns(nonfinite='modality'))
-    assert d.present.int().tolist() == [[0, 1], [1, 1], [1, 1]]                                 # v is nowhere
+    assert d.present.int().tolist() == [[0, 1, 0], [1, 1, 0], [1, 1, 0]]
 
 
 def test_without_a_dialogue_column_every_row_is_one(tmp_path):
