@@ -79,7 +79,7 @@ train: $(STAMP) ## one training run: [DATASET=iemocap] [METHOD=mculora] [SEED=66
 	@echo "the run as a notebook, with its pictures: runs/notebooks/$(RUN_NAME).ipynb"
 
 test: $(STAMP) ## all tests, with every notebook among them, files side by side: [ARGS="-k notebooks"]
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup $(ARGS)
 
 test-faults: $(STAMP) ## the campaign of faults: kills, full disks, damaged and hostile files, minutes long; prints what came of it
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal -m 'faults or not faults' tests/test_faults.py tests/test_hostile.py tests/test_degenerate.py $(ARGS)

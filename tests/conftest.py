@@ -16,6 +16,8 @@ def pytest_configure(config): config.addinivalue_line('markers', 'faults: the wh
 
 
 def pytest_collection_modifyitems(config, items):
+    for item in items: # side by side: a file's tests in one process, which then shares what they prepare; notebooks share nothing
+        if item.path.name not in ('test_notebooks.py', 'test_paper.py'): item.add_marker(pytest.mark.xdist_group(item.path.name))
     if 'faults' in (config.getoption('-m') or ''): return
     for item in items:
         if item.get_closest_marker('faults'): item.add_marker(pytest.mark.skip(reason='opt-in: make test-faults'))
