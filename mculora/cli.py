@@ -50,7 +50,7 @@ def extract(
     text:Annotated[str, typer.Option(help='light, none, or a folder or NAME@REVISION of a language model.')]='light',
     face:Annotated[str, typer.Option(help='light, none, or a folder or NAME@REVISION of an image model.')]='light',
     skip:Annotated[bool, typer.Option('--skip', help='Where a clip cannot be used, its modality is missing.')]=False,
-    device:Annotated[str, typer.Option(help='cpu, cuda, ... of the models.')]='cpu',
+    device:Annotated[str, typer.Option(help='auto, cpu, cuda, ... of the models; the light set does not use it.')]='cpu',
 ):
     "Make features of raw clips; what is there and unchanged is not made again. Exit code: 0 all clips, 1 some were left out, 2 something is wrong with what was asked for."
     try:

@@ -6,12 +6,12 @@
 __all__ = ['RATE', 'MOODS', 'LONGEST', 'PICTURES', 'UNUSED', 'MINILM', 'NEEDED', 'SOURCES', 'OTHERS', 'need', 'buzz', 'sketch',
            'read_wav', 'spread', 'read_frames', 'find_face', 'Extractor', 'Egemaps', 'HogFace', 'load_model',
            'weights_hash', 'Wav2Vec', 'sentences', 'Text', 'minilm', 'Faces', 'extractors', 'Clip', 'read_manifest',
-           'write_clips', 'extract', 'to_layout', 'to_table', 'clip_dialogues']
+           'write_clips', 'extract', 'to_layout', 'to_table']
 
 # %% ../nbs/02c_clips.ipynb #a2e60d79
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from .dialogues import DataError, Dialogues, Task
-from .sources import Layout, layout, read_features, read_labels, write_atomically, write_layout, _plain, _show
+from .dialogues import DataError, Dialogues, Task, resolve_device
+from .sources import layout, read_labels, write_atomically, write_layout, _plain, _show
 
 # %% ../nbs/02c_clips.ipynb #e551cdd1
 def need(
@@ -344,11 +344,13 @@ class Faces(Extractor):
         need('transformers')
         mixin = need('transformers.image_processing_base').ImageProcessingMixin
         model = load_model(where, revision, device)
-        try: p = mixin.get_image_processor_dict(str(where), revision=revision or 'main')[0]
-        except (OSError, ValueError) as e: raise DataError(f'{where}: found no preprocessor_config.json, expected size, mean and deviation of the pictures') from e
-        size = p.get('size', 224)
-        size = size.get('height') or size.get('shortest_edge') if isinstance(size, dict) else size
-        return cls(model, size=int(size), mean=p['image_mean'], std=p['image_std'], device=device, **{'name': f'{Path(str(where)).name}-face_UTT', **more})
+        try:
+            p = mixin.get_image_processor_dict(str(where), revision=revision or 'main')[0]
+            size = p.get('size', 224)
+            size = int(size.get('height') or size.get('shortest_edge') if isinstance(size, dict) else size)
+            mean, std = ([float(x) for x in p[k]] for k in ('image_mean', 'image_std'))
+        except (OSError, ValueError, KeyError, TypeError) as e: raise DataError(f'{where}: found no preprocessor_config.json of an image model ({type(e).__name__}: {str(e).splitlines()[0]:.80}), expected size, mean and deviation of the pictures') from e
+        return cls(model, size=size, mean=mean, std=std, device=device, **{'name': f'{Path(str(where)).name}-face_UTT', **more})
 
     @torch.inference_mode()
     def __call__(self, source):
@@ -365,9 +367,10 @@ def extractors(
     audio:str='light', # 'light', 'none', or a folder or NAME@REVISION of a model for sound ...
     text:str='light',  # ... for text ...
     face:str='light',  # ... or for pictures
-    device='cpu',      # of the models
+    device='cpu',      # 'auto', 'cpu', 'cuda', ... of the models; the light set does not use it
 )->dict[str, Extractor]: # modality -> extractor
-    "A set of extractors; without arguments the light one, whose weights are inside packages."
+    "A set of extractors; without arguments the light one, whose weights are inside packages. Raises `ValueError` for a device that is not there, `DataError` for a model that cannot be used."
+    device = resolve_device(device)
     make = {'a': (audio, Egemaps, Wav2Vec), 't': (text, minilm, Text), 'v': (face, HogFace, Faces.of)}
     out = {m: small() if what == 'light' else large(what.rpartition('@')[0] or what, what.rpartition('@')[2] if '@' in what else None, device=device) for m, (what, small, large) in make.items() if what != 'none'}
     if not out: raise DataError('extractors: found none for audio, text and face, expected one at least')
@@ -506,16 +509,16 @@ def _label(c, l): # the label of a clip as a number
     try: return float(c.label)
     except ValueError: raise DataError(f'utterance {c.utterance}: found {"no label" if not c.label else "label " + _show(c.label)}, expected {" or ".join([", ".join(l.classes), "its number"]) if l.classes else "a score from -3 to 3"}') from None
 
-def _arranged(clips, l, task, label): # clips as dialogues without features
+def _arranged(clips, dataset, l): # clips as dialogues without features
     groups = {}
     for c in clips: groups.setdefault(c.dialogue, []).append(c)
     flat = [c for g in groups.values() for c in g]
     parts = {k: {c.split for c in g} for k, g in groups.items()}
     if mixed := [k for k, p in parts.items() if len(p) > 1]: raise DataError(f'dialogue {mixed[0]}: found the parts {", ".join(sorted(parts[mixed[0]]))}, expected one')
-    if l.speakers and label and (odd := [c for c in flat if c.speaker not in tuple(l.speakers)]): raise DataError(f'utterance {odd[0].utterance}: found speaker {_show(odd[0].speaker)}, expected {" or ".join(l.speakers)}')
-    y = torch.tensor([_label(c, l) if label else 0. for c in flat], dtype=torch.float64)
+    if l.speakers and (odd := [c for c in flat if c.speaker not in tuple(l.speakers)]): raise DataError(f'utterance {odd[0].utterance}: found speaker {_show(odd[0].speaker)}, expected {" or ".join(l.speakers)}')
+    y = torch.tensor([_label(c, l) for c in flat], dtype=torch.float64)
     if l.classes and (e := y != y.round()).any(): raise DataError(f'utterance {flat[int(e.nonzero()[0])].utterance}: found label {y[e][0]:g}, expected a whole number')
-    return flat, Dialogues(task, {}, torch.zeros(len(flat), 0, dtype=torch.bool), torch.tensor([max(l.speakers.find(c.speaker), 0) if c.speaker else 0 for c in flat]), y.to(torch.long if l.classes else torch.float),
+    return Dialogues(Task(dataset, l.classes), {}, torch.zeros(len(flat), 0, dtype=torch.bool), torch.tensor([l.speakers.index(c.speaker) if l.speakers else 0 for c in flat]), y.to(torch.long if l.classes else torch.float),
         torch.tensor([0, *map(len, groups.values())]).cumsum(0), tuple(groups), tuple(c.utterance for c in flat), tuple(next(iter(parts[k])) for k in groups))
 
 def _listed(bad, what): return DataError(f'{what}: {len(bad)} problem{"s"*(len(bad) > 1)}: ' + '; '.join(bad[:5]) + '; ...'*(len(bad) > 5))
@@ -530,7 +533,7 @@ def to_layout(
 )->tuple[Path, list[str]]:           # the dataset's folder; one sentence for each clip that could not be used
     "Clips with labels as a dataset on disk. Raises `DataError`: for labels, speakers and names before anything is extracted."
     l, folder = layout(dataset), Path(data_root)/layout(dataset).folder
-    _, d = _arranged(clips, l, Task(dataset, l.classes), label=True)
+    d = _arranged(clips, dataset, l)
     _own(folder/l.labels, folder/'clips.json')
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix='.labels') as part:
@@ -566,24 +569,3 @@ def to_table(
     t = t.drop(columns=[k for k in OTHERS if not t[k].any()])                                    # what no clip has is no column
     write_atomically(folder/'features.csv', lambda p: t.to_csv(p, index=False))
     return folder/'features.csv', bad
-
-# %% ../nbs/02c_clips.ipynb #7836cef8
-def clip_dialogues(
-    clips:list[Clip],                # labels are not read
-    by:dict[str, Extractor],         # modality -> extractor, as in the model's training
-    folder,                          # where features are kept: nothing is extracted twice
-    task:Task,                       # of the trained model
-    widths:dict[str, int],           # of the trained model: modality -> D_m
-    progress:bool=True,              # show bars
-)->Dialogues:                        # label 0 everywhere: there is none
-    "Clips as a trained model takes them, in the order of the clips. Raises `DataError` if features are not as wide as in training, or a clip cannot be used."
-    if set(by) != set(widths): raise DataError(f'extractors: found {", ".join(by)}, expected {", ".join(widths)} as in training')
-    if bad := extract(clips, by, folder, progress): raise _listed(bad, 'clips')
-    flat, d = _arranged(clips, Layout('', '', task.classes, 'FM' if task.name.startswith('iemocap') else ''), task, label=False)
-    columns = {}
-    for m, w in widths.items():
-        x, here, bad = read_features(Path(folder)/'features'/by[m].name, [c.utterance for c in flat], [''] * len(flat), progress)
-        if bad: raise _listed(bad, 'features')
-        if here.any() and x.shape[1] != w: raise DataError(f'features {m!r}: found width {x.shape[1]} of {by[m].name}, expected {w} as in training')
-        columns[m] = (x if here.any() else torch.zeros(len(flat), w), here)
-    return Dialogues(d.task, {m: x for m, (x, _) in columns.items()}, torch.stack([h for _, h in columns.values()], -1), d.speaker, d.label, d.offset, d.ids, d.utterances, d.part)

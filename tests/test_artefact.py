@@ -1,13 +1,15 @@
 "A model as a folder: every method comes back as it was, nothing that does not fit is accepted, one combination as a program gives the model's numbers."
 import json
+import math
 import shutil
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
 
 from mculora.artefact import Artefact, Standalone, card, from_run, load, save, write_program
-from mculora.calibration import Calibration
+from mculora.calibration import Calibration, calibrate, calibration_report
 from mculora.dialogues import DataError, batch, keep, random_dialogues, split
 from mculora.evaluation import predictions
 from mculora.masking import drop
@@ -161,6 +163,21 @@ def test_programs_of_other_methods_are_refused_before_anything_is_written(tmp_pa
     a, _ = new('zero-fill', 'three')
     with pytest.raises(ValueError, match="merge: found the method 'zero-fill'"): save(a, tmp_path/'model', compiled=('t',))
     assert not (tmp_path/'model').exists()
+
+
+@pytest.mark.parametrize('method', ['majority', 'logistic', 'logistic-per-condition'])
+def test_calibration_is_not_decided_by_a_class_that_training_never_had(tmp_path, method):
+    d = random_dialogues((60, 60))
+    known = replace(d, label=d.label.clamp(max=2))
+    m = create(method, d.task, d.widths)
+    m.prepare(known)
+    rest = torch.arange(120)[:, None].expand(-1, 3) > 0
+    for label in (torch.where(rest[:, 0], known.label, 3), torch.full_like(d.label, 3)):          # one utterance of it; nothing else
+        val = replace(d, label=label)
+        c = calibrate(m, val)
+        assert c.temperature == pytest.approx(calibrate(m, drop(known, rest)).temperature if label[1] != 3 else dict.fromkeys(labels(d.widths), 1.), abs=1e-5)
+        again = load(save(Artefact(m.eval(), {}, c, calibration_report(m, c, val)), tmp_path/str(int(label[1]))))
+        assert again.calibration == c and all(math.isfinite(x) for r in again.report.values() for x in r.values())
 
 
 def test_a_run_is_exported_with_its_own_data_only(tmp_path):

@@ -18,11 +18,9 @@ from typer.testing import CliRunner
 
 from mculora import clips as C
 from mculora.cli import app
-from mculora.clips import RATE, Clip, Extractor, clip_dialogues, extract, read_frames, read_manifest, read_wav, to_layout, to_table, write_clips
+from mculora.clips import RATE, Clip, Extractor, extract, read_frames, read_manifest, read_wav, to_layout, to_table, write_clips
 from mculora.dialogues import DataError
-from mculora.evaluation import predictions
-from mculora.runs import load_method
-from mculora.sources import read_layout, scale
+from mculora.sources import read_layout
 
 ROOT = Path(__file__).resolve().parent.parent
 MCULORA = Path(sys.executable).parent/'mculora'
@@ -168,6 +166,19 @@ def test_an_image_model_sees_faces_on_its_own_scale(vit, tmp_path):
     values = (faces - torch.tensor([.5, .4, .3])[:, None, None])/torch.tensor([.2, .3, .4])[:, None, None]
     with torch.no_grad(): want = ViTModel.from_pretrained(vit, add_pooling_layer=False).eval()(values).last_hidden_state.mean((0, 1))
     assert np.abs(C.Faces.of(vit)(tmp_path) - want.numpy()).max() < 1e-5
+
+
+def test_what_cannot_extract_is_said_before_it_starts(vit, deberta, tmp_path):
+    with pytest.raises(DataError, match=re.escape(f'{deberta}: found no preprocessor_config.json of an image model')): C.Faces.of(deberta)
+    said = json.loads((vit/'preprocessor_config.json').read_text())
+    sound = copied(vit, tmp_path/'sound')
+    for wrong in (dict(feature_size=1, sampling_rate=RATE), said | dict(image_mean=None), said | dict(image_std=['x']), said | dict(size={})):
+        (sound/'preprocessor_config.json').write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match='of an image model .*expected size, mean and deviation of the pictures'): C.extractors('none', 'none', str(sound))
+    for device in ('banana', 'cuda:9'):
+        for face in (str(vit), 'light'):
+            with pytest.raises(ValueError, match=f"device: found '{device}', expected auto or one of cpu"): C.extractors('none', 'none', face, device)
+    assert C.extractors('none', 'none', str(vit), 'cpu')['v'].name == f'{vit.name}-face_UTT'
 
 
 def copied(top, to, change=lambda w: w):
@@ -388,16 +399,17 @@ def test_from_clips_to_a_probability_on_the_command_line(tmp_path):
     options = json.dumps(dict(width=16, depth=1, rank=2, epochs=15, lr=3e-3, batch_size=4))
     said = mculora('train', '--data-root', tmp_path/'data', '--out-dir', tmp_path/'runs', '--fold', 1, '--options', options)
     assert 'iemocap, mculora, Session1' in said
-    model, stats = load_method(next((tmp_path/'runs').rglob('model.safetensors')).parent)
-    new = [Clip(**{**vars(c), 'label': ''}) for c in read_manifest(manifest) if c.dialogue.startswith('Ses01')]
-    d = clip_dialogues(new, C.extractors(), tmp_path/'new', model.task, model.widths, progress=False)
-    p = predictions(model, scale(d, stats)).softmax(-1)
-    assert p.shape == (7, len(new), 4) and torch.allclose(p.sum(-1), torch.ones(7, len(new)))
-    truth = torch.tensor([list(C.MOODS).index(c.label) for c in read_manifest(manifest) if c.dialogue.startswith('Ses01')])
-    assert (p[-1].argmax(-1) == truth).float().mean() > .5                       # made to be easy; the most frequent class has a quarter
-    # no modality at all: still a probability, and no error
-    blank = clip_dialogues([Clip('x', 'Ses01')], C.extractors(), tmp_path/'blank', model.task, model.widths, progress=False)
-    assert not blank.present.any() and predictions(model, scale(blank, stats)).isfinite().all()
+    # clips without labels, one of them without any modality, to probabilities
+    rows = pd.read_csv(manifest, dtype=str, keep_default_na=False)
+    rows = rows[rows.dialogue.str.startswith('Ses01')]
+    pd.concat([rows.drop(columns='label'), pd.DataFrame([dict(utterance='x', dialogue='Ses01_x', speaker='F')])]).to_csv(tmp_path/'clips'/'new.csv', index=False)
+    mculora('data', 'extract', tmp_path/'clips'/'new.csv', tmp_path/'new')
+    mculora('export', next((tmp_path/'runs').rglob('result.json')).parent, tmp_path/'model', '--data-root', tmp_path/'data')
+    mculora('predict', tmp_path/'model', tmp_path/'new'/'features.csv', '--output', tmp_path/'said.csv')
+    told = pd.read_csv(tmp_path/'said.csv')
+    assert len(told) == len(rows) + 1 and told.dialogue.iloc[-1] == 'Ses01_x' and told.label.isna().tolist() == [False]*len(rows) + [True]
+    assert np.allclose(told.filter(like='p_').sum(axis=1)[:-1], 1) and set(told.combination.dropna()) > {'atv'}
+    assert np.mean(told.label[:-1].to_numpy() == rows.label.to_numpy()) > .5      # made to be easy; the most frequent class has a quarter
     def here(*args, rc): # the same in this process
         done = CliRunner().invoke(app, ['data', 'extract', *map(str, args)])
         assert done.exit_code == rc, done.output
@@ -409,6 +421,7 @@ def test_from_clips_to_a_probability_on_the_command_line(tmp_path):
     assert re.search(r'^Error: .*bad.csv: 1 problem: row 1, utterance .u.: found no wav', here(tmp_path/'clips'/'bad.csv', tmp_path/'other', rc=2))
     assert 'expected one of iemocap' in here(manifest, tmp_path/'other', '--dataset', 'x', rc=2)
     assert 'expected the commit' in here(manifest, tmp_path/'other', '--text', 'microsoft/deberta-large', '--audio', 'none', '--face', 'none', rc=2)
+    assert re.search("^Error: device: found 'banana'", here(manifest, tmp_path/'other', '--device', 'banana', rc=2))
     assert not (tmp_path/'other').exists()
     next((tmp_path/'clips').glob('*.wav')).write_bytes(b'')
     only = ('--dataset', 'iemocap', '--text', 'none', '--face', 'none')

@@ -16,7 +16,7 @@ import typer
 import yaml
 
 from mculora.cli import app
-from mculora.results import Result, Score, read_result
+from mculora.results import Result, Score, read_result, write_result
 from mculora.runs import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -190,9 +190,13 @@ def described(section):
     return {name: row[1].strip() for row in rows for name in re.findall(r'`([\w-]+)`', row[0])}
 
 
-@pytest.mark.parametrize('model', [Result, Score])
-def test_every_field_is_described(model):
-    assert set(described(model.__name__)) == set(model.model_fields) and all(described(model.__name__).values())
+def test_every_field_of_the_file_is_described(tmp_path):
+    known = {m: described(m.__name__) for m in (Result, Score)}
+    assert set(known[Score]) == set(Score.model_fields) and all(v for k in known.values() for v in k.values())
+    r = read_result(committed()[0]).model_copy(update=dict(format=Result.model_fields['format'].default))
+    write_result(tmp_path, r)
+    on_disk = json.loads((tmp_path/'result.json').read_text())
+    assert set(on_disk) == set(known[Result]) and known[Result]['format'].startswith(f'{on_disk["format"]};')
 
 
 def committed():
@@ -207,10 +211,12 @@ def committed():
 @pytest.mark.parametrize('path', committed(), ids=lambda p: str(p.parent.relative_to(ROOT/'results')))
 def test_what_results_hold_is_described(path):
     r = read_result(path)
-    for section, found in [('config', r.config), ('data', r.data), ('environment', r.environment), *(('stages', s) for s in r.stages)]:
+    for section, found in [('Result', json.loads(path.read_text())), ('config', r.config), ('data', r.data), ('environment', r.environment), *(('stages', s) for s in r.stages)]:
         known = described(section)
         always = {k for k, v in known.items() if not re.search(r'missing in files|own data only', v)}
         assert always <= set(found) <= set(known), section
+    left_out = re.search(r'^(`data_root`.*) are parameters of a run', (ROOT/'docs'/'results.md').read_text(), flags=re.M)[1]
+    assert set(re.findall(r'`(\w+)`', left_out)) == set(RunConfig.model_fields) - set(r.config)
 
 
 # --- citation, changelog ---

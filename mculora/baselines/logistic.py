@@ -12,7 +12,7 @@ from pydantic import Field
 from sklearn.linear_model import LogisticRegression, Ridge
 from ..modalities import members
 from ..dialogues import DataError
-from ..method import Method, Settings, register
+from ..method import NEVER, Method, Settings, register
 
 # %% ../../nbs/baselines/00_logistic.ipynb #5904677b
 class LogisticSettings(Settings):
@@ -51,7 +51,7 @@ class Logistic(Method):
                 model = LogisticRegression(C=self.settings.C, max_iter=2000).fit(X[:, columns], y)
                 classes, w, b = model.classes_, model.coef_, model.intercept_
                 if len(w) == 1: w, b = np.concatenate([0*w, w]), np.concatenate([0*b, b])       # two classes: scikit-learn gives one row
-            self.bias[i] = -1e9 if self.task.classes else 0.
+            self.bias[i] = NEVER if self.task.classes else 0.
             self.bias[i, classes] = torch.as_tensor(b).to(self.bias)
             at = torch.as_tensor(columns).nonzero().flatten().to(self.bias.device)
             self.weight[i, torch.as_tensor(classes)[:, None], at[None]] = torch.as_tensor(w).to(self.weight)
