@@ -20,7 +20,7 @@ from .dialogues import DataError, Task
 from .sources import OutputError, write_atomically
 from .twins import open_dataset
 from .own import Columns
-from .method import Method
+from .method import Method, read_settings
 from .evaluation import metric_names
 from .calibration import Calibration, calibrate, calibration_report
 from .merge import Merged, merge
@@ -133,7 +133,7 @@ def _scores(a): # the section on how good it is
     where = f'the test part ({t["data"]["fold"]}, {t["data"]["utterances"]["test"]} utterances)'
     cell = lambda s: f'{_number(a.task, s["metric"], s["value"])}' + (f' ({_number(a.task, s["metric"], s["mean"])} ± {_number(a.task, s["metric"], s["half"])})' if s['half'] is not None else '')
     by = {(s['condition'], s['metric']): cell(s) for s in t['scores']}
-    rows = [(c, *(by[c, m] for m in metric_names(a.task))) for c in dict.fromkeys(s['condition'] for s in t['scores'])]
+    rows = [(c, *(by.get((c, m), 'not defined') for m in metric_names(a.task))) for c in dict.fromkeys(s['condition'] for s in t['scores'])]
     how = f'in brackets: mean and 95 % interval over {max(runs)} runs with the same settings, other folds and seeds' if max(runs) > 1 else 'one run: there is no interval, and the next seed would give other numbers'
     return f'On {where}, epoch selected on validation; {how}. "incomplete" is the mean of the incomplete conditions, "all" of all.\n\n' + _table(['condition', *metric_names(a.task)], rows)
 
@@ -268,8 +268,9 @@ def from_run(
     method, scale = load_method(folder)
     trained = dict(config=r.config, data=r.data, scores=_sisters(folder, r), environment={k: r.environment.get(k) for k in ('commit', 'changed', 'torch', 'device')}, validation=[{k: s[k] for k in ('name', 'epochs', 'kept')} for s in r.stages])
     if not calibrated: return Artefact(method, scale, Calibration(dict.fromkeys(labels(method.widths), 1.)), {}, trained)
+    if 'table' in r.data and dataset is None: raise DataError(f'{folder}: found a run on a file of one\'s own, {r.config["dataset"]}, expected that file: name it (--dataset FILE), or export without temperatures (--no-temperatures)')
     known = {k: v for k, v in {**r.data, **r.config}.items() if k in RunConfig.model_fields} | dict(device='cpu', dataset=dataset or r.config['dataset'], data_root=None if data_root is None else str(data_root), features=features, table=Columns.written(r.data.get('table', {})))
-    s, _, about, _ = prepare(RunConfig(**known))
+    s, _, about, _ = prepare(read_settings(RunConfig, known, str(folder)))
     if about['hash'] != r.data['hash']: raise DataError(f'{folder}: found data with the fingerprint {about["hash"]} ({about["name"]}), expected {r.data["hash"]} ({r.data["name"]}), those of the run: name their folder, or export without temperatures')
     c = calibrate(method, s.val)
     return Artefact(method, scale, c, calibration_report(method, c, s.test), trained)

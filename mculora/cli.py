@@ -183,7 +183,7 @@ def predict(
     model:Annotated[Path, typer.Argument(help='Folder of a model.')],
     input:Annotated[Path, typer.Argument(help='Table (.parquet, .csv, .jsonl: dialogue, position, a column of vectors for each modality; as for training, without labels), or a folder of a feature release.')],
     output:Annotated[Path|None, typer.Option(help='Table to write (.parquet, .csv, .jsonl); without it, JSON lines.')]=None,
-    features:Annotated[list[str]|None, typer.Option(help='MODALITY=COLUMN of a table, once for each modality that is there; without it the columns are called as the modalities, and no other may hold vectors.')]=None,
+    features:Annotated[list[str]|None, typer.Option(help='MODALITY=COLUMN of a table, or MODALITY=FOLDER of a release, once for each modality that is there; without it the columns are called as the modalities, and no other may hold vectors, and the folders are those of training.')]=None,
     table:Annotated[str|None, typer.Option(help='What the columns of a table are called and how they are read, as JSON; without it as in the table that the model was trained on.')]=None,
     nonfinite:Annotated[str|None, typer.Option(help="NaN and infinity in the vectors of a table: 'entry' (the default, unless the table in training had another): not measured, so the mean; 'modality': it is missing; 'refuse'.")]=None,
 ):

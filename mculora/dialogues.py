@@ -172,9 +172,15 @@ def members_on(M:int, device:torch.device)->Tensor:
     "`members(M)`, kept on the device."
     return members(M).to(device)
 
+def _range(d): # lowest, highest and middle score, where they are not what the labels themselves say: their range without a middle, or with 0 if it is -3 to 3
+    if d.task.classes or not len(d.label): return []
+    low, high = (x.item() for x in d.label.aminmax())
+    said = [d.task.low, d.task.high, d.task.middle]
+    return [] if said == [low, high, 0. if (low, high) == (-3., 3.) else None] else [said]
+
 def fingerprint(d:Dialogues)->str:
     "Hash of everything that a method can see: 16 hexadecimal digits."
-    h = hashlib.sha256(json.dumps([d.task.name, d.task.classes, d.modalities, d.ids, d.part]).encode())
+    h = hashlib.sha256(json.dumps([d.task.name, d.task.classes, d.modalities, d.ids, d.part, *_range(d)]).encode())
     for x in [*d.features.values(), d.present, d.speaker, d.label, d.offset]: h.update(np.ascontiguousarray(x.detach().cpu().numpy()))
     return h.hexdigest()[:16]
 

@@ -69,7 +69,7 @@ def _vector(x, base): # a cell -> [D] float32, NaN where not measured; None if t
     if not isinstance(x, str): return _numbers(x)
     if not x.endswith('.npy'): raise DataError(f'found the text {x!r:.40}, expected numbers, a list of them as JSON, or the name of a .npy file')
     if not (Path(base)/x).is_file(): raise DataError(f'{x}: found no such file, expected a .npy array')
-    try: return read_npy(Path(base)/x, finite=False)
+    try: return _numbers(read_npy(Path(base)/x, finite=False))
     except DataError as e: raise DataError(f'{x}: {e}') from None
 
 def _measured(x, nonfinite, width=None): # [D] -> the same by the rule for what is not finite; None: absent
@@ -103,12 +103,13 @@ def read_labels_of(
     views:dict,      # modality -> what it is, in words
 )->tuple[Task, Tensor, list[str]]: # the task, [N] long or float32, problems
     "Classes or scores, whichever the column holds."
-    from pandas.api.types import is_float_dtype, is_integer_dtype, is_numeric_dtype
+    from pandas.api.types import is_bool_dtype, is_float_dtype, is_integer_dtype, is_numeric_dtype
     missing = y.isna()
     bad = [f'column {c.label!r}, {where(i)}: found no label, expected one' for i in missing.to_numpy().nonzero()[0]]
     known = y[~missing]
-    whole = known.dtype != bool and is_numeric_dtype(known) and (is_integer_dtype(known) or (np.isfinite(known) & (known == np.floor(known))).all())
-    scores = c.task == 'score' or c.cuts or c.task == 'auto' and not c.classes and is_numeric_dtype(known) and known.dtype != bool and ((is_float_dtype(known) and not whole) or (whole and known.nunique() > 20))
+    numbers = is_numeric_dtype(known) and not is_bool_dtype(known)
+    whole = numbers and (is_integer_dtype(known) or (np.isfinite(known) & (known == np.floor(known))).all())
+    scores = c.task == 'score' or c.cuts or c.task == 'auto' and not c.classes and numbers and ((is_float_dtype(known) and not whole) or (whole and known.nunique() > 20))
     about = dict(name=name, simulated='simulated' in name, views=views)
     if not scores:
         text = [_number(x) for x in known]
@@ -125,7 +126,7 @@ def read_labels_of(
     if c.cuts:
         if sorted(set(c.cuts)) != list(c.cuts): raise DataError(f'cuts: found {c.cuts}, expected growing numbers')
         names = (f'up to {c.cuts[0]:g}', *(f'{a:g} to {b:g}' for a, b in zip(c.cuts, c.cuts[1:])), f'above {c.cuts[-1]:g}')
-        return Task(classes=c.classes or names, **about), torch.bucketize(x.double(), torch.tensor(c.cuts, dtype=torch.double)), bad # from the score as it is stored
+        return Task(classes=c.classes or names, **about), torch.bucketize(x, torch.tensor(c.cuts)), bad # both float32: a score at a cut is not above it
     span = x[torch.tensor((~missing).tolist()) & x.isfinite()]
     low, high = (float(f(span)) if given is None and len(span) else float(given or 0) for f, given in ((torch.min, c.low), (torch.max, c.high)))
     return Task(low=low, high=high, middle=c.middle, **about), x, bad
@@ -137,7 +138,8 @@ def _named_parts(names): # K names -> K parts, problems
     part = [_parts.get(p.lower(), p.lower() if p.lower() in ('train', 'val', 'test') else p) for p in map(str, names)]
     bad = [f'found {p!r:.40}, expected a plain name' for p in sorted(set(part)) if not re.fullmatch(r'[\w.-]+', p)]
     if 'test' in part and (odd := set(part) - {'train', 'val', 'test'}): bad.append(f'found {", ".join(sorted(odd))} beside test, expected train, val and test, or names of folds')
-    if len(set(part)) < 2: bad.append(f'found nothing but {part[0]}, expected train and test, or several folds')
+    if {'train', 'val'} & set(part) and 'test' not in part: bad.append('found no test, expected train, val and test, or names of folds')
+    elif len(set(part)) < 2: bad.append(f'found nothing but {part[0]}, expected train and test, or several folds')
     return part, bad
 
 def _dealt_parts(lengths, n): # K lengths -> K folds of about equal size
@@ -154,7 +156,15 @@ def _json_lines(path): # a pandas frame
     if odd := [r for r in rows if not isinstance(r, dict)]: raise ValueError(f'a line with {odd[0]!r:.40}, expected an object')
     return pd.DataFrame(rows)
 
-def _frame(source): # a pandas frame of a file or of something like a table, and what it is called
+def _csv(path, c): # a pandas frame: names and classes as they are written, '01' and 'None' too
+    import pandas as pd
+    f, text = pd.read_csv(path), pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[''])
+    names = {c.dialogue, c.utterance, c.speaker, c.split} - {c.position, c.label}
+    for name in f.columns:
+        if name in names or name == c.label and not pd.api.types.is_numeric_dtype(f[name]): f[name] = text[name].to_numpy()
+    return f
+
+def _frame(source, c=Columns()): # a pandas frame of a file or of something like a table, and what it is called
     import pandas as pd # here: most runs need no pandas
     if isinstance(source, pd.DataFrame): return source, 'the table'
     if hasattr(source, 'to_pandas'): return source.to_pandas(), 'the table'
@@ -162,7 +172,7 @@ def _frame(source): # a pandas frame of a file or of something like a table, and
     path = Path(source)
     if not path.is_file(): raise DataError(f'{path}: found no such file, expected a table ({", ".join(KINDS)})')
     if (kind := path.suffix.lower()) not in KINDS: raise DataError(f'{path}: found a file with the ending {path.suffix!r}, expected one of {", ".join(KINDS)}')
-    try: return {'.parquet': pd.read_parquet, '.csv': pd.read_csv, '.jsonl': _json_lines}[kind](path), path.name
+    try: return {'.parquet': pd.read_parquet, '.csv': lambda p: _csv(p, c), '.jsonl': _json_lines}[kind](path), path.name
     except Exception as e: raise DataError(f'{path}: found no readable table ({type(e).__name__}: {e!s:.80}), expected a {path.suffix} file') from e
 
 ROLES = 'dialogue', 'position', 'utterance', 'speaker', 'label', 'split'
@@ -187,12 +197,14 @@ def _float(x): # a position; NaN if it is no number
     try: return float(x) if not isinstance(x, (bool, np.bool_)) and np.isfinite(float(x)) else np.nan
     except (TypeError, ValueError, OverflowError): return np.nan
 
+def _short(x): return int(x) if float(x).is_integer() else float(x) # a position, as one writes it
+
 def _order(f, c): # N dialogue names, [N] positions, [N] rows by both, number of a row -> which it is, in words
     n, has = len(f), lambda r: getattr(c, r) in f.columns
     text = next(([str(x) for x in f[getattr(c, r)]] for r in ('dialogue', 'utterance') if has(r)), None)
     dialogue = text or [f'{i:0{len(str(n - 1))}}' for i in range(n)]
     place = np.array([_float(x) for x in f[c.position]]) if has('position') else np.arange(n, dtype=float)
-    where = lambda i: f'row {i}' + f' (dialogue {dialogue[i]!r}'*has('dialogue') + f', position {place[i]:g}'*has('position') + ')'*has('dialogue')
+    where = lambda i: f'row {i}' + f' (dialogue {dialogue[i]!r}'*has('dialogue') + f', position {_short(place[i])}'*has('position') + ')'*has('dialogue')
     return dialogue, place, np.lexsort((place, np.array(dialogue))), where
 
 # %% ../nbs/02b_own.ipynb #01adaa0f
@@ -206,7 +218,7 @@ def read_table(
     widths:dict[str, int]|None=None, # modality -> width that a model expects; None: the width of most rows
 )->tuple[Dialogues, list[str]]: # what could be read, and one sentence per problem
     "Read a table. Raises `DataError` where there is nothing to read: no table, no label column, no vectors. With `task`, labels are 0 and all is the part `test`."
-    f, what = _frame(source)
+    f, what = _frame(source, columns)
     name, c = name or (Path(source).stem if isinstance(source, (str, os.PathLike)) else 'table'), columns
     base = base or (Path(source).parent if isinstance(source, (str, os.PathLike)) else '.')
     try: return _read(f.reset_index(drop=True), name, base, c, features, task, widths or {})
@@ -244,7 +256,7 @@ def _read(f, name, base, c, features, task, widths):
         bad += [f'column {roles["split"]!r}: {p}' for p in more]
     who = np.array(text('speaker'))[order] if has('speaker') else np.array(['']*n)
     speaker = [k for a, b in zip(offset, offset[1:]) for at in [list(dict.fromkeys(who[a:b]))] for k in map(at.index, who[a:b])]
-    utterances = [str(get('utterance')[i]) if has('utterance') else f'{dialogue[i]}_{place[i]:g}' if has('dialogue') else dialogue[i] for i in order]
+    utterances = [str(get('utterance')[i]) if has('utterance') else f'{dialogue[i]}_{_short(place[i])}' if has('dialogue') else dialogue[i] for i in order]
     bad += [f'column {roles["utterance"]!r}: found {u!r} {k} times, expected different names' for u, k in Counter(utterances).items() if k > 1 and has('utterance')]
     at = torch.from_numpy(order.copy())
     present = torch.stack([p for _, p, _ in cols.values()], -1)[at]
@@ -333,6 +345,12 @@ def read_own(
     "Read a file of one's own, by its kind. Raises `DataError` where there is nothing to read."
     return FILES[Path(path).suffix.lower()](path, columns, features)
 
+def _whole(path, columns): # does the file itself hold all the numbers? Text may name files, which change without it
+    if path.suffix.lower() != '.parquet': return FILES[path.suffix.lower()] is read_mmsa
+    from pyarrow import parquet, types # here: most runs need it not
+    at = parquet.read_schema(path)
+    return all(types.is_nested(at.field(c).type) for c in columns)
+
 def load_own(
     path,                      # as for `read_own`
     columns:Columns=Columns(), #
@@ -343,13 +361,11 @@ def load_own(
     path = Path(path).resolve()
     if not path.is_file(): raise DataError(f'{path}: found no such file, expected a table or a pickle')
     key = hashlib.sha256(repr((str(path), columns, features)).encode()).hexdigest()[:16]
-    cache, stamp = Path(cache_dir or os.environ.get('MCULORA_CACHE') or user_cache_dir('mculora'))/f'{path.stem}-{key}.safetensors', f'{path.stat().st_size} {path.stat().st_mtime_ns}'
-    keep = path.suffix.lower() not in ('.csv', '.jsonl')
-    if keep:
-        with suppress(DataError): return load_dialogues(cache, stamp)
+    cache, stamp = Path(cache_dir or os.environ.get('MCULORA_CACHE') or user_cache_dir('mculora'))/f'{path.stem}-{key}.safetensors', f'2 {path.stat().st_size} {path.stat().st_mtime_ns}' # 2: how it is read
+    with suppress(DataError): return load_dialogues(cache, stamp)
     d, bad = read_own(path, columns, features)
     if bad: raise DataError(f'{path.name}: {len(bad)} problem{"s"*(len(bad) > 1)}: ' + '; '.join(bad[:5]) + '; ...'*(len(bad) > 5))
-    if keep:
+    if _whole(path, [(features or {}).get(m, m) for m in d.modalities]):
         try: save_dialogues(d, cache, stamp)
         except OSError as e: warnings.warn(f'{cache.parent}: cannot keep a copy for next time ({e})')
     return d

@@ -7,20 +7,26 @@ __all__ = ['Utterance', 'gather', 'Prediction', 'Predictor', 'Stream', 'read_inp
 
 # %% ../nbs/13e_prediction.ipynb #33eb028f
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-import json
+import json, operator
 import torch
 from torch import Tensor
 from .modalities import combination_index, labels
 from .dialogues import Batch, DataError, Dialogues, batch, batches, select
 from .sources import find_all, read_layout, scale, write_atomically
-from .own import KINDS, Columns, read_table, _frame, _measured, _numbers, _order, _vectors
+from .own import KINDS, Columns, read_table, _frame, _measured, _numbers, _order, _short, _vectors
 from .artefact import Artefact, load, readout
 
 # %% ../nbs/13e_prediction.ipynb #9617afc5
 Utterance = dict # modality -> [D_m] array, tensor or list; None or absent: missing
+
+def _speaker(s): # 0, 1, ...
+    with suppress(TypeError):
+        if 0 <= operator.index(s) < 2**31: return operator.index(s)
+    raise DataError(f'speakers: found {s!r:.40}, expected whole numbers from 0')
 
 def gather(
     a:Artefact,                 # whose modalities and widths are expected
@@ -41,7 +47,7 @@ def gather(
                 if (x := _measured(_numbers(u[m]), nonfinite, w)) is not None: features[m][n], present[n, k] = torch.from_numpy(x), True
             except DataError as e: bad.append(f'dialogue {i!r}, position {j}, {m!r}: {e}')
     if bad: raise DataError('; '.join(bad[:3]) + f'; and {len(bad) - 3} more'*(len(bad) > 3))
-    who = torch.tensor([s for d in speakers for s in d] if speakers else [0]*len(rows))
+    who = torch.tensor([_speaker(s) for d in speakers for s in d] if speakers else [0]*len(rows))
     if len(who) != len(rows): raise DataError(f'speakers: found {len(who)}, expected one for each of {len(rows)} utterances')
     return Dialogues(a.task, features, present, who, torch.zeros(len(rows), dtype=torch.long if a.task.classes else torch.float),
         torch.tensor([0, *map(len, dialogues)]).cumsum(0), tuple(ids), tuple(f'{i}_{j}' for i, j, _ in rows), ('test',)*len(ids))
@@ -136,12 +142,14 @@ class Stream:
         return out
 
 # %% ../nbs/13e_prediction.ipynb #6f1969ae
-def _release(path, task): # a feature release as dialogues
+def _release(path, task, features): # a feature release as dialogues
     found = find_all(path)
     own = [(n, f) for n, f in found if n == task.name.split('-')[0]] or found
     if not own: raise DataError(f'{path}: found no dataset, expected IEMOCAP, CMUMOSI or CMUMOSEI with a label pickle, or a table')
-    d, bad = read_layout(own[0][1], own[0][0], progress=False)
+    d, bad = read_layout(own[0][1], own[0][0], features, progress=False)
     if bad: raise DataError(f'{own[0][1]}: ' + '; '.join(bad[:3]))
+    odd = [f'{v!r} for {m}, expected {task.views[m]!r}' for m, v in d.task.views.items() if v != task.views.get(m, v)]
+    if odd and features is None: raise DataError(f'{own[0][1]}: found {"; ".join(odd)} as in training; or say which folder is which (--features MODALITY=FOLDER)')
     return d
 
 def _columns(a, f, c, features): # modality -> column of the table
@@ -160,25 +168,25 @@ def _asked(a, f, base, c, features): # dialogues, and where each row is from
     if bad: raise DataError('; '.join(bad[:3]) + f'; and {len(bad) - 3} more'*(len(bad) > 3))
     if not d.present.any(): raise DataError(f'found no value in {", ".join(map(str, features.values()))}, expected at least one modality of one utterance')
     dialogue, place, order, _ = _order(f, c)
-    at, number = dict(zip(d.ids, range(len(d)))), lambda x: int(x) if x.is_integer() else x
+    at = dict(zip(d.ids, range(len(d))))
     first = [at[k] for k in dict.fromkeys(dialogue)]                                            # `read_table` sorts them by name
     rows = [order[d.offset[k]:d.offset[k+1]].tolist() for k in first]
-    return select(d, first), [dict(dialogue=dialogue[i], position=number(float(place[i])) if c.position in f.columns else j) for r in rows for j, i in enumerate(r)]
+    return select(d, first), [dict(dialogue=dialogue[i], position=_short(place[i]) if c.position in f.columns else j) for r in rows for j, i in enumerate(r)]
 
 def read_input(
     a:Artefact, # whose modalities are expected
     path,       # a .parquet, .csv or .jsonl table, or a folder of a feature release
     columns:Columns|None=None, # of a table: which column is what; None: as in the table that the model was trained on
-    features:dict[str, str]|None=None, # modality -> column of a table; None: the columns called as the modalities, and no others with vectors
+    features:dict[str, str]|None=None, # modality -> column of a table, or feature folder of a release; None: the columns called as the modalities, and no others with vectors; the folders of training
 )->tuple[Dialogues, list[dict]]: # raw features, NaN where not measured; for every utterance its dialogue and position: dialogues as they first appear, utterances by position
     "What is to be predicted. Raises `DataError` for what cannot be read or used, with the first problems and their number."
     path = Path(path)
     if path.is_dir():
-        d = _release(path, a.task)
+        d = _release(path, a.task, features)
         return d, [dict(dialogue=i, position=j) for i, n in zip(d.ids, d.lengths.tolist()) for j in range(n)]
     if not path.exists(): raise DataError(f'{path}: found no such file or folder, expected a table ({", ".join(KINDS)}) or a feature release')
-    f, name = _frame(path)
-    try: return _asked(a, f.reset_index(drop=True), path.parent, columns or a.table, features)
+    f, name = _frame(path, c := columns or a.table)
+    try: return _asked(a, f.reset_index(drop=True), path.parent, c, features)
     except (DataError, OSError) as e: raise DataError(f'{name}: {str(e).removeprefix("the table: ")}') from None
 
 # %% ../nbs/13e_prediction.ipynb #18be5104

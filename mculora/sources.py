@@ -358,10 +358,10 @@ def read_labels(
 # %% ../nbs/02_sources.ipynb #2ab16aa8
 def read_npy(
     path,        # a .npy file
-    finite:bool=True, # refuse NaN and infinity
+    finite:bool=True, # refuse NaN and infinity; False: as it lies there, for who has an own rule
     most:int=2**28, # bytes that are read, at most
     widest:int=2**16, # D, at most
-)->np.ndarray:   # [D] float32
+)->np.ndarray:   # [D] float32; not `finite`: [D] or [T, D] numbers of any type
     "One feature vector; frames are averaged. Raises `DataError` with what was found and what was expected."
     try:
         raw = _content(path, most)
@@ -377,8 +377,9 @@ def read_npy(
     if found < size: raise DataError(f'found {found} of {size} bytes, expected a whole file')
     if shape[-1] > widest: raise DataError(f'found width {shape[-1]}, expected at most {widest}')
     x = np.frombuffer(raw, dtype, math.prod(shape), f.tell()).reshape(shape, order='F' if fortran else 'C')
+    if not finite: return x
     with np.errstate(over='ignore', invalid='ignore'): x = (x.mean(0, dtype=np.float64) if x.ndim == 2 else x).astype(np.float32)
-    if finite and not np.isfinite(x).all(): raise DataError('found NaN or infinity, expected finite numbers')
+    if not np.isfinite(x).all(): raise DataError('found NaN or infinity, expected finite numbers')
     return x
 
 # %% ../nbs/02_sources.ipynb #76fa7def

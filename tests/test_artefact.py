@@ -1,6 +1,7 @@
 "A model as a folder: every method comes back as it was, nothing that does not fit is accepted, one combination as a program gives the model's numbers."
 import json
 import math
+import re
 import shutil
 import struct
 from dataclasses import replace
@@ -157,6 +158,14 @@ def test_what_does_not_fit_is_refused(tmp_path, model, change, message):
     change(folder)
     with pytest.raises(DataError) as e: load(folder)
     assert message in str(e.value) and str(folder) in str(e.value)
+
+
+def test_a_card_says_which_numbers_are_not_defined(model):
+    a = load(model)
+    scores = [dict(condition=c, metric=m, value=.5, mean=.5, half=None, runs=1) for c, ms in (('a', ('ACC', 'F1', 'MAE', 'r')), ('t', ('MAE', 'r'))) for m in ms]
+    n = dict(train=1, val=1, test=1)
+    scored = replace(a, method=create('majority', replace(a.task, classes=(), middle=0.), a.method.widths), trained=dict(data=dict(fold='test', utterances=n), config=dict(seed=1, schedule='quick', version='1'), environment=dict(commit='0', changed=False), scores=scores))
+    assert re.search(r'\| t \|( not defined \|){2}', card(scored)) and not re.search(r'\| a \|.*not defined', card(scored))
 
 
 def test_programs_of_other_methods_are_refused_before_anything_is_written(tmp_path):

@@ -1,4 +1,5 @@
 "Data of one's own: any table is read or refused by name, real gaps are used as they are, nothing changes where there are none."
+import hashlib
 import json
 import os
 import pickle
@@ -21,7 +22,7 @@ from mculora.evaluation import evaluate, evaluate_random, predictions
 from mculora.masking import from_modalities, protocol_masks, random_mask, sample
 from mculora.method import create, methods
 from mculora.modalities import combination_index, labels, members, supports
-from mculora.own import Columns, as_table, is_own, pool, read_mmsa, read_own, read_table
+from mculora.own import Columns, as_table, is_own, load_own, pool, read_mmsa, read_own, read_table
 from mculora.results import config_hash, read_result
 from mculora.runs import RunConfig, prepare, ready, run
 from mculora.sources import fit_scale, scale
@@ -219,6 +220,79 @@ def test_infinite_values_do_not_reach_the_scale():
     assert (z[train.features['text'].isnan()] == 0).all()
 
 
+def talks(**more): # three dialogues of two utterances, in three parts
+    return pd.DataFrame(dict(dialogue=['a', 'a', 'b', 'b', 'c', 'c'], position=[0, 1]*3, label=[-2., .5, 1., -.1, 1.5, -1.], split=['train']*4 + ['test']*2, text=[[float(k), 1.] for k in range(6)]) | more)
+
+
+def test_other_score_settings_are_another_run(tmp_path):
+    talks().to_parquet(tmp_path/'own.parquet')
+    ways = [{}, dict(middle=0.), dict(low=-9., high=9.), dict(low=-3., high=3., middle=0.), dict(low=-3., high=3.)]
+    jobs = [ready(RunConfig(dataset=str(tmp_path/'own.parquet'), device='cpu', out_dir=str(tmp_path/'runs'), method='majority', table=Columns(task='score', **w))) for w in ways]
+    assert len({j.key for j in jobs}) == len({j.folder for j in jobs}) == len(ways)
+
+
+@pytest.mark.parametrize('ends', [(-3., 3.), (-2.5, 2.)])
+def test_what_the_labels_say_themselves_is_hashed_once(ends):
+    "The hashes of releases, [-3, 3] about 0, and of tables whose range is as it comes are those without the range; no two ranges of one set of labels share one."
+    d = random_dialogues(n_classes=0)
+    seen = {(low, high, m): fingerprint(replace(d, label=torch.linspace(*ends, 21), task=replace(d.task, low=low, high=high, middle=m))) for low, high, m in [(*ends, None), (-3., 3., None), (-3., 3., 0.), (-9., 9., 0.), (*ends, 1.)]}
+    h = hashlib.sha256(json.dumps([d.task.name, d.task.classes, d.modalities, d.ids, d.part]).encode())
+    for x in [*d.features.values(), d.present, d.speaker, torch.linspace(*ends, 21), d.offset]: h.update(x.numpy().tobytes())
+    assert len(set(seen.values())) == len(seen) and seen[(*ends, 0. if ends == (-3., 3.) else None)] == h.hexdigest()[:16]
+
+
+@pytest.mark.parametrize('parts', [['train', 'train', 'dev'], ['train', 'valid', 'more'], ['validation']*3])
+def test_validation_is_never_the_test(parts):
+    _, bad = read_table(talks(split=np.repeat(parts, 2)))
+    assert "column 'split': found no test, expected train, val and test, or names of folds" in bad
+
+
+def test_a_changed_file_of_a_vector_is_read_again(tmp_path):
+    for k in range(6): np.save(tmp_path/f'{k}.npy', np.array([float(k), 1.]))
+    talks(text=[f'{k}.npy' for k in range(6)]).to_parquet(tmp_path/'own.parquet')
+    talks().to_parquet(tmp_path/'lists.parquet')
+    one = lambda name='own': load_own(tmp_path/f'{name}.parquet', cache_dir=tmp_path/'cache')
+    before = fingerprint(one())
+    np.save(tmp_path/'0.npy', np.array([9., 1.]))
+    assert fingerprint(one()) != before and one().features['text'][0, 0] == 9 and not (tmp_path/'cache').exists()
+    assert fingerprint(one('lists')) == fingerprint(one('lists')) and len(list((tmp_path/'cache').iterdir())) == 1
+
+
+def test_names_in_csv_are_as_they_are_written(tmp_path):
+    t = talks(talk=['1', '1', '01', '01', '000', '000'], who=['NA', '07', '7', '7', '7', '7'], label=['None', 'happy', 'None', 'null', 'happy', 'None']).drop(columns='dialogue')
+    t.assign(text=t.text.map(json.dumps), audio=['[1]', 'NA', 'nan', '', '[1]', '[2]']).to_csv(tmp_path/'own.csv', index=False)
+    d, bad = read_own(tmp_path/'own.csv', Columns(dialogue='talk', speaker='who'))
+    assert not bad and d.ids == ('000', '01', '1') and d.task.classes == ('None', 'happy', 'null') and d.speaker.tolist() == [0, 0, 0, 0, 0, 1]
+    assert d.present[:, 1].tolist() == [True, True, False, False, True, False]
+    (tmp_path/'own.csv').write_text('label,text\n0.5,[1]\nNA,[2]\n,[3]\n1,[4]\n')                             # of numbers it is a hole
+    d, bad = read_own(tmp_path/'own.csv')
+    assert not d.task.classes and [p for p in bad if 'no label' in p] == [f"column 'label', row {k}: found no label, expected one" for k in (1, 2)]
+
+
+def test_utterances_far_into_a_dialogue_have_names_of_their_own():
+    d, bad = read_table(talks(position=[1000000, 1000001, .5, 1e-7, 0, 1]))
+    assert not bad and d.utterances == ('a_1000000', 'a_1000001', 'b_1e-07', 'b_0.5', 'c_0', 'c_1')
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+def test_a_score_at_a_cut_is_not_above_it(dtype):
+    d, bad = read_table(talks(label=np.array([.1, .7, .3, .8, .05, .1], dtype)), Columns(cuts=(.1, .7)))
+    assert not bad and d.label.tolist() == [0, 1, 1, 2, 0, 0]
+
+
+def test_frames_in_a_file_are_frames_in_a_cell(tmp_path):
+    frames = np.array([[1., np.nan, np.inf], [3., 4., np.nan]])
+    np.save(tmp_path/'f.npy', frames)
+    inside, named = (read_table(talks(text=[x] + [[1., 2., 3.]]*5), base=tmp_path)[0].features['text'][0] for x in (frames.tolist(), 'f.npy'))
+    assert named.nan_to_num(9.).tolist() == inside.nan_to_num(9.).tolist() == [2., 4., 9.]
+
+
+@pytest.mark.parametrize('dtype', ['boolean', 'bool'])
+def test_yes_and_no_are_classes(dtype):
+    d, bad = read_table(talks(label=pd.Series([True, False]*3, dtype=dtype)))
+    assert not bad and d.task.classes == ('False', 'True') and d.label.tolist() == [1, 0]*3
+
+
 # --- the pickles of MMSA -----------------------------------------------------------------------------------------------------------------
 
 def mmsa(seed=0, T=4):
@@ -287,6 +361,8 @@ def test_a_model_of_a_table_is_exported_from_the_file_itself(tmp_path, monkeypat
     at = dict(dataset=str(tmp_path/'noise-simulated.parquet'), device='cpu', out_dir=str(tmp_path/'runs'))
     _, folder = run(RunConfig(**at, table=Columns(label='joy'), options=SMALL), progress=False)
     monkeypatch.setenv('MCULORA_CACHE', str(tmp_path/'two'))
+    with pytest.raises(DataError, match='found a run on a file of one.s own, noise-simulated, expected that file: name it .--dataset FILE., or .* .--no-temperatures.'): from_run(folder)
+    assert from_run(folder, calibrated=False).table == Columns(label='joy')
     a = load(save(from_run(folder, dataset=at['dataset']), tmp_path/'model'))
     assert a.table == Columns(label='joy') and a.table.model_fields_set == {'label'}
     assert {p.stat().st_mode & 0o777 for p in (tmp_path/'model').iterdir()} == {0o666 & ~umask()}     # who may read the folder may read all of it

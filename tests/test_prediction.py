@@ -18,7 +18,7 @@ from mculora.method import create, methods
 from mculora.modalities import labels, members
 from mculora.own import Columns, as_table, read_table
 from mculora.prediction import Predictor, as_rows, gather, read_input, write_rows
-from mculora.sources import fit_scale, scale
+from mculora.sources import example, fit_scale, read_layout, scale, write_layout
 
 WIDTHS = {'a': 4, 't': 6, 'v': 5}
 SMALL = dict(width=16, depth=1, rank=2, epochs=1, lr=1e-2, batch_size=4, C=.01)
@@ -175,6 +175,25 @@ def test_the_table_of_training_is_one_to_ask_about(tmp_path, kind):
     assert not bad and trained.features['t'].isnan().sum() == 1 and asked.ids == trained.ids and torch.equal(asked.present, trained.present) and [w['dialogue'] for w in where] == [u.rpartition('_')[0] for u in d.utterances]
     for m in WIDTHS: assert torch.equal(asked.features[m].nan_to_num(9.), trained.features[m].nan_to_num(9.))
     for one, other in zip(ASK.predict(asked), ASK.predict(trained), strict=True): assert one.combination == other.combination and torch.equal(numbers(one), numbers(other))
+
+
+def test_other_feature_folders_than_those_of_training_are_named(tmp_path):
+    d = example('iemocap', widths=WIDTHS)
+    write_layout(tmp_path, d, {'a': 'wav2vec-UTT', 't': 'deberta-UTT', 'v': 'manet_UTT'})
+    views = read_layout(tmp_path/'IEMOCAP', 'iemocap')[0].task.views
+    def trained(**other): m = create('majority', replace(d.task, views=views | other), WIDTHS); return replace(A, method=m, scale={})
+    same = read_input(trained(), tmp_path)[0]
+    with pytest.raises(DataError) as e: read_input(trained(t='roberta'), tmp_path)
+    assert f"found {views['t']!r} for t, expected 'roberta' as in training" in str(e.value) and 'for a' not in str(e.value)
+    named = read_input(trained(t='roberta'), tmp_path, features={'t': 'deberta-UTT'})[0]                     # who names it, means it
+    assert named.modalities == ('t',) and torch.equal(named.features['t'], same.features['t'])
+    with pytest.raises(DataError, match="features 't': found no folder 'bert'"): read_input(trained(), tmp_path, features={'t': 'bert'})
+
+
+@pytest.mark.parametrize('who', ['F', 1.5, None, -1, 2**40])
+def test_speakers_are_numbers(who):
+    with pytest.raises(DataError, match='speakers: found .*, expected whole numbers from 0'): ASK(utterances(D, 1), [0, who, 1])
+    assert ASK(utterances(D, 1), [0, np.int64(1), torch.tensor(1)]) == ASK(utterances(D, 1), [0, 1, 1])
 
 
 # --- a fresh process, as anyone would call it ---
