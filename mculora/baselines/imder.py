@@ -124,12 +124,17 @@ class ScoreNet(nn.Module):
         self.out = nn.Linear(hidden, width)
         nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
 
+    def folded(self)->list[Tensor]: # of each block [2 hidden, d]
+        "From a condition to its keys and values in one product, since it is narrow."
+        return [b.kv.weight @ self.condition.weight for b in self.blocks]
+
     def forward(self,
         x:Tensor,     # [..., d] x_t
         t:Tensor,     # [..., 1], or [1]
         c:Tensor,     # [..., J, d] the others, disturbed
         has:Tensor,   # [..., J] bool: which of them are there
         valid:Tensor, # [...] bool: what is not padding
+        folded:list[Tensor]|None=None, # `folded()`, where it is needed more than once
     )->Tensor:        # [..., d]
         s = spread(t, self.sigma)
         size = (1 + s*s).rsqrt()
@@ -139,8 +144,7 @@ class ScoreNet(nn.Module):
         if self.sequence:
             where = positions(x.shape[1], h.shape[-1], x.device)
             h, who = h + where, who + where[:, None]
-        W = self.condition.weight                                                             # tokens W c + who; their keys and values in one product, since c is narrow
-        for block in self.blocks: h = block(h, e, nn.functional.linear(c, block.kv.weight @ W) + block.kv(who), has, valid)
+        for block, KV in zip(self.blocks, folded or self.folded()): h = block(h, e, nn.functional.linear(c, KV) + block.kv(who), has, valid) # tokens: W c + who
         return self.out(h)/s - x*size**2
 
 # %% ../../nbs/baselines/12_imder.ipynb #9ddf81b9
@@ -192,7 +196,7 @@ class IMDer(Recovering):
                 rows = lambda v, at=at: v.flatten(0, 1).index_select(0, at)
                 back = lambda v, at=at: v.new_zeros(b.valid.numel(), *v.shape[1:]).index_copy(0, at, v).unflatten(0, b.shape)
             here, there = rows(has), rows(b.valid)
-            score = lambda x, t, c, net=self.score[m], here=here, there=there: net(x, t, c, here, there)
+            score = lambda x, t, c, net=self.score[m], here=here, there=there, folded=self.score[m].folded(): net(x, t, c, here, there, folded)
             yield m, key + k, score, rows, back, rows(c), rows(b.place)
 
     def recovered(self, b, x):
