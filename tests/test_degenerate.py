@@ -81,7 +81,7 @@ def defined(part):
     "Conditions that some utterance of a part can be in, and the averages that have one of them: the metrics of all others are NaN, for there is nothing to measure."
     names = labels(part.modalities)
     there = [c for c, ok in zip(names, [True]*len(names) if part.can is None else part.can.any(0).tolist()) if ok]
-    return {*there, *['all']*bool(there), *['incomplete']*bool(set(there) & set(names[:-1] or names)), '0.5'}
+    return {*there, *['all']*bool(there), *['incomplete']*bool(set(there) & set(names[:-1] or names)), *['0.5']*bool(there)}
 
 
 def finite(m, s, history):
