@@ -143,6 +143,7 @@ class GCNetSettings(Recipe):
 class GCNet(Baseline):
     "Graph completion network."
     Settings = GCNetSettings
+    tuned = {'iemocap': 5e-4}
     @classmethod
     def published(cls, task): return dict(width=200, lr=1e-3, weight_decay=1e-5, batch_size=32, epochs=100, patience=None, sampling='utterance', padding_leaks=True)
 
