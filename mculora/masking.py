@@ -28,15 +28,21 @@ def highest_rate(
 def random_mask(
     n_utterances:int,  # N
     n_modalities:int,  # M
-    rate:float,        # share of missing entries, 0 to `highest_rate`; above that (the field's "0.7") it is `highest_rate`
+    rate:float|tuple[float, ...], # share of missing entries, 0 to `highest_rate`; above that (the field's "0.7") it is `highest_rate`. Or the share of each modality, M numbers with a sum of at most M - 1
     seed:int=66,       # the paper's seed
     present:Tensor|None=None, # [N, M] bool: what is there to begin with; None: everything
 )->Tensor:             # [N, M] bool: what stays
-    "Random missing protocol: every utterance keeps at least one modality that it has, a share `rate` of all entries is gone."
-    if not 0 <= rate < 1: raise ValueError(f'rate: found {rate}, expected at least 0 and below 1')
+    "Random missing protocol: every utterance keeps at least one modality that it has, a share `rate` of all entries is gone. Raises `ValueError` for rates that cannot be had."
+    each = isinstance(rate, tuple)
+    if not all(0 <= x < 1 for x in (rate if each else (rate,))): raise ValueError(f'rate: found {rate}, expected at least 0 and below 1')
+    if each and (len(rate) != n_modalities or sum(rate) > n_modalities - 1 + 1e-9): raise ValueError(f'rate: found {rate}, expected {n_modalities} shares with a sum of at most {n_modalities - 1}: every utterance keeps one modality')
     g = torch.Generator().manual_seed(seed)
-    stays = torch.randint(n_modalities, (n_utterances, 1), generator=g) == torch.arange(n_modalities)
-    p = min(rate/highest_rate(n_modalities), 1.) if n_modalities > 1 else 0.
+    if each:
+        eta = torch.tensor(rate)
+        S = (1 - eta).sum().clamp(min=1)                                              # modalities of an utterance that stay, on average
+        one, p = torch.multinomial((1 - eta)/S, n_utterances, replacement=True, generator=g)[:, None], (eta*S/(S - 1 + eta)).nan_to_num(0)
+    else: one, p = torch.randint(n_modalities, (n_utterances, 1), generator=g), min(rate/highest_rate(n_modalities), 1.) if n_modalities > 1 else 0.
+    stays = one == torch.arange(n_modalities)
     luck = torch.rand(n_utterances, n_modalities, generator=g) >= p
     if (again := torch.zeros(n_utterances, dtype=torch.bool) if present is None else ~(stays & present).any(-1) & present.any(-1)).any(): # the one that stays is not there: another that is
         stays[again] = torch.multinomial(present[again].float(), 1, generator=g) == torch.arange(n_modalities)

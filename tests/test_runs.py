@@ -5,20 +5,25 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from mculora.cli import app
 from mculora.dialogues import DataError
 from mculora.evaluation import metric_names
-from mculora.method import read_settings
+from mculora.method import methods, read_settings
 from mculora.modalities import labels
 from mculora.results import collect, read_result
-from mculora.runs import OutputError, RunConfig, load_method, prepare, run
+from mculora.own import open_data
+from mculora.runs import OutputError, RunConfig, load_method, prepare, ready, run
 from mculora.sources import example, write_layout
+from mculora.studies import Sweep, Variant, find
 from mculora.twins import bayes_limit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,11 +140,58 @@ def test_output_that_cannot_be_written(tmp_path):
     (dict(fold=7), 'fold: found 7, expected 1 to 5'), (dict(device='cuda:99'), "device: found 'cuda:99'"), (dict(seed='66'), "seed: found '66', expected a valid integer"),
     (dict(standardise='true'), "standardise: found 'true'"), (dict(options='[1,2]'), 'options: found'), (dict(options={'lr': '1e-4'}), "lr: found '1e-4', expected a valid number"),
     (dict(options={'rank': 0}), 'rank: found 0'), (dict(schedule='slow'), "schedule: found 'slow'"), (dict(size='huge'), "size: found 'huge'"), (dict(datset='mosei'), 'datset: found'),
+    (dict(missing=1.), 'missing: found 1.0, expected a share'), (dict(missing='0.3'), "missing: found '0.3'"), (dict(missing=True), 'missing: found True'), (dict(missing={'v': -1.}), "missing: found {'v': -1.0}, expected a share"),
     (dict(data_root='no/such/folder', size='full'), 'no/such/folder'), (dict(features={'a': 'x'}, size='full'), 'features')])
 def test_bad_parameters_are_refused_before_any_work(tmp_path, bad, message):
     with pytest.raises((ValueError, OSError), match=message):
         run(read_settings(RunConfig, {'size': 'tiny', 'out_dir': str(tmp_path/'out'), **bad}, 'parameters'), progress=False)
     assert not (tmp_path/'out').exists()
+
+
+GAPS = (.6, {'v': .8, 't': .3})                                # of all entries; of single modalities
+
+
+@pytest.mark.parametrize('method', [m for m in methods() if m != 'majority'])
+def test_training_with_gaps(tmp_path, method):
+    "Every method learns from what is left, and nothing that is gone can be seen: other values there give the same run, to the bit."
+    options = {k: v for k, v in {**SMALL, 'epochs': 2, 'steps': 2}.items() if k in methods()[method].Settings.model_fields}
+    for missing in GAPS[:1 if 'per-condition' in method else 2]:
+        c = RunConfig(size='tiny', method=method, missing=missing, out_dir=str(tmp_path), device='cpu', options=options)
+        r, folder = run(c, progress=False)
+        s, *_ = prepare(c)
+        counts = r.data['conditions']
+        assert set(counts['test'].values()) == {r.data['utterances']['test']} and counts['train']['atv'] < .4*r.data['utterances']['train']
+        assert r.config['missing'] == missing and set(r.data['missing']) == {'train', 'val'} and s.train.present.any(-1).all()
+        assert {x.condition for x in r.scores if x.protocol == 'fixed' and x.metric == 'WA'} == {*labels('atv'), 'incomplete', 'all'}
+        assert all(x.value == x.value for x in r.scores)
+
+
+def test_what_is_gone_is_gone(tmp_path):
+    c = RunConfig(size='tiny', missing=.5, out_dir=str(tmp_path), device='cpu', options={**SMALL, 'epochs': 2})
+    def other(*args): # the same data, but for the entries of training and validation that this run lacks
+        d = open_data(*args)
+        s = prepare(c)[0]
+        gone = {u: ~p for part in (s.train, s.val) for u, p in zip(part.utterances, part.present)}
+        out = torch.stack([gone.get(u, torch.zeros(3, dtype=torch.bool)) for u in d.utterances])
+        return replace(d, features={m: torch.where(out[:, k:k+1], 7., x) for k, (m, x) in enumerate(d.features.items())})
+    plain, changed = prepare(c), prepare(c, other)
+    for part in ('train', 'val', 'test'):
+        for m, x in getattr(plain[0], part).features.items(): assert torch.equal(x, getattr(changed[0], part).features[m]), (part, m)
+
+
+def test_gaps_are_part_of_what_a_run_is(tmp_path):
+    at = dict(size='tiny', method='logistic', out_dir=str(tmp_path), device='cpu')
+    jobs = [ready(RunConfig(**at, **w)) for w in ({}, dict(missing=0.), dict(missing=.3), dict(missing={'v': .3}), dict(missing=.3, seed=67))]
+    assert jobs[0].key == jobs[1].key and len({j.key for j in jobs}) == 4 and 'missing' not in jobs[0].full  # complete: as before there was such a setting
+    for j in jobs[1:4]: run(j.config, progress=False)
+    sweep = Sweep(data='iemocap-simulated-tiny', folds=[1], seeds=[66])
+    one = [Variant(name='logistic', method='logistic')]
+    scores = {str(m): find(collect(tmp_path), sweep.model_copy(update=dict(missing=m)), one)[0].value.tolist() for m in (0., .3, {'v': .3})}
+    assert len({tuple(v) for v in scores.values()}) == 3                                  # each found by itself
+    with pytest.raises(ValueError, match='missing: found speech, expected modalities of iemocap.*a, t, v'): prepare(RunConfig(**at, missing={'speech': .3}))
+    with pytest.raises(ValueError, match='missing: rate: found .*expected 3 shares with a sum of at most 2'): prepare(RunConfig(**at, missing={'a': .9, 't': .9, 'v': .9}))
+    said = CliRunner().invoke(app, ['train', '--size', 'tiny', '--method', 'logistic', '--fold', '1', '--missing', '{"v": 0.5}', '--out-dir', str(tmp_path/'cli'), '--device', 'cpu'])
+    assert said.exit_code == 0 and read_result(next((tmp_path/'cli').rglob('result.json'))).config['missing'] == {'v': .5}
 
 
 def papermill(out, *args):
