@@ -52,6 +52,7 @@ class Method(nn.Module):
     "Base of all methods."
     Settings = Settings           # the settings of the method
     grid:tuple[float, ...] = ()   # learning rates that its fair recipe chooses from, on validation
+    space:dict[str, tuple[float, float]|list] = {} # settings of its own that a tuning study varies: from where to where, or which values
     @classmethod
     def recipe(cls, task:Task, preset:str='fair')->dict: "Settings of a preset for this dataset, where they differ from the defaults: 'fair', or 'as-published' by the method's source."; return {}
     def __init__(self,

@@ -56,6 +56,7 @@ def stack(R:dict[str, Tensor])->Tensor:
 class MCULoRA(Method):
     "Unimodal decoupled dynamic low-rank adaptation."
     Settings = MCULoRASettings
+    space = dict(rank=[1, 2, 4, 8, 16], alpha=[1., 2., 4., 8., 16.], beta=(1e-4, 1e-1), adapter_place=['output', 'linear'], orthogonality=['signed', 'squared'], dpft=['combination', 'modality', 'off'])
     def __init__(self,
         task:Task,                # what is predicted
         widths:dict[str, int],    # modality -> D_m
