@@ -101,9 +101,18 @@ class MCULoRA(Method):
 
     def encode(self, batch): return None if self.settings.adapter_place == 'linear' else self._encode(batch)
 
-    def _behind(self, b): # the batch behind the encoders: R^m in place of the features; nobody looks at neighbours any more, so without padding
+    def _laid(self, b, R): # the batch with R^m in place of the features; nobody looks at neighbours any more, so without padding
+        return flat(replace(b, features=R, encoded=True))
+
+    def _behind(self, b): # behind the encoders
         R = self.encode(b)
-        return b if R is None else flat(replace(b, features=R, encoded=True))
+        return b if R is None else self._laid(b, R)
+
+    def _tokens(self, R, b): # Omega, of one path [B, L, M, d] or of both at once [2, B, L, M, d]
+        return self.fusion(R, b.present.expand(R.shape[:-1]), b.place, b.pack)
+
+    def _share(self, b, private, y_prt, y_com): # weight of eq. 4
+        return self.weight(private, b.present)
 
     def represent(self,
         b:Batch,
@@ -122,32 +131,34 @@ class MCULoRA(Method):
     )->dict[str, Tensor]: # frozen, private, common [B, L, M, d]; y_com, y_prt, y_last [B, L, C]; weight [B, L, 1]
         "Everything between the features and the prediction (eq. 2-4)."
         R, prt, com = self.represent(b)
-        token_prt, token_com = self.fusion(torch.stack([prt, com]), b.present.expand(2, *b.present.shape), b.place, b.pack)   # Omega, both paths at once
+        token_prt, token_com = self._tokens(torch.stack([prt, com]), b)
         y_prt, y_com = self.private_head(token_prt, b.combination), self.common_head(token_com, torch.zeros_like(b.combination))
         own = self.occurs[b.combination.clamp(0)]                                            # its private part was trained; else the common part speaks alone
-        w = self.weight(prt, b.present) * own.view(*own.shape, *[1]*(3 - own.ndim))
+        w = self._share(b, prt, y_prt, y_com) * own.view(*own.shape, *[1]*(3 - own.ndim))
         return dict(frozen=R, private=prt, common=com, y_com=y_com, y_prt=y_prt, weight=w, y_last=mix(y_com, y_prt, w))
 
-    def _pretrained(self, b): return self.common_head(self.fusion(stack(self._encode(b)), b.present, b.place, b.pack), torch.zeros_like(b.combination))
+    def _pretrained(self, b): return self.common_head(self._tokens(stack(self._encode(b)), b), torch.zeros_like(b.combination))
+
+    def _joint(self, b): # pre-training: the loss of the fused prediction
+        return task_loss(self._pretrained(b), b.label, b.present.any(-1))                    # whoever has nothing left teaches nothing
+
+    def _tuned(self, b, o): # fine-tuning: the loss and its parts, from `parts`
+        task, ort = task_loss(o['y_last'], b.label, b.present.any(-1)), orthogonality(o['common'], o['private'], o['frozen'], b.present, self.settings.orthogonality == 'squared')
+        return total_loss(task, ort, self.settings.beta), dict(task=task, orthogonality=ort)
 
     def loss(self, batch, stage):
-        if stage == 'finetune':
-            b = self._behind(batch)
-            o = self.parts(b)
-            task, ort = task_loss(o['y_last'], b.label, b.present.any(-1)), orthogonality(o['common'], o['private'], o['frozen'], b.present, self.settings.orthogonality == 'squared')
-            return total_loss(task, ort, self.settings.beta), dict(task=task, orthogonality=ort)
+        if stage == 'finetune': b = self._behind(batch); return self._tuned(b, self.parts(b))
         full = batch.complete or batch
         R = self._encode(full)
         single = sum(task_loss(self.unimodal[m](r), batch.label, full.present[..., k]) for k, (m, r) in enumerate(R.items()))
         if not batch.whole: R = self._encode(batch)                                          # single utterances dropped: the encoder must not have seen them
-        b = flat(replace(batch, features=R, encoded=True))
-        joint = task_loss(self._pretrained(b), b.label, b.present.any(-1))                       # whoever has nothing left teaches nothing
+        joint = self._joint(self._laid(batch, R))
         return joint + single, dict(task=joint, unimodal=single)
 
     def predict(self, batch, stage=None):
         b = batch if self.settings.adapter_place == 'linear' else self._behind(batch)
         y = self._pretrained(b) if (stage or self.stages()[-1].name) == 'pretrain' else self.parts(b)['y_last']
-        return y if b is batch else unflat(y, batch)
+        return y if b.valid is batch.valid else unflat(y, batch)
 
     def inspect(self, batch):
         if self.stages()[-1].name == 'pretrain': return {}
