@@ -14,7 +14,7 @@ import typer
 from .dialogues import DataError, folds, select
 from .sources import describe, find_all, read_layout, write_atomically
 from .bench import bench as time_parts, line
-from .method import read_settings
+from .method import methods, read_settings
 from .clips import extractors, read_manifest, to_layout, to_table
 from .results import environment
 from .runs import RunConfig, run_all
@@ -135,7 +135,7 @@ def _as_named(sweep, data_root): # the data is what its name says: real, or a tw
 def study(
     data:Annotated[str, typer.Argument(help="As results name it: 'iemocap' is real, 'iemocap-simulated' a twin, 'iemocap-simulated-tiny' a tiny one.")],
     method:Annotated[list[str]|None, typer.Option(help='Once for each method; without it all.')]=None,
-    of:Annotated[list[str]|None, typer.Option('--study', help='Once for each study: methods, ablation, rank, published, grid; without it the first three, the paper.')]=None,
+    of:Annotated[list[str]|None, typer.Option('--study', help='Once for each study: methods, ablation, rank, readings, tries, published, grid; without it the first three, the paper.')]=None,
     fold:Annotated[int, typer.Option(help='Which fold.')]=1,
     seed:Annotated[int, typer.Option(help='Which seed.')]=66,
     schedule:Annotated[str, typer.Option(help='paper or quick.')]='quick',
@@ -151,7 +151,7 @@ def study(
         sweep = read_settings(Sweep, dict(data=data, folds=[fold], seeds=[seed], schedule=schedule, missing=json.loads(missing)), 'study')
         known = studies()
         if odd := set(of or ()) - set(known): raise ValueError(f'study: found {", ".join(sorted(odd))}, expected one of {", ".join(known)}')
-        if odd := set(method or ()) - {v.method for v in known['methods']}: raise ValueError(f'method: found {", ".join(sorted(odd))}, expected one of {", ".join(v.method for v in known["methods"])}')
+        if odd := set(method or ()) - set(methods()): raise ValueError(f'method: found {", ".join(sorted(odd))}, expected one of {", ".join(methods())}')
         variants = [v for s in of or CORE for v in known[s] if not method or v.method in method]
         _as_named(sweep, data_root)
         configs = [c.model_copy(update=dict(observe=observe)) for c in sweep.configs(variants, data_root=data_root, out_dir=out_dir, device=device)]

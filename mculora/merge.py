@@ -97,7 +97,7 @@ def merge(
     label:str,     # the combination: 'a', 'at', 'text+audio', ...
 )->Merged:         # in evaluation mode; for utterances that have just these modalities, in dialogues in which all have
     "One combination in plain maps. Raises `ValueError` for other methods and unknown combinations."
-    if not isinstance(method, MCULoRA): raise ValueError(f'merge: found the method {method.name!r}, expected {MCULoRA.name!r}: no other has adapters to fold')
+    if type(method) is not MCULoRA: raise ValueError(f'merge: found the method {method.name!r}, expected {MCULoRA.name!r}: no other has adapters that it knows how to fold')
     s, i = method.settings, combination(label, method.widths)
     row, two = members(len(method.widths))[i], method.stages()[-1].name == 'finetune'
     private = two and bool(method.occurs[i])                                                 # the private part has a say; else the common one speaks alone

@@ -93,9 +93,10 @@ _methods:dict[str, type[Method]] = {}
 
 def register(
     name:str, # as in `-p method NAME`
+    listed:bool=True, # a row of the tables of all methods; False: still being tried
 ):
     "Class decorator: make a method known under `name`."
-    def known(cls): _methods[name] = cls; cls.name = name; return cls
+    def known(cls): _methods[name] = cls; cls.name, cls.listed = name, listed; return cls
     return known
 
 def methods()->dict[str, type[Method]]:

@@ -95,7 +95,7 @@ def quiet(
     finally:
         for m, t in was.items(): m.training = t
 
-@register('mculora-plus')
+@register('mculora-plus', listed=False)
 class MCULoRAPlus(MCULoRA):
     "MCULoRA with additions."
     Settings = PlusSettings

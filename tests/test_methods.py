@@ -14,6 +14,7 @@ from mculora.replicas import Together, side_by_side
 from mculora.training import encoded, fit, thaw, train_mode
 
 SMALL = dict(width=16, depth=1, rank=2, epochs=2, lr=1e-2, batch_size=4, C=.01)
+MORE = {'mculora-plus': dict(nested=True, scales=True, every=True, distil=.5, tie=.1, context=1, average=.8, lr_fine=2e-2)} # all additions that every task can have
 PARTS = ('train',)*4 + ('val', 'test')
 DATA = {
     'three modalities': dict(),
@@ -34,7 +35,7 @@ def trained(method, name, seed=1, **options):
     s = split(d)
     known = methods()[method].Settings.model_fields
     torch.manual_seed(seed)
-    m = create(method, d.task, d.widths, {k: v for k, v in {**SMALL, **options}.items() if k in known})
+    m = create(method, d.task, d.widths, {k: v for k, v in {**SMALL, **MORE.get(method, {}), **options}.items() if k in known})
     history = fit(m, s, seed, progress=False)
     return m, s, history
 
@@ -119,7 +120,7 @@ def test_degenerate_labels(method, parts, labels):
     if labels != 'one class': label[d.offset[5]:] = 3
     d = replace(d, label=label)
     known = methods()[method].Settings.model_fields
-    m = create(method, d.task, d.widths, {k: v for k, v in SMALL.items() if k in known})
+    m = create(method, d.task, d.widths, {k: v for k, v in {**SMALL, **MORE.get(method, {})}.items() if k in known})
     if method.startswith('logistic') and labels == 'one class':
         with pytest.raises(DataError, match='found one class'): fit(m, split(d), progress=False)
         return
@@ -142,7 +143,7 @@ def shaken(method, name, seed=0):
     d = data(name)
     known = methods()[method].Settings.model_fields
     torch.manual_seed(seed)
-    m = create(method, d.task, d.widths, {k: v for k, v in SMALL.items() if k in known})
+    m = create(method, d.task, d.widths, {k: v for k, v in {**SMALL, **MORE.get(method, {})}.items() if k in known})
     with torch.no_grad(): [p.add_(torch.randn_like(p)*.1) for p in m.parameters()]
     return m.train(), split(d, seed=seed).train
 

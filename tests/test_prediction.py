@@ -54,7 +54,7 @@ def test_what_is_said_of_a_dialogue_does_not_depend_on_others_and_a_stream_is_th
     s, said = ask.stream(), utterances(D, 1)
     live = [s.add(u) for u in said]
     for n, p in enumerate(live): torch.testing.assert_close(numbers(p), numbers(ask(said[:n + 1])[n]), rtol=0, atol=1e-5)
-    assert (live[0].private is not None) == (method == 'mculora')
+    assert (live[0].private is not None) == (method in ('mculora', 'mculora-plus'))
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
