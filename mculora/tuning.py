@@ -67,7 +67,6 @@ def _propose(trial, space): return {k: trial.suggest_float(k, *v, log=True) if i
 
 def trials_of(
     study,           # of Optuna
-    space:dict,      # of `space_of`
 )->'pd.DataFrame':   # trial, state, validation, seconds, one column per setting, and the score of each run
     "The trial table."
     import pandas as pd
@@ -100,7 +99,7 @@ def tune(
         study = optuna.create_study(storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(log))), study_name=t.method, direction='maximize', load_if_exists=True)
         for at in study.trials:
             if at.state.name == 'RUNNING': study.tell(at.number, state=optuna.trial.TrialState.FAIL)         # killed
-        while (n := len(trials_of(study, space))) < t.trials:
+        while (n := len(trials_of(study))) < t.trials:
             study.sampler = optuna.samplers.TPESampler(seed=n)
             if n == 0 and not any(at.state.name == 'WAITING' for at in study.trials): study.enqueue_trial(first)
             trial = study.ask()
@@ -113,7 +112,7 @@ def tune(
                 trial.set_user_attr('runs', runs); trial.set_user_attr('seconds', sum(r.seconds for r in out))
                 study.tell(trial, sum(runs)/len(runs)); said = f'{sum(runs)/len(runs):.4f}'
             if progress: print(f'trial {n + 1} of {t.trials}, {json.dumps(options)}: {said}', flush=True)
-        table = trials_of(study, space).head(t.trials)
+        table = trials_of(study).head(t.trials)
         write_atomically(folder/'trials.csv', lambda tmp: tmp.write_text(table.to_csv(index=False)))
         write_atomically(folder/'study.json', lambda tmp: tmp.write_text(json.dumps(about | dict(trials=len(table)), indent=1) + '\n'))
     return table, folder
