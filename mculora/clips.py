@@ -27,11 +27,12 @@ from .sources import layout, read_labels, write_atomically, write_layout, _plain
 # %% ../nbs/02c_clips.ipynb #e551cdd1
 def need(
     module:str, # to import
+    extra:str='clips', # whose it is
 )->ModuleType:
-    "A module of the optional extra. Raises `ImportError` that says how to install it."
+    "A module of an optional extra. Raises `ImportError` that says how to install it."
     try:
         with warnings.catch_warnings(): warnings.simplefilter('ignore'); return importlib.import_module(module)
-    except ImportError as e: raise ImportError(f'{module}: found no such module, expected the optional packages for clips: pip install "mculora[clips]"') from e
+    except ImportError as e: raise ImportError(f'{module}: found no such module, expected the optional packages for {extra}: pip install "mculora[{extra}]"') from e
 
 # %% ../nbs/02c_clips.ipynb #a08f69eb
 RATE = 16000 # samples a second, of all sound after reading

@@ -8,10 +8,10 @@ __all__ = ['SPACE', 'FINAL', 'space_of', 'Tuning', 'trials_of', 'tune', 'chosen'
 # %% ../nbs/13g_tuning.ipynb #c8cae1f6
 from pathlib import Path
 from typing import Literal
-import json, warnings
+import json
 from pydantic import Field, field_validator
-from tqdm import TqdmWarning
 import mculora
+from .clips import need
 from .dialogues import Task
 from .evaluation import AVERAGES, evaluate, metric_names
 from .method import Settings, create, methods, settings_of
@@ -81,9 +81,7 @@ def tune(
     progress:bool=True,       # say what each trial gave
 )->tuple['pd.DataFrame', Path]: # the trial table, and the folder of the study: journal and trials.csv
     "Run a study, or go on with it. Raises `ValueError` for methods that cannot be tuned, and what `run_all` raises."
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', TqdmWarning)                                     # of bars that are not drawn
-        import optuna                                                                    # here: nothing else needs it
+    optuna = need('optuna', 'tuning')
     space, sweep, task = space_of(t.method), t.sweep, Task(t.data, ('x', 'y'))
     if not space: raise ValueError(f'method: found {t.method!r}, expected one with settings to tune')
     if (last := create(t.method, task, dict(a=2, t=2)).stages()[-1:]) and last[0].select not in AVERAGES: raise ValueError(f'method: found {t.method!r}, expected one model: of one model per condition the base is tuned')
