@@ -41,8 +41,12 @@ def _pairs(texts): # ['a=NAME', ...] -> {'a': 'NAME'}, or None if there are none
     if bad := [t for t, (m, _, f) in zip(texts or [], pairs) if not (m and f)]: raise typer.BadParameter(f'found {bad[0]!r}, expected MODALITY=FOLDER')
     return {m: f for m, _, f in pairs} or None
 
+def _json(text, what): # of an option
+    try: return json.loads(text)
+    except (ValueError, RecursionError): raise ValueError(f'{what}: found {text!r:.40}, expected JSON, such as 0.3 or {{"name": 1}}') from None
+
 def _columns(text): # JSON -> `Columns`
-    if not isinstance(said := json.loads(text), dict): raise ValueError(f'table: found {said!r:.40}, expected an object such as {{"label": "mood"}}')
+    if not isinstance(said := _json(text, 'table'), dict): raise ValueError(f'table: found {said!r:.40}, expected an object such as {{"label": "mood"}}')
     return read_settings(Columns, said, 'table')
 
 # %% ../nbs/14_cli.ipynb #b7d2f3e4
@@ -112,7 +116,7 @@ def train(
 ):
     "Train methods on folds and seeds. Exit code: 0 all finished, 1 a loss was no longer finite, 2 something is wrong with what was asked for."
     try:
-        given = dict(dataset=dataset, schedule=schedule, data_root=data_root, out_dir=out_dir, device=device, size=size, precision=precision, missing=json.loads(missing), options=json.loads(options), features=_pairs(features), table=_columns(table))
+        given = dict(dataset=dataset, schedule=schedule, data_root=data_root, out_dir=out_dir, device=device, size=size, precision=precision, missing=_json(missing, 'missing'), options=_json(options, 'options'), features=_pairs(features), table=_columns(table))
         one = read_settings(RunConfig, given, 'options')
         every = fold or list(range(1, len(folds(open_data(dataset, data_root and repo_root()/data_root, size, one.features, one.table))) + 1))
         out = run_all([read_settings(RunConfig, dict(given, method=m, fold=f, seed=s), 'options') for m in method or ['mculora'] for f in every for s in seed or [66]], together=together or None)
@@ -148,7 +152,7 @@ def study(
 ):
     "Run every variant that the tables and figures need. Exit code: 0 all finished, 1 a loss was no longer finite, 2 something is wrong with what was asked for."
     try:
-        sweep = read_settings(Sweep, dict(data=data, folds=[fold], seeds=[seed], schedule=schedule, missing=json.loads(missing)), 'study')
+        sweep = read_settings(Sweep, dict(data=data, folds=[fold], seeds=[seed], schedule=schedule, missing=_json(missing, 'missing')), 'study')
         known = studies()
         if odd := set(of or ()) - set(known): raise ValueError(f'study: found {", ".join(sorted(odd))}, expected one of {", ".join(known)}')
         if odd := set(method or ()) - set(methods()): raise ValueError(f'method: found {", ".join(sorted(odd))}, expected one of {", ".join(methods())}')
@@ -178,7 +182,7 @@ def tune_(
 ):
     "Choose a method's settings on validation data. Exit code: 0 done, 2 something is wrong with what was asked for."
     try:
-        t = read_settings(Tuning, dict(data=data, method=method, trials=trials, folds=fold or [1], seeds=seed or [1, 2, 3], schedule=schedule, missing=json.loads(missing)), 'tune')
+        t = read_settings(Tuning, dict(data=data, method=method, trials=trials, folds=fold or [1], seeds=seed or [1, 2, 3], schedule=schedule, missing=_json(missing, 'missing')), 'tune')
         _as_named(t.sweep, data_root)
         table, folder = tune(t, data_root, out_dir, device)
     except (ValueError, OSError) as e: raise _refused(e) from None

@@ -9,14 +9,12 @@ __all__ = ['NestedLoRA', 'Scales', 'doubt', 'tilt', 'PlusSettings', 'quiet', 'MC
 from contextlib import contextmanager
 from dataclasses import replace
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from pydantic import Field
 from .modalities import members
 from .dialogues import keep
 from .method import register
 from .encoders import UnimodalEncoder
-from .losses import task_loss
 from .mcla import CombinationLoRA, LinearAdapters
 from .model import MCULoRA, MCULoRASettings
 
@@ -110,7 +108,7 @@ class MCULoRAPlus(MCULoRA):
         if s.nested:
             for m in list(self.modules()):
                 for name, x in m.named_children():
-                    if type(x) is CombinationLoRA and len(x.A) == N > 1: setattr(m, name, NestedLoRA(x)) if not isinstance(m, nn.ModuleDict) else m.update({name: NestedLoRA(x)})
+                    if type(x) is CombinationLoRA and len(x.A) == N > 1: setattr(m, name, NestedLoRA(x))
         if s.scales and own: self.scales = Scales(widths, s.width, N)
         if s.doubt: self.surer = nn.Parameter(torch.zeros(()))
         if s.average: self.register_buffer('averaged', self._trained())
@@ -160,24 +158,24 @@ class MCULoRAPlus(MCULoRA):
         if stage != 'finetune':
             if not s.every: return super().loss(batch, stage)
             return super().loss(replace(full, complete=None), stage)
-        b = self._behind(full if s.every else batch)
-        total, parts = self._sum(b, lambda x: self._pulled(x, b if s.every else None, full))
+        b, teacher = self._behind(full if s.every else batch), None
+        if s.distil:
+            with torch.no_grad(), quiet(self): teacher = self.parts(b if s.every else self._behind(full))['y_last']
+        total, parts = self._sum(b, lambda x: self._taught(x, teacher))
+        if s.tie:
+            own, common = self.private_head, self.common_head
+            parts['tie'] = (own.weight - common.weight).square().sum((1, 2)).mean() + (own.bias - common.bias).square().sum(1).mean()
+            total = total + s.tie*parts['tie']
         return total, parts
 
-    def _pulled(self, b, whole, full): # with what pulls beside the task
-        s, o = self.settings, self.parts(b)
+    def _taught(self, b, teacher): # fine-tuning, with the complete condition's prediction as a second target
+        o = self.parts(b)
         total, parts = self._tuned(b, o)
-        if s.tie:
-            parts['tie'] = sum((p - c).square().sum((1, 2) if p.ndim == 3 else 1).mean() for p, c in zip((self.private_head.weight, self.private_head.bias), (self.common_head.weight, self.common_head.bias)))
-            total = total + s.tie*parts['tie']
-        if s.distil:
-            with torch.no_grad(), quiet(self): teacher = self.parts(self._behind(full) if whole is None else whole)['y_last']
-            y = o['y_last']
-            each = (y - teacher).square()[..., 0] if not self.task.classes else (teacher.softmax(-1)*(teacher.log_softmax(-1) - y.log_softmax(-1))).sum(-1)
-            there = b.present.any(-1)
-            parts['distil'] = (each*there).sum()/there.sum().clamp(min=1)
-            total = total + s.distil*parts['distil']
-        return total, parts
+        if teacher is None: return total, parts
+        y, there = o['y_last'], b.present.any(-1)
+        each = (teacher.softmax(-1)*(teacher.log_softmax(-1) - y.log_softmax(-1))).sum(-1) if self.task.classes else (y - teacher).square()[..., 0]
+        parts['distil'] = (each*there).sum()/there.sum().clamp(min=1)
+        return total + self.settings.distil*parts['distil'], parts
 
     # averaged weights
     def _names(self): return [n for n, _ in self.named_parameters() if n.startswith(tuple(self.stages()[-1].trainable))]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import json, math, os, re, tempfile, textwrap
 from .evaluation import AVERAGES, with_averages
 from .results import against, beside, collect, interval, read_result
+from .runs import said_missing
 from .sources import write_atomically
 from .studies import Sweep, Variant, find
 from .twins import bayes_limit, repo_root
@@ -65,10 +66,11 @@ def describe_data(
     found:'pd.DataFrame', # of `find`
     data:str,             # as results name it
 )->str:
-    "What a title says of the data."
-    name = NAMES[data.split('-')[0]]
-    if '-simulated' in data: return f'simulated twin of {name}' + (', tiny' if data.endswith('-tiny') else '')
-    return f'{name}, {features_of(found)}' if len(found) else name
+    "What a title says of the data; of training data with gaps, which, if all rows have the same."
+    name, gaps = NAMES[data.split('-')[0]], list(found.missing.unique()) if len(found) else []
+    said = f', {said_missing(lacks)}' if len(gaps) == 1 and (lacks := json.loads(gaps[0])) else ''
+    if '-simulated' in data: return f'simulated twin of {name}' + (', tiny' if data.endswith('-tiny') else '') + said
+    return f'{name}, {features_of(found)}{said}' if len(found) else name
 
 # %% ../nbs/13c_tables.ipynb #f7621972
 def _tex(s): # text as LaTeX

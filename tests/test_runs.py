@@ -153,7 +153,7 @@ GAPS = (.6, {'v': .8, 't': .3})                                # of all entries;
 
 @pytest.mark.parametrize('method', [m for m in methods() if m != 'majority'])
 def test_training_with_gaps(tmp_path, method):
-    "Every method learns from what is left, and nothing that is gone can be seen: other values there give the same run, to the bit."
+    "Every method learns from what is left, is measured under every condition on all of the test part, and says what was gone."
     options = {k: v for k, v in {**SMALL, 'epochs': 2, 'steps': 2}.items() if k in methods()[method].Settings.model_fields}
     for missing in GAPS[:1 if 'per-condition' in method else 2]:
         c = RunConfig(size='tiny', method=method, missing=missing, out_dir=str(tmp_path), device='cpu', options=options)
@@ -167,6 +167,7 @@ def test_training_with_gaps(tmp_path, method):
 
 
 def test_what_is_gone_is_gone(tmp_path):
+    "Other values in entries that training lacks give the same parts, to the bit: the scale, too, has not seen them."
     c = RunConfig(size='tiny', missing=.5, out_dir=str(tmp_path), device='cpu', options={**SMALL, 'epochs': 2})
     def other(*args): # the same data, but for the entries of training and validation that this run lacks
         d = open_data(*args)
