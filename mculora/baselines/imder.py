@@ -77,6 +77,7 @@ class ScoreBlock(nn.Module):
         self.norm2, self.time, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, width, bias=False), nn.Linear((3 if sequence else 1)*width, width), nn.Linear(width, width)
 
     def _attend(self, h, kv, has): # [..., width], [..., J, 2 width], [..., J]
+        if not self.sequence and kv.shape[-2] == 1: return self.out(kv[..., 0, h.shape[-1]:])    # one token has all the attention
         q, (k, v) = self.q(self.norm1(h)), kv.chunk(2, -1)
         if self.sequence: # all tokens of the dialogue
             k, v = (x.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (k, v))         # [B, heads, L J, width/heads]
@@ -135,12 +136,13 @@ class ScoreNet(nn.Module):
         has:Tensor,   # [..., J] bool: which of them are there
         valid:Tensor, # [...] bool: what is not padding
         folded:list[Tensor]|None=None, # `folded()`, where it is needed more than once
+        tokens:Tensor|None=None,       # [J] which of the others they are; None: all
     )->Tensor:        # [..., d]
         s = spread(t, self.sigma)
         size = (1 + s*s).rsqrt()
         angle = 2*pi*t*self.frequency
         e = nn.functional.silu(self.time(torch.cat([angle.sin(), angle.cos()], -1)))
-        h, c, who = self.input(x*size), c*size[..., None], self.who + self.condition.bias
+        h, c, who = self.input(x*size), c*size[..., None], (self.who if tokens is None else self.who[tokens]) + self.condition.bias
         if self.sequence:
             where = positions(x.shape[1], h.shape[-1], x.device)
             h, who = h + where, who + where[:, None]
@@ -195,8 +197,10 @@ class IMDer(Recovering):
                 at = asked(k).flatten().nonzero()[:, 0]
                 rows = lambda v, at=at: v.flatten(0, 1).index_select(0, at)
                 back = lambda v, at=at: v.new_zeros(b.valid.numel(), *v.shape[1:]).index_copy(0, at, v).unflatten(0, b.shape)
-            here, there = rows(has), rows(b.valid)
-            score = lambda x, t, c, net=self.score[m], here=here, there=there, folded=self.score[m].folded(): net(x, t, c, here, there, folded)
+            here, there, tokens = rows(has), rows(b.valid), None
+            if b.pack: tokens = here.any(0).nonzero()[:, 0]                                    # under one condition these are the same for all
+            some = lambda c, tokens=tokens: c if tokens is None or len(tokens) == len(others) else c[:, tokens]
+            score = lambda x, t, c, net=self.score[m], here=some(here), there=there, folded=self.score[m].folded(), tokens=tokens, some=some: net(x, t, some(c), here, there, folded, tokens)
             yield m, key + k, score, rows, back, rows(c), rows(b.place)
 
     def recovered(self, b, x):
