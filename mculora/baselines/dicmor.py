@@ -19,7 +19,7 @@ from ..losses import task_loss
 from ..method import register
 from ..noise import Dropout
 from ..twins import NUISANCE, SIGMA, Spec, columns, frame, log_likelihood, moments
-from .recipe import Baseline, Recipe
+from .recipe import GRID, Baseline, Recipe
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #b3ae824d
 class Coupling(nn.Module):
@@ -342,6 +342,7 @@ class DiCMoR(Recovering):
     "Distribution-consistent modal recovering."
     Settings = DiCMoRSettings
     late = (*Recovering.late, 'couplings', 'permute', 'floor')
+    grid = (2e-3, *GRID)
     def __init__(self,
         task:Task,               # what is predicted
         widths:dict[str, int],   # modality -> D_m
