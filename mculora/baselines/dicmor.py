@@ -343,6 +343,7 @@ class DiCMoR(Recovering):
     Settings = DiCMoRSettings
     late = (*Recovering.late, 'couplings', 'permute', 'floor')
     grid = (2e-3, *GRID)
+    tuned = {'iemocap': 1e-3}
     def __init__(self,
         task:Task,               # what is predicted
         widths:dict[str, int],   # modality -> D_m
