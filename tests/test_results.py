@@ -74,9 +74,9 @@ def test_what_the_readme_says_of_the_methods():
     "One utterance at a time or the dialogue, and who is told from whom, on the mean of the incomplete conditions."
     t = methods_on('iemocap')
     t = t[(t.metric == 'WA') & (t.selection == 'validation') & (t.condition == 'incomplete')]
-    means, with_dialogue = t.groupby('method').value.mean(), ['mctn', 'mctn-per-condition', 'late-fusion', 'dropout-transformer', 'dropout-transformer-per-condition', 'momke', 'momke-complete', 'momke-per-condition', 'mculora-released']
+    means, with_dialogue = t.groupby('method').value.mean(), ['mctn', 'mctn-per-condition', 'late-fusion', 'dropout-transformer', 'dropout-transformer-per-condition', 'momke', 'momke-complete', 'momke-per-condition', 'gcnet', 'dicmor', 'mculora-released']
     without = means.drop([*with_dialogue, 'mculora'])
-    assert without.idxmax() == 'zero-fill' and without.max() < means[with_dialogue].min() and len(without) == 10 and means.idxmax() == 'momke-per-condition'
+    assert without.idxmax() == 'zero-fill' and without.max() < means[with_dialogue].min() and len(without) == 10 and means.idxmax() == 'momke-per-condition' and list(means[~means.index.str.endswith('-per-condition')].nlargest(2).index) == ['gcnet', 'mculora']
     for other in with_dialogue:
         r = compare(t, 'mculora', other)
         assert abs(r['mean']) < r['half'], (other, r)
