@@ -21,10 +21,10 @@ README = (ROOT/'README.md').read_text(encoding='utf-8')
 BLOCKS = re.findall(r'<!-- results: (\S+) (\S+) -->\n(.*?)\n<!-- end -->', README, re.S)
 
 
-def methods_on(data):
+def methods_on(data, protocol='fixed'):
     "The committed results of the methods with their default settings whose runs are all there."
     said = yaml.safe_load((ROOT/'workflow'/'config.yaml').read_text())['committed'][data]
-    found, missing = find(collect(ROOT/'results'), Sweep(data=data, folds=said['folds'], seeds=said['seeds']), studies()['methods'])
+    found, missing = find(collect(ROOT/'results', protocol), Sweep(data=data, folds=said['folds'], seeds=said['seeds']), studies()['methods'])
     return found[~found.variant.isin(missing)]
 
 
@@ -80,6 +80,12 @@ def test_what_the_readme_says_of_the_methods():
     for other in with_dialogue:
         r = compare(t, 'mculora', other)
         assert abs(r['mean']) < r['half'], (other, r)
+    t = methods_on('iemocap', 'random')
+    t = t[(t.metric == 'WA') & (t.selection == 'validation')]
+    for other in ('gcnet', 'mctn'):
+        ahead = {float(rate): compare(at, other, 'mculora') for rate, at in t.groupby('condition')}
+        assert {rate for rate, r in ahead.items() if r['mean'] > r['half']} == {.4, .5, .6, .7}, (other, ahead)
+        assert sorted(ahead, key=lambda rate: ahead[rate]['mean']) == sorted(ahead)
     t = methods_on('mosi')
     t = t[(t.metric == 'ACC') & (t.selection == 'validation')]
     single, both = t[t.condition == 'incomplete'], t[t.condition == 'at']
