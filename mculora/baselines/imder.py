@@ -136,13 +136,13 @@ class ScoreNet(nn.Module):
         has:Tensor,   # [..., J] bool: which of them are there
         valid:Tensor, # [...] bool: what is not padding
         folded:list[Tensor]|None=None, # `folded()`, where it is needed more than once
-        tokens:Tensor|None=None,       # [J] which of the others they are; None: all
+        tokens:Tensor|slice=slice(None), # [J] which of the others they are
     )->Tensor:        # [..., d]
         s = spread(t, self.sigma)
         size = (1 + s*s).rsqrt()
         angle = 2*pi*t*self.frequency
         e = nn.functional.silu(self.time(torch.cat([angle.sin(), angle.cos()], -1)))
-        h, c, who = self.input(x*size), c*size[..., None], (self.who if tokens is None else self.who[tokens]) + self.condition.bias
+        h, c, who = self.input(x*size), c*size[..., None], self.who[tokens] + self.condition.bias
         if self.sequence:
             where = positions(x.shape[1], h.shape[-1], x.device)
             h, who = h + where, who + where[:, None]
@@ -197,10 +197,9 @@ class IMDer(Recovering):
                 at = asked(k).flatten().nonzero()[:, 0]
                 rows = lambda v, at=at: v.flatten(0, 1).index_select(0, at)
                 back = lambda v, at=at: v.new_zeros(b.valid.numel(), *v.shape[1:]).index_copy(0, at, v).unflatten(0, b.shape)
-            here, there, tokens = rows(has), rows(b.valid), None
-            if b.pack: tokens = here.any(0).nonzero()[:, 0]                                    # under one condition these are the same for all
-            some = lambda c, tokens=tokens: c if tokens is None or len(tokens) == len(others) else c[:, tokens]
-            score = lambda x, t, c, net=self.score[m], here=some(here), there=there, folded=self.score[m].folded(), tokens=tokens, some=some: net(x, t, some(c), here, there, folded, tokens)
+            here, there = rows(has), rows(b.valid)
+            tokens = here.any(0).nonzero()[:, 0] if b.pack else slice(None)                   # what nobody has is not looked at: under one condition it is the same for all
+            score = lambda x, t, c, net=self.score[m], here=here[..., tokens], there=there, folded=self.score[m].folded(), tokens=tokens: net(x, t, c[..., tokens, :], here, there, folded, tokens)
             yield m, key + k, score, rows, back, rows(c), rows(b.place)
 
     def recovered(self, b, x):
