@@ -165,6 +165,7 @@ class IMDer(Recovering):
     "Incomplete multimodality-diffused emotion recognition."
     Settings = IMDerSettings
     late = (*Recovering.late, 'form', 'steps', 'condition_noise', 'sigma')
+    tuned = {'iemocap': 2e-4}
     def __init__(self,
         task:Task,              # what is predicted
         widths:dict[str, int],  # modality -> D_m
