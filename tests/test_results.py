@@ -74,7 +74,7 @@ def test_what_the_readme_says_of_the_methods():
     "One utterance at a time or the dialogue, and who is told from whom, on the mean of the incomplete conditions."
     t = methods_on('iemocap')
     t = t[(t.metric == 'WA') & (t.selection == 'validation') & (t.condition == 'incomplete')]
-    means, with_dialogue = t.groupby('method').value.mean(), ['mctn', 'mctn-per-condition', 'late-fusion', 'dropout-transformer', 'dropout-transformer-per-condition', 'momke', 'momke-complete', 'momke-per-condition', 'gcnet', 'dicmor', 'mculora-released']
+    means, with_dialogue = t.groupby('method').value.mean(), ['mctn', 'mctn-per-condition', 'late-fusion', 'dropout-transformer', 'dropout-transformer-per-condition', 'momke', 'momke-complete', 'momke-per-condition', 'gcnet', 'dicmor', 'imder', 'mculora-released']
     without = means.drop([*with_dialogue, 'mculora'])
     assert without.idxmax() == 'zero-fill' and without.max() < means[with_dialogue].min() and len(without) == 10 and means.idxmax() == 'momke-per-condition' and list(means[~means.index.str.endswith('-per-condition')].nlargest(2).index) == ['gcnet', 'mculora']
     for other in with_dialogue:
@@ -86,6 +86,8 @@ def test_what_the_readme_says_of_the_methods():
         ahead = {float(rate): compare(at, other, 'mculora') for rate, at in t.groupby('condition')}
         assert {rate for rate, r in ahead.items() if r['mean'] > r['half']} == {.4, .5, .6, .7}, (other, ahead)
         assert sorted(ahead, key=lambda rate: ahead[rate]['mean']) == sorted(ahead)
+    ahead = {float(rate): compare(at, 'imder', 'mculora') for rate, at in t.groupby('condition')}
+    assert all(r['mean'] > 0 for r in ahead.values()) and {rate for rate, r in ahead.items() if r['mean'] > r['half']} == {.4}
     t = methods_on('mosi')
     t = t[(t.metric == 'ACC') & (t.selection == 'validation')]
     single, both = t[t.condition == 'incomplete'], t[t.condition == 'at']
