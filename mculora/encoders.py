@@ -82,8 +82,10 @@ class UnimodalEncoder(nn.Module):
         adapt:Adapt=plain,  # how the linear maps are applied; names are 'input', '0.qkv', '0.out', ...
         place:Tensor|None=None, # [B, L] which utterance each row is, for dropout
         pack:bool=False,    # compute the present rows only
+        among:Tensor|None=None, # [B, heads, L, L] bool: whom each head may look at, oneself among them; None: everybody
     )->Tensor:              # [B, L, d] R^m; zeros where the modality is absent
         mask, look = attention_mask(present), attend
+        if among is not None: mask = mask & among
         if pack:
             rows, B, L = present.flatten().nonzero()[:, 0], *present.shape
             x, place = x.flatten(0, 1)[rows], None if place is None else place.flatten()[rows]

@@ -15,7 +15,7 @@ from .modalities import members
 from .dialogues import Batch, Task, batch, batches, flat, keep, unflat
 from .masking import from_modalities
 from .method import Method, Settings, Stage, register
-from .encoders import UnimodalEncoder, unimodal_heads
+from .encoders import UnimodalEncoder, plain, unimodal_heads
 from .mcla import LinearAdapters, OutputAdapters
 from .orthogonality import orthogonality
 from .fusion import AdaptiveWeight, CombinationHead, Fusion, mix
@@ -95,9 +95,10 @@ class MCULoRA(Method):
             encoded=s.adapter_place != 'linear' and s.sampling != 'utterance')
         return [first, second] if s.second_stage else [first]
 
-    def _encode(self, b): # R^m
-        if b.encoded: return b.features
-        return {m: e(b.features[m], b.present[..., k], place=b.place, pack=b.pack) for k, (m, e) in enumerate(self.encoders.items())}
+    def _read(self, b, pack, adapt=dict()): # E_m, with `adapt` of each modality
+        return {m: e(b.features[m], b.present[..., k], adapt.get(m, plain), b.place, pack) for k, (m, e) in enumerate(self.encoders.items())}
+
+    def _encode(self, b): return b.features if b.encoded else self._read(b, b.pack)         # R^m
 
     def encode(self, batch): return None if self.settings.adapter_place == 'linear' else self._encode(batch)
 
@@ -122,7 +123,7 @@ class MCULoRA(Method):
         prt = com = R
         if s.adapter_place == 'output': prt, com = self.adapters(R, b.combination)
         if s.adapter_place == 'linear':
-            run = lambda kind, i: {m: e(b.features[m], b.present[..., k], self.adapters[kind][m].adapt(i), b.place) for k, (m, e) in enumerate(self.encoders.items())}
+            run = lambda kind, i: self._read(b, False, {m: x.adapt(i) for m, x in self.adapters[kind].items()})
             com, prt = run('common', torch.zeros_like(b.combination)), run('private', b.combination) if s.private else R
         return stack(R), stack(prt if s.private else R), stack(com)
 

@@ -33,7 +33,7 @@ READINGS = [Variant(name=name, method='mculora', options=options) for name, opti
     'DPFT per modality': dict(dpft='modality'), 'no DPFT': dict(dpft='off'), 'a draw per batch': dict(sampling='batch'), 'a draw per utterance': dict(sampling='utterance'),
     'alpha 16': dict(alpha=16.), 'rank 16': dict(rank=16), 'in every linear map, alpha 16': dict(adapter_place='linear', alpha=16.)}.items()]
 TRIES = [Variant(name=name, method='mculora-plus', options=options) for name, options in {
-    'MCULoRA': {}, 'no adapter': dict(adapter_place='none'), 'nested': dict(nested=True), 'scales': dict(scales=True), 'doubt': dict(doubt=True), 'every combination': dict(every=True), 'distillation': dict(distil=1.),
+    'MCULoRA': {}, 'no adapter': dict(adapter_place='none'), 'speakers': dict(speakers=True), 'level': dict(level=True), 'speakers and level': dict(speakers=True, level=True), 'nested': dict(nested=True), 'scales': dict(scales=True), 'doubt': dict(doubt=True), 'every combination': dict(every=True), 'distillation': dict(distil=1.),
     'tied heads': dict(tie=.01), 'context': dict(context=1), 'context, a draw per utterance': dict(context=1, sampling='utterance'), 'averaged weights': dict(average=.8), 'faster second stage': dict(lr_fine=5e-4)}.items()]
 CORE = ('methods', 'ablation', 'rank')                # the studies that the paper's own tables need
 RANKS = [Variant(name=f'rank {r}', method='mculora', options=dict(rank=r)) for r in range(1, 9)]

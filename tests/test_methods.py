@@ -14,7 +14,7 @@ from mculora.replicas import Together, side_by_side
 from mculora.training import encoded, fit, thaw, train_mode
 
 SMALL = dict(width=16, depth=1, rank=2, epochs=2, lr=1e-2, batch_size=4, C=.01)
-MORE = {'mculora-plus': dict(nested=True, scales=True, every=True, distil=.5, tie=.1, context=1, average=.8, lr_fine=2e-2)} # all additions that every task can have
+MORE = {'mculora-plus': dict(speakers=True, level=True, nested=True, scales=True, every=True, distil=.5, tie=.1, context=1, average=.8, lr_fine=2e-2)} # all additions that every task can have
 PARTS = ('train',)*4 + ('val', 'test')
 DATA = {
     'three modalities': dict(),
