@@ -26,6 +26,7 @@ class Stage:
     patience:int|None = None # stop after so many epochs without a better validation score; None: never
     sampling:str = 'dialogue' # what a drawn combination holds for: 'dialogue', 'batch', 'utterance'
     encoded:bool = False     # what `encode` computes is frozen here: it is computed once and takes the place of the features
+    average:float = 0.       # m: what is evaluated and kept is the running mean of the weights, m old + (1 - m) new after each epoch; 0: the weights themselves
     select:str = 'all'       # on whose validation score an epoch is kept: an average, or a condition; then nothing else is evaluated
 
 # %% ../nbs/03a_method.ipynb #7c5b7344

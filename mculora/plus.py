@@ -131,17 +131,16 @@ class MCULoRAPlus(MCULoRA):
                     if type(x) is CombinationLoRA and len(x.A) == N > 1: setattr(m, name, NestedLoRA(x))
         if s.scales and own: self.scales = Scales(widths, s.width, N)
         if s.doubt: self.surer = nn.Parameter(torch.zeros(()))
-        if s.average: self.register_buffer('averaged', self._trained())
 
     # which parameters, and when
     def stages(self):
         add = lambda stage, *names: replace(stage, trainable=(*stage.trainable, *names))
-        first, *second = super().stages()
+        first, *second = (replace(x, average=self.settings.average) for x in super().stages())
         return [add(first, *['context.']*(self.settings.context > 0))] + [replace(add(x, 'scales', 'surer', 'context'), lr=self.settings.lr_fine or x.lr) for x in second]
 
     def depends(self, stage):
         s = self.settings
-        early = dict(every=s.every, context=s.context, speakers=s.speakers, level=s.level)   # what pre-training knows of
+        early = dict(every=s.every, context=s.context, speakers=s.speakers, level=s.level, average=s.average)   # what pre-training knows of
         return super().depends(stage) | (early if stage == 'pretrain' and any(early.values()) else {})
 
     # who speaks
@@ -211,26 +210,3 @@ class MCULoRAPlus(MCULoRA):
         each = (teacher.softmax(-1)*(teacher.log_softmax(-1) - y.log_softmax(-1))).sum(-1) if self.task.classes else (y - teacher).square()[..., 0]
         parts['distil'] = (each*there).sum()/there.sum().clamp(min=1)
         return total + self.settings.distil*parts['distil'], parts
-
-    # averaged weights
-    def _names(self): return [n for n, _ in self.named_parameters() if n.startswith(tuple(self.stages()[-1].trainable))]
-    def _trained(self): own = dict(self.named_parameters()); return torch.cat([own[n].detach().flatten() for n in self._names()])
-
-    def begin(self, stage):
-        super().begin(stage)
-        if self.settings.average and stage == 'finetune': self.averaged.copy_(self._trained())
-
-    def end_epoch(self, stage, val):
-        super().end_epoch(stage, val)
-        if self.settings.average and stage == 'finetune': self.averaged.lerp_(self._trained(), 1 - self.settings.average)
-
-    def _as_averaged(self, f, *args):
-        own, names = dict(self.named_parameters()), self._names()
-        parts = self.averaged.split([own[n].numel() for n in names])
-        return torch.func.functional_call(self, {n: p.view(own[n].shape) for n, p in zip(names, parts)}, (f, *args))
-
-    def predict(self, batch, stage=None):
-        plain = lambda m, b: MCULoRA.predict(m, b, stage)
-        return self._as_averaged(plain, batch) if self.settings.average and (stage or self.stages()[-1].name) == 'finetune' else plain(self, batch)
-
-    def inspect(self, batch): return self._as_averaged(MCULoRA.inspect, batch) if self.settings.average else super().inspect(batch)

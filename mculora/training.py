@@ -8,7 +8,7 @@ __all__ = ['SCHEDULES', 'QUICK', 'PRECISIONS', 'resolve_schedule', 'scheduled', 
            'load_checkpoint', 'resume', 'adam_state', 'restore_adam', 'Stopwatch', 'Replica', 'fit_all', 'fit']
 
 # %% ../nbs/11_training.ipynb #8785865b
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from collections.abc import Callable
@@ -241,6 +241,7 @@ class Replica:
     state:dict = field(default_factory=dict)       # of the checkpoint it goes on from
     tensors:dict = field(default_factory=dict)     # of the same
     error:Exception|None = None
+    mean:dict = field(default_factory=dict)        # running mean of the weights, by name
 
     def enter(self, i:int, stage:Stage, precision:str='float32'):
         "Take up stage `i`, where it was left or at its beginning."
@@ -250,7 +251,7 @@ class Replica:
         if i != self.state.get('stage') and self.borrow(): return
         if resumed := i == self.state.get('stage'): self.method.load_state_dict(_pick(self.tensors, 'model.')); self.at, self.kept = self.state['at'], _pick(self.tensors, 'best.')
         else: self.method.begin(stage.name)
-        self.trained, self.adam = thaw(self.method, stage), self.tensors if resumed else {}
+        self.trained, self.adam, self.mean = thaw(self.method, stage), self.tensors if resumed else {}, {n: x.to(self.splits.train.present.device) for n, x in _pick(self.tensors, 'mean.').items()} if resumed else {}
         with precisely(precision, self.splits.train.present.device): self.train, self.val, self.test = (encoded(self.method, p) if stage.encoded else p for p in (self.splits.train, self.splits.val, self.splits.test))
 
     def borrow(self)->bool:
@@ -289,9 +290,22 @@ class Replica:
         if (score := val[self.stage.select][lead]) > self.at['best'] or not self.kept: self.at['best'], self.at['since'], self.kept = score, 0, {k: v.detach().clone() for k, v in self.method.state_dict().items()} # validation decides, nothing else
         else: self.at['since'] += 1
 
+    @contextmanager
+    def averaged(self):
+        "Within, the running mean of the weights, which takes in the epoch that was just trained, in their place."
+        m, new = self.stage.average, {}
+        def put(values):
+            for n, x in values.items(): self.trained[n].data.copy_(x)
+        if m:
+            new = {n: p.detach().clone() for n, p in self.trained.items()}
+            self.mean = {n: self.mean[n].lerp(x, max(1 - m, 1/(self.at['epoch'] + 1))) if n in self.mean else x for n, x in new.items()}  # at first the plain mean: nothing to wait for
+            put(self.mean)
+        try: yield
+        finally: put(new)
+
     def save(self, optimiser):
         "Write the checkpoint."
-        save_checkpoint(self.checkpoint, {f'model.{k}': v for k, v in self.method.state_dict().items()} | {f'best.{k}': v for k, v in self.kept.items()} | adam_state(optimiser, self.trained),
+        save_checkpoint(self.checkpoint, {f'model.{k}': v for k, v in self.method.state_dict().items()} | {f'best.{k}': v for k, v in self.kept.items()} | {f'mean.{k}': v for k, v in self.mean.items()} | adam_state(optimiser, self.trained),
             dict(key=self.key, stage=self.number, at=self.at, history=self.history))
 
 # %% ../nbs/11_training.ipynb #24eb22b4
@@ -333,16 +347,17 @@ def fit_all(
                 losses, unsound = train_epoch(team, [r.stage for r in busy], [r.train for r in busy], optimiser, [epoch_seed(r.seed, name, r.at['epoch']) for r in busy], precision)
                 losses = {k: v.tolist() for k, v in losses.items()}
                 t = clock('train', t)
-                for r in busy: r.method.eval(); r.method.end_epoch(name, r.val)
-                for r, trouble in zip(busy, unsound()): r.check(trouble)
-                t = clock('end_epoch', t)
-                with precisely(precision, device): vals, tests = (evaluate_all(team, [getattr(r, p) for r in busy], name, busy[0].stage.select) for p in ('val', 'test'))
-                clock('evaluate', t)
-                for n, (r, val, test) in enumerate(zip(busy, vals, tests)):
-                    if r.error: continue
-                    r.epoch({k: v[n] for k, v in losses.items()}, val, test, lead, names, {k: v/len(busy) for k, v in clock.items()})
-                    r.history[-1].update(watch(r.method, name, r.at['epoch'], r.train))
-                    bar.update(); on_epoch(replicas.index(r), r.history[-1])
+                with ExitStack() as means:
+                    for r in busy: means.enter_context(r.averaged()); r.method.eval(); r.method.end_epoch(name, r.val)
+                    for r, trouble in zip(busy, unsound()): r.check(trouble)
+                    t = clock('end_epoch', t)
+                    with precisely(precision, device): vals, tests = (evaluate_all(team, [getattr(r, p) for r in busy], name, busy[0].stage.select) for p in ('val', 'test'))
+                    clock('evaluate', t)
+                    for n, (r, val, test) in enumerate(zip(busy, vals, tests)):
+                        if r.error: continue
+                        r.epoch({k: v[n] for k, v in losses.items()}, val, test, lead, names, {k: v/len(busy) for k, v in clock.items()})
+                        r.history[-1].update(watch(r.method, name, r.at['epoch'], r.train))
+                        bar.update(); on_epoch(replicas.index(r), r.history[-1])
                 mean = lambda xs: sum(xs)/len(xs)
                 bar.set_postfix_str((f'{len(busy)} models, ' if R > 1 else '') + f'loss {mean(losses["loss"]):.3f}, validation {lead} {100*mean([v[busy[0].stage.select][lead] for v in vals]):.1f}, best {100*max(r.at["best"] for r in busy):.1f}')
                 late = time.monotonic() - last_saved > every
