@@ -126,13 +126,13 @@ def from_modalities(
 def sample(
     q:Tensor,                  # [N] probability of each combination
     shape:tuple[int, int],     # B, L of the batch
-    per:str='dialogue',        # 'dialogue', 'batch' or 'utterance'
+    per:str='dialogue',        # 'dialogue', 'batch', 'utterance' or 'mixed'
     generator:torch.Generator|None=None, # random state, on q's device
     can:Tensor|None=None,      # [n, N] bool for the n draws: the combinations that can be made of what is there; None: all
-)->Tensor:                     # [B, M], or [B, L, M] if per utterance: what stays
-    "Draw a combination for each dialogue, for the whole batch, or for each utterance."
+)->Tensor:                     # [B, M], or [B, L, M] if per utterance or mixed: what stays
+    "Draw a combination for each dialogue, for the whole batch, for each utterance, or for each dialogue by a coin."
     B, L = shape
-    sizes = {'dialogue': B, 'batch': 1, 'utterance': B*L}
+    sizes = {'dialogue': B, 'batch': 1, 'utterance': B*L, 'mixed': B*L}
     if per not in sizes: raise ValueError(f'sampling: found {per!r}, expected one of {", ".join(sizes)}')
     M = (len(q) + 1).bit_length() - 1
     i = torch.multinomial(q, sizes[per], replacement=True, generator=generator)
@@ -141,4 +141,6 @@ def sample(
         again = ((rest.gather(1, i[:, None])[:, 0] == 0) & (rest.sum(-1) > 0)).nonzero()[:, 0] # not to be had: drawn once more, of what is
         if len(again): i[again] = torch.multinomial(rest[again], 1, generator=generator)[:, 0]
     mask = members(M).to(q.device)[i]
-    return mask.view(B, L, M) if per == 'utterance' else mask.expand(B, M)
+    if per in ('dialogue', 'batch'): return mask.expand(B, M)
+    mask = mask.view(B, L, M)
+    return mask if per == 'utterance' else torch.where(torch.rand(B, 1, 1, generator=generator, device=q.device) < .5, mask[:, :1], mask)

@@ -24,7 +24,7 @@ class Stage:
     trainable:tuple[str, ...] = ('',) # parameters whose names start with one of these are trained, all others are frozen
     weight_decay:float = 0.  # of Adam
     patience:int|None = None # stop after so many epochs without a better validation score; None: never
-    sampling:str = 'dialogue' # what a drawn combination holds for: 'dialogue', 'batch', 'utterance'
+    sampling:str = 'dialogue' # what a drawn combination holds for: 'dialogue', 'batch', 'utterance', 'mixed'
     encoded:bool = False     # what `encode` computes is frozen here: it is computed once and takes the place of the features
     average:float = 0.       # m: what is evaluated and kept is the running mean of the weights, m old + (1 - m) new after each epoch; 0: the weights themselves
     select:str = 'all'       # on whose validation score an epoch is kept: an average, or a condition; then nothing else is evaluated

@@ -41,7 +41,7 @@ class MCULoRASettings(Settings):
     dpft:Literal['combination', 'modality', 'off'] = 'combination'       # eq. 10
     amplitude:float = Field(.02, ge=0)         # lambda of eq. 10; the paper gives no value
     bounds:tuple[Low, High] = Field((.45, .55), strict=False) # section 4.2
-    sampling:Literal['dialogue', 'batch', 'utterance'] = 'dialogue'
+    sampling:Literal['dialogue', 'batch', 'utterance', 'mixed'] = 'dialogue'
     second_stage:bool = True                   # False: stop after pre-training
     epochs:int = Field(300, ge=1)              # of each stage, at most
     lr:float = Field(1e-4, gt=0)
@@ -92,7 +92,7 @@ class MCULoRA(Method):
         s, both = self.settings, ('fusion', 'common_head')
         first = Stage('pretrain', s.epochs, s.lr, s.batch_size, ('encoders', 'unimodal', *both), sampling=s.sampling)
         second = Stage('finetune', s.epochs, s.lr, s.batch_size, ('adapters', 'private_head', 'weight', *both), sampling=s.sampling,
-            encoded=s.adapter_place != 'linear' and s.sampling != 'utterance')
+            encoded=s.adapter_place != 'linear' and s.sampling in ('dialogue', 'batch'))
         return [first, second] if s.second_stage else [first]
 
     def _read(self, b, pack, adapt=dict()): # E_m, with `adapt` of each modality

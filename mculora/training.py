@@ -87,12 +87,12 @@ def train_mode(method:Method):
 def to_be_had(
     train:Dialogues, #
     rows:Tensor,     # [B] the dialogues of a batch
-    per:str,         # 'dialogue', 'batch' or 'utterance'
+    per:str,         # 'dialogue', 'batch', 'utterance' or 'mixed'
 )->Tensor|None:      # [n, N] bool for the n draws of `sample`, None: everything
     "The combinations that some utterance has in full: of each dialogue, of the batch, or the utterance itself."
     if train.can is None: return None
     can = [train.can[train.offset[k]:train.offset[k+1]] for k in rows]
-    if per == 'utterance': return pad_sequence(can, batch_first=True, padding_value=True).flatten(0, 1)
+    if per in ('utterance', 'mixed'): return pad_sequence(can, batch_first=True, padding_value=True).flatten(0, 1)
     can = torch.stack([c.any(0) for c in can])
     return can if per == 'dialogue' else can.any(0, keepdim=True)
 
