@@ -42,7 +42,7 @@ TRIES = [Variant(name=name, method='mculora-plus', options=OFF | options) for na
     'speakers, level, context, a draw per utterance': WHO | dict(context=1, sampling='utterance'), 'speakers, level, context, a draw per utterance, averaged weights': WHO | dict(context=1, sampling='utterance', average=.8),
     'speakers, level, context, mixed draws, averaged weights': WHO | dict(context=1, sampling='mixed', average=.8)}.items()]
 PLUS = [Variant(name='MCULoRA', method='mculora')] + [Variant(name=name, method='mculora-plus', options=options) for name, options in {
-    'MCULoRA+, no adapter': dict(adapter_place='none'), 'MCULoRA+, shared adapter only': dict(private=False), 'MCULoRA+, no DPFT': dict(dpft='off'), 'MCULoRA+': {}}.items()]
+    'MCULoRA+, no adapter': dict(adapter_place='none'), 'MCULoRA+': {}}.items()]
 CORE = ('methods', 'ablation', 'plus', 'rank')                # the studies that the paper's own tables need
 RANKS = [Variant(name=f'rank {r}', method='mculora', options=dict(rank=r)) for r in range(1, 9)]
 

@@ -6,6 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from optuna import load_study
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from mculora.bench import markdown
 from mculora.dialogues import Task
@@ -13,6 +16,7 @@ from mculora.method import methods, settings_of
 from mculora.results import collect, compare, config_hash, interval, read_result, report
 from mculora.tables import Report
 from mculora.studies import Sweep, find, studies, validation_of
+from mculora.tuning import FINAL, trials_of
 from mculora.twins import bayes_limit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,6 +102,19 @@ def test_what_the_readme_says_of_the_methods():
     means = t.groupby('method').value.mean()
     assert means.idxmax() == (best := 'dropout-transformer-per-condition') and means[means.index.isin(without.index)].idxmax() == 'mean-imputation' and all(abs((r := compare(t, best, m))['mean']) < r['half'] for m in ('mean-imputation', 'mculora'))
     assert 100*means.max() + 5 < Report(data='iemocap-simulated', folds=[1], seeds=[66], schedule='quick').limit()['WA']['incomplete'].mean
+
+
+@pytest.mark.parametrize('path', sorted((ROOT/'results'/'tuning').rglob('study.json')), ids=lambda p: str(p.parent.relative_to(ROOT/'results')))
+def test_a_tuning_study_is_whole(path):
+    "Trial 0 is the method as it is, the scores are the means of its runs, the seeds are no reported run's, and the journal beside it says the same."
+    about, trials = json.loads(path.read_text()), pd.read_csv(path.with_name('trials.csv'))
+    assert len(trials) == about['trials'] and not set(about['seeds']) & set(FINAL)
+    own = settings_of(about['method'], Task(about['data']))[1].model_dump(mode='json')
+    assert all(trials[k][0] == own[k] for k in about['space'])
+    for r in trials[trials.state == 'complete'].itertuples():
+        assert len(runs := json.loads(r.runs)) == len(about['folds'])*len(about['seeds']) and sum(runs)/len(runs) == pytest.approx(r.validation)
+    log = JournalStorage(JournalFileBackend(str(path.with_name('journal.log'))))
+    assert trials_of(load_study(study_name=about['method'], storage=log)).head(about['trials']).validation.tolist() == pytest.approx(trials.validation.tolist(), nan_ok=True)
 
 
 def test_readme_prints_the_bench():
