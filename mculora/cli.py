@@ -144,6 +144,7 @@ def study(
     seed:Annotated[int, typer.Option(help='Which seed.')]=66,
     schedule:Annotated[str, typer.Option(help='paper or quick.')]='quick',
     missing:Annotated[str, typer.Option(help='As for `train`.')]='0',
+    hold:Annotated[str, typer.Option(help="What validation is: 'dialogues' of the training sessions, or one 'session' of them.")]='dialogues',
     data_root:Annotated[str|None, typer.Option(help='Folder with IEMOCAP/, CMUMOSI/, CMUMOSEI/.')]=None,
     out_dir:Annotated[str, typer.Option(help='Where results go.')]='runs',
     device:Annotated[str, typer.Option(help='auto, cpu, cuda, ...')]='auto',
@@ -152,7 +153,7 @@ def study(
 ):
     "Run every variant that the tables and figures need. Exit code: 0 all finished, 1 a loss was no longer finite, 2 something is wrong with what was asked for."
     try:
-        sweep = read_settings(Sweep, dict(data=data, folds=[fold], seeds=[seed], schedule=schedule, missing=_json(missing, 'missing')), 'study')
+        sweep = read_settings(Sweep, dict(data=data, folds=[fold], seeds=[seed], schedule=schedule, missing=_json(missing, 'missing'), hold=hold), 'study')
         known = studies()
         if odd := set(of or ()) - set(known): raise ValueError(f'study: found {", ".join(sorted(odd))}, expected one of {", ".join(known)}')
         if odd := set(method or ()) - set(methods()): raise ValueError(f'method: found {", ".join(sorted(odd))}, expected one of {", ".join(methods())}')
@@ -176,13 +177,14 @@ def tune_(
     seed:Annotated[list[int]|None, typer.Option(help='Once for each seed, none of those of reported runs; without it 1, 2, 3.')]=None,
     schedule:Annotated[str, typer.Option(help='paper or quick.')]='quick',
     missing:Annotated[str, typer.Option(help='As for `train`.')]='0',
+    hold:Annotated[str, typer.Option(help="What validation is: 'dialogues' of the training sessions, or one 'session' of them.")]='dialogues',
     data_root:Annotated[str|None, typer.Option(help='Folder with IEMOCAP/, CMUMOSI/, CMUMOSEI/.')]=None,
     out_dir:Annotated[str, typer.Option(help='Where runs and the study go.')]='runs',
     device:Annotated[str, typer.Option(help='auto, cpu, cuda, ...')]='auto',
 ):
     "Choose a method's settings on validation data. Exit code: 0 done, 2 something is wrong with what was asked for."
     try:
-        t = read_settings(Tuning, dict(data=data, method=method, trials=trials, folds=fold or [1], seeds=seed or [1, 2, 3], schedule=schedule, missing=_json(missing, 'missing')), 'tune')
+        t = read_settings(Tuning, dict(data=data, method=method, trials=trials, folds=fold or [1], seeds=seed or [1, 2, 3], schedule=schedule, missing=_json(missing, 'missing'), hold=hold), 'tune')
         _as_named(t.sweep, data_root)
         table, folder = tune(t, data_root, out_dir, device)
     except (ValueError, OSError) as e: raise _refused(e) from None

@@ -298,6 +298,7 @@ def split(
     fold:int=1,   # 1, 2, ...: which fold of `folds(d)`
     seed:int=66,  # which dialogues are held out for validation, where there is no official part
     n_val:int=8,  # one dialogue in `n_val` is held out
+    hold:str='dialogues', # what is held out: 'dialogues', or a whole 'session', that with number `seed` (and round again) of those that are left
 )->Splits:
     "Train, validation and test dialogues of one fold. Raises `DataError` if there is no such fold, or nothing to train on."
     from sklearn.model_selection import StratifiedGroupKFold # here, because it takes a second to import
@@ -307,6 +308,11 @@ def split(
     test, val = (part == name).nonzero()[0], (part == 'val').nonzero()[0]
     rest = ((part != name) & (part != 'val')).nonzero()[0]
     if len(rest) < 2: raise DataError(f'fold {fold} of {d.task.name}: found {len(rest)} dialogues outside {name!r}, expected at least 2 to train on')
+    if hold == 'session':
+        sessions = [n for n in names if n != name]
+        if len(val) or len(sessions) < 2: raise DataError(f'hold: found session, with {len(sessions)} sessions of {d.task.name} outside {name!r}' + ' and an official validation part'*bool(len(val)) + ', expected at least two and no such part')
+        held = part == sessions[seed % len(sessions)]
+        val, rest = held.nonzero()[0], rest[~held[rest]]
     if not len(val):
         r = select(d, rest)
         y = r.label.numpy() if d.task.classes else (r.label - (r.label.median() if d.task.middle is None else d.task.middle)).sign().numpy()

@@ -63,6 +63,7 @@ class RunConfig(Settings):
     table:Columns = Columns()             # of a file: what its columns are called, and how they are read
     precision:Literal['float32', 'tf32', 'bf16'] = 'float32' # of matrix products
     missing:Missing = 0.                  # what training and validation lack for good
+    hold:Literal['dialogues', 'session'] = 'dialogues' # what validation is: dialogues of the training sessions, or one of these sessions whole, with speakers that nobody trained on
     standardise:bool = True               # features to mean 0 and deviation 1, learnt on the training part
     observe:bool = False                  # keep what Fig. 1 and Fig. 5 are drawn from; the run itself is the same
 
@@ -155,7 +156,7 @@ def prepare(
     known = methods()
     if c.method not in known: raise ValueError(f'method: found {c.method!r}, expected one of {", ".join(known)}')
     d = opened(c.dataset, c.data_root and repo_root()/c.data_root, c.size, c.features, c.table)
-    s = split(d, c.fold, c.seed)
+    s = split(d, c.fold, c.seed, hold=c.hold)
     gone = {}
     if c.missing: s, gone = incomplete(s, c.missing, c.seed)
     for part in ('train', 'val', 'test'):
@@ -309,7 +310,7 @@ def ready(
     "Everything up to the first epoch. Raises what is wrong with the configuration or the data."
     s, stats, about, schedule = prepare(c, opened)
     device, method = s.train.present.device, new_method(c, s)
-    full = dict(c.model_dump(exclude={'data_root', 'out_dir', 'device', 'features', 'table', 'observe', *(() if c.missing else ('missing',))}), dataset=Path(c.dataset).stem, schedule=schedule, options=method.settings.model_dump(mode='json'), device=device.type, data=about['hash'], version=mculora.__version__)
+    full = dict(c.model_dump(exclude={'data_root', 'out_dir', 'device', 'features', 'table', 'observe', *(() if c.missing else ('missing',)), *(('hold',) if c.hold == 'dialogues' else ())}), dataset=Path(c.dataset).stem, schedule=schedule, options=method.settings.model_dump(mode='json'), device=device.type, data=about['hash'], version=mculora.__version__)
     key = config_hash(full)
     folder = repo_root()/c.out_dir/about['name']/c.method/f'{about["fold"]}-seed{c.seed}-{schedule}-{key[:8]}'
     done = finished(folder, key, c.observe)

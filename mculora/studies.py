@@ -61,6 +61,7 @@ class Sweep(Settings):
     seeds:list[int] = Field(min_length=1)
     schedule:Literal['paper', 'quick'] = 'quick'
     missing:Missing = 0.                         # what training lacks for good
+    hold:Literal['dialogues', 'session'] = 'dialogues' # what validation is, as in `RunConfig`
 
     @property
     def dataset(self)->str: return self.data.split('-')[0]
@@ -71,7 +72,7 @@ class Sweep(Settings):
 
     def configs(self, variants:list[Variant], **others)->list[RunConfig]:
         "The runs of some variants, each once; `others` as in `RunConfig`."
-        runs = [RunConfig(dataset=self.dataset, method=v.method, options=v.options, fold=f, seed=s, schedule=self.schedule, size=self.size, missing=self.missing, observe=s == self.seeds[0], **others)
+        runs = [RunConfig(dataset=self.dataset, method=v.method, options=v.options, fold=f, seed=s, schedule=self.schedule, size=self.size, missing=self.missing, hold=self.hold, observe=s == self.seeds[0], **others)
             for f in self.folds for s in self.seeds for v in variants]
         return [c for n, c in enumerate(runs) if _key(self, c) not in [_key(self, x) for x in runs[:n]]]
 
@@ -88,7 +89,7 @@ def find(
 )->tuple['pd.DataFrame', dict[str, list[str]]]: # the scores of these runs, with a column `variant`; variant -> its missing runs, in words
     "The results of a sweep. Raises `DataError` if runs of one table were made from different data."
     import pandas as pd # here: training needs no pandas
-    here = table[(table.dataset == sweep.data) & (table.schedule == sweep.schedule) & (table['size'] == sweep.size) & (table.precision == 'float32') & (table.missing == json.dumps(sweep.missing, sort_keys=True))] if len(table) else table
+    here = table[(table.dataset == sweep.data) & (table.schedule == sweep.schedule) & (table['size'] == sweep.size) & (table.precision == 'float32') & (table.missing == json.dumps(sweep.missing, sort_keys=True)) & (table.hold == sweep.hold)] if len(table) else table
     runs = here.drop_duplicates('file') if len(here) else here
     known = {}
     for r in sorted(runs.itertuples(), key=lambda r: (_newest(r.version), r.file)) if len(runs) else []: known[r.method, r.options, r.fold, r.seed] = r.file

@@ -43,6 +43,7 @@ class Tuning(Settings):
     seeds:list[int] = Field([1, 2, 3], min_length=1)
     schedule:Literal['paper', 'quick'] = 'quick'
     missing:Missing = 0.                         # what training lacks for good
+    hold:Literal['dialogues', 'session'] = 'dialogues' # what validation is, as in `RunConfig`
 
     @field_validator('seeds')
     @classmethod
@@ -51,7 +52,7 @@ class Tuning(Settings):
         return seeds
 
     @property
-    def sweep(self)->Sweep: return Sweep(data=self.data, folds=self.folds, seeds=self.seeds, schedule=self.schedule, missing=self.missing)
+    def sweep(self)->Sweep: return Sweep(data=self.data, folds=self.folds, seeds=self.seeds, schedule=self.schedule, missing=self.missing, hold=self.hold)
 
 # %% ../nbs/13g_tuning.ipynb #807b0f38
 def _wide(space, settings): # a space that has the method as it is in it
