@@ -111,12 +111,13 @@ def train(
     size:Annotated[str, typer.Option(help="'full', or 'tiny' to see that it runs.")]='full',
     precision:Annotated[str, typer.Option(help='float32, tf32 or bf16, of matrix products.')]='float32',
     missing:Annotated[str, typer.Option(help='Share of entries that training and validation lack for good; or MODALITY: SHARE, as JSON.')]='0',
+    hold:Annotated[str, typer.Option(help="What validation is: 'dialogues' of the training sessions, or one 'session' of them.")]='dialogues',
     options:Annotated[str, typer.Option(help='Settings of the method, as JSON.')]='{}',
     together:Annotated[int, typer.Option(help='How many train side by side; 0: on a GPU all that are alike, on a CPU one.')]=0,
 ):
     "Train methods on folds and seeds. Exit code: 0 all finished, 1 a loss was no longer finite, 2 something is wrong with what was asked for."
     try:
-        given = dict(dataset=dataset, schedule=schedule, data_root=data_root, out_dir=out_dir, device=device, size=size, precision=precision, missing=_json(missing, 'missing'), options=_json(options, 'options'), features=_pairs(features), table=_columns(table))
+        given = dict(dataset=dataset, schedule=schedule, data_root=data_root, out_dir=out_dir, device=device, size=size, precision=precision, missing=_json(missing, 'missing'), hold=hold, options=_json(options, 'options'), features=_pairs(features), table=_columns(table))
         one = read_settings(RunConfig, given, 'options')
         every = fold or list(range(1, len(folds(open_data(dataset, data_root and repo_root()/data_root, size, one.features, one.table))) + 1))
         out = run_all([read_settings(RunConfig, dict(given, method=m, fold=f, seed=s), 'options') for m in method or ['mculora'] for f in every for s in seed or [66]], together=together or None)
@@ -144,7 +145,7 @@ def study(
     seed:Annotated[int, typer.Option(help='Which seed.')]=66,
     schedule:Annotated[str, typer.Option(help='paper or quick.')]='quick',
     missing:Annotated[str, typer.Option(help='As for `train`.')]='0',
-    hold:Annotated[str, typer.Option(help="What validation is: 'dialogues' of the training sessions, or one 'session' of them.")]='dialogues',
+    hold:Annotated[str, typer.Option(help='As for `train`.')]='dialogues',
     data_root:Annotated[str|None, typer.Option(help='Folder with IEMOCAP/, CMUMOSI/, CMUMOSEI/.')]=None,
     out_dir:Annotated[str, typer.Option(help='Where results go.')]='runs',
     device:Annotated[str, typer.Option(help='auto, cpu, cuda, ...')]='auto',
@@ -177,7 +178,7 @@ def tune_(
     seed:Annotated[list[int]|None, typer.Option(help='Once for each seed, none of those of reported runs; without it 1, 2, 3.')]=None,
     schedule:Annotated[str, typer.Option(help='paper or quick.')]='quick',
     missing:Annotated[str, typer.Option(help='As for `train`.')]='0',
-    hold:Annotated[str, typer.Option(help="What validation is: 'dialogues' of the training sessions, or one 'session' of them.")]='dialogues',
+    hold:Annotated[str, typer.Option(help='As for `train`.')]='dialogues',
     data_root:Annotated[str|None, typer.Option(help='Folder with IEMOCAP/, CMUMOSI/, CMUMOSEI/.')]=None,
     out_dir:Annotated[str, typer.Option(help='Where runs and the study go.')]='runs',
     device:Annotated[str, typer.Option(help='auto, cpu, cuda, ...')]='auto',
