@@ -21,7 +21,7 @@ COMMITTED = [(nb, name) for name, said in CONFIG['committed'].items() for nb in 
 def papermill(notebook, name, figures, results='results'):
     said = CONFIG['committed'][name]
     done = subprocess.run([BIN/'papermill', '--kernel', 'python3', '--no-progress-bar', '--log-level', 'WARNING', '-p', 'data', name, '-p', 'results', str(results), '-p', 'figures', str(figures),
-                           '-y', f'{{folds: {said["folds"]}, seeds: {said["seeds"]}}}', ROOT/'nbs'/f'{notebook}.ipynb', figures/'out.ipynb'], cwd=ROOT, capture_output=True, text=True, timeout=600)
+                           '-y', yaml.safe_dump(dict(folds=said['folds'], seeds=said['seeds']) | said.get('parameters', {}).get(notebook, {})), ROOT/'nbs'/f'{notebook}.ipynb', figures/'out.ipynb'], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return sorted(p for p in figures.iterdir() if p.name != 'out.ipynb')
 
