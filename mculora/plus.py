@@ -126,7 +126,6 @@ class MCULoRAPlus(MCULoRA):
         s = settings
         super().__init__(task, {m: w*(1 + s.level) for m, w in widths.items()}, s)
         self.widths, N = dict(widths), len(self.q)
-        if s.speakers and s.heads < 2: raise ValueError(f'heads: found {s.heads} with speakers True, expected 2 or more: half of them look at their own speaker')
         if s.doubt and not task.classes: raise ValueError('doubt: found True for scores, expected False: they have no entropy')
         own = s.adapter_place != 'none'
         if s.context:
@@ -154,7 +153,7 @@ class MCULoRAPlus(MCULoRA):
     def _among(self, b): # [B, heads, L, L]
         if not self.settings.speakers: return None
         own, n = own_turns(b.speaker), self.settings.heads
-        return torch.stack([own]*(n//2) + [torch.ones_like(own)]*(n - n//2), 1)
+        return torch.stack([own]*((n + 1)//2) + [torch.ones_like(own)]*(n//2), 1)
 
     def _read(self, b, pack, adapt=dict()):
         among, out = self._among(b), {}
