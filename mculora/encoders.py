@@ -31,7 +31,7 @@ Attend = Callable[[Tensor, int], Tensor] # ([..., 3d] queries, keys and values s
 def attend(
     qkv:Tensor,  # [B, L, 3d]
     heads:int,   #
-    mask:Tensor, # [B, 1, L, L] bool
+    mask:Tensor, # [B, 1 or heads, L, L] bool
 )->Tensor:       # [B, L, d]
     "Attention of every utterance to those of its dialogue."
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)          # each [B, heads, L, d/heads]
