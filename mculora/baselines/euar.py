@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pydantic import Field
 from ..dialogues import Batch, flat, unflat
 from ..method import register
-from ..noise import Dropout, random_bytes
+from ..noise import Dropout, random_integers
 from ..losses import task_loss
 from .recipe import GRID, Baseline, Recipe
 
@@ -39,7 +39,7 @@ def gaussian(
     n:int,        # numbers a row
 )->Tensor:        # [..., n] float32: mean 0, variance 1
     "Gaussian noise for every place. The next call gives other noise."
-    u = (random_bytes(place, 4*((n + 1)//2)).view(torch.int16).float() + 32768.5)/65536    # never 0, never 1
+    u = (random_integers(place, 2*((n + 1)//2), torch.int16).float() + 32768.5)/65536    # never 0, never 1
     r, angle = (-2*u[..., ::2].log()).sqrt(), 2*pi*u[..., 1::2]
     return torch.cat([r*angle.cos(), r*angle.sin()], -1)[..., :n]
 

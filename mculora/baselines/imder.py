@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pydantic import Field
 from ..dialogues import Batch, Task
 from ..method import register
-from ..noise import random_bytes, seeded
+from ..noise import random_integers, seeded
 from .euar import gaussian
 from .dicmor import Recovering, RecoveringSettings, positions
 
@@ -46,7 +46,7 @@ def draw(
     return mean
 
 # %% ../../nbs/baselines/12_imder.ipynb #5fbd8e6a
-def moment(place:Tensor)->Tensor: "t for every place: [...] -> [..., 1], uniform between 0 and 1."; return (random_bytes(place, 2).view(torch.int16).float() + 32768.5)/65536
+def moment(place:Tensor)->Tensor: "t for every place: [...] -> [..., 1], uniform between 0 and 1."; return (random_integers(place, 1, torch.int16).float() + 32768.5)/65536
 
 def score_matching(
     score:Score,     #
@@ -189,7 +189,7 @@ class IMDer(Recovering):
         with seeded(KEY): return super().inspect(self._whole(batch))
 
     def _each(self, b, x, asked): # for every modality: the key of its noise, its network on some rows, what takes such rows and puts them back, their conditions and places
-        key = random_bytes(torch.zeros((), dtype=torch.int32, device=b.place.device), 4).view(torch.int32)[0] & 0x3fffffff
+        key = random_integers(torch.zeros((), dtype=torch.int32, device=b.place.device), 1, torch.int32)[0] & 0x3fffffff
         for k, m in enumerate(x):
             others = [o for o in range(len(x)) if o != k]
             c, has = torch.stack([list(x.values())[o] for o in others], -2), b.present[..., others]
