@@ -157,7 +157,7 @@ def collect(
     rows = []
     for path in sorted(Path(root).rglob('result.json')):
         r = read_result(path)
-        run = {k: r.config.get(k) for k in ('method', 'fold', 'seed', 'schedule', 'size')} | dict(precision=r.config.get('precision', 'float32'), missing=json.dumps(r.config.get('missing', 0.), sort_keys=True), hold=r.config.get('hold', 'dialogues'), dataset=r.data.get('name'), simulated=r.data.get('simulated'), data_hash=r.data.get('hash'), views=json.dumps(r.data.get('views', {})), utterances=r.data.get('utterances', {}).get('test'), version=r.config.get('version'), options=json.dumps(r.config.get('options', {}), sort_keys=True), config_hash=r.config_hash, file=str(path))
+        run = {k: r.config.get(k) for k in ('method', 'fold', 'seed', 'schedule', 'size')} | dict(precision=r.config.get('precision', 'float32'), missing=json.dumps(r.config.get('missing', 0.), sort_keys=True), hold=r.config.get('hold', 'dialogues'), dataset=r.data.get('name'), simulated=r.data.get('simulated'), data_hash=r.data.get('hash'), views=json.dumps(r.data.get('views', {})), utterances=r.data.get('utterances', {}).get('test'), version=r.config.get('version'), options=json.dumps(r.config.get('options', {}), sort_keys=True), config_hash=r.config_hash, machine=r.environment.get('accelerator') or 'CPU', file=str(path))
         rows += [run | s.model_dump() for s in r.scores if s.protocol == protocol]
     import pandas as pd # here, because pandas and SciPy together take a second and 130 MB, and training needs neither
     return pd.DataFrame(rows)

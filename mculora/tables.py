@@ -24,6 +24,7 @@ class Report(Sweep):
     "Parameters of a table or figure."
     results:str = 'results'   # folder with the result files, from the repository's root
     figures:str = 'figures'   # where tables and figures go
+    more:list[int] = []       # further seeds, on which some rows ran and others did not
 
     @property
     def out(self)->Path:
@@ -33,6 +34,13 @@ class Report(Sweep):
     def find(self, variants:list[Variant], protocol='fixed'):
         "The runs of some variants, and those that are missing."
         return find(collect(repo_root()/self.results, protocol), self, variants)
+
+    def further(self, variants:list[Variant], protocol='fixed')->'tuple[list[int], pd.DataFrame, list[str]]':
+        "With the further seeds: all seeds, the runs of the variants that have every one of them, and these variants; without further seeds, or where no variant ran on them, no variant."
+        seeds = sorted({*self.seeds, *self.more})
+        found, missing = self.model_copy(update=dict(seeds=seeds)).find(variants, protocol)
+        whole = [v.name for v in variants if v.name not in missing] if len(seeds) > len(self.seeds) else []
+        return seeds, found[found.variant.isin(whole)] if len(found) else found, whole
 
     def observed(self, variants:list[Variant], name:str):
         "Of the first seed, which is the one that is observed: the runs, those that are missing, and {variant: {fold: file}} of a file beside the results. A run without the file is missing too, and a variant with a missing run has no files, so that nothing is averaged over fewer; what has no epochs leaves no file, and lacks none. Raises `DataError` for a file that is not what its result says."
@@ -246,7 +254,9 @@ def how(
     "What a table's note says of its runs."
     n = lambda column: sorted(found[column].unique())
     unit = f'{len(n("fold"))} folds, seeds of a fold averaged first' if len(n('fold')) > 1 else f'{len(n("seed"))} seeds'
-    return f'Per cent; mean and 95 % interval over {unit}; folds {", ".join(map(str, n("fold")))}, seeds {", ".join(map(str, n("seed")))}, schedule {", ".join(n("schedule"))}, epochs chosen on validation. Bold: better than each other row with numbers; italic (underlined in print): second to it, and better than each such row below (paired t-tests, Holm, p < 0.05).' + (' Methods without randomness do not vary over seeds: between two of them no test is made.' if len(n('fold')) == 1 else '')
+    machines = found.drop_duplicates('file').machine.value_counts()
+    made = f' Runs made on: {", ".join(f"{m} ({k})" for m, k in machines.items())}; one seed gives the same masks and orders on each, and sums that differ by rounding.' if len(machines) > 1 else ''
+    return f'Per cent; mean and 95 % interval over {unit}; folds {", ".join(map(str, n("fold")))}, seeds {", ".join(map(str, n("seed")))}, schedule {", ".join(n("schedule"))}, epochs chosen on validation.{made} Bold: better than each other row with numbers; italic (underlined in print): second to it, and better than each such row below (paired t-tests, Holm, p < 0.05).' + (' Methods without randomness do not vary over seeds: between two of them no test is made.' if len(n('fold')) == 1 else '')
 
 def of_paper(
     found:'pd.DataFrame', # rows of `printed`: one method and metric

@@ -204,10 +204,11 @@ def test_train_notebook(tmp_path):
     done = papermill(tmp_path/'out.ipynb', '-p', 'size', 'tiny', '-p', 'dataset', 'mosei', '-p', 'out_dir', tmp_path/'runs', '-y', 'options: {epochs: 3}')
     assert done.returncode == 0, done.stderr[-3000:]
     r, = (tmp_path/'runs').rglob('result.json')
-    assert read_result(r).config['options']['epochs'] == 3 and read_result(r).config['dataset'] == 'mosei'
+    c = read_result(r).config
+    assert c['options']['epochs'] == 3 and c['dataset'] == 'mosei' and c['schedule'] == ('paper' if c['device'] == 'cuda' else 'quick')
     pictures = [p.name for p in r.parent.glob('*.png')]
     assert sorted(p.rsplit('-', 1)[1] for p in pictures) == ['adapters.png', 'conditions.png', 'curves.png', 'dpft.png', 'errors.png', 'weight.png']
-    assert all('simulated' in p and 'quick' in p for p in pictures)
+    assert all('simulated' in p and c['schedule'] in p for p in pictures)
     text = (tmp_path/'out.ipynb').read_text()
     assert 'SIMULATED twin' in text and 'selected on test' in text and 'incomplete' in text
 
