@@ -227,10 +227,11 @@ def line(row:dict)->str:
 # %% ../nbs/13a_bench.ipynb #e85a8a1e
 def markdown(
     found:dict, # a measurement of the notebook on speed: environment, data, bench
+    file:str='results/speed.json', # where it lies
 )->str:         # Markdown
     "The figures of a bench, with what they were measured on."
     e, d, rows = found['environment'], found['data'], found['bench']
     cells = [[r['name'].replace('_', ' '), f'{r["seconds"]:.2f} s', f'{r["reference_seconds"]:.2f} s', f'{r["ratio"]:.1f}x', *((f'{r["mild_seconds"]:.2f} s', f'{r["mild_ratio"]:.1f}x') if r['mild_seconds'] else ('', '')), f'{r["peak_mb"]:.0f} MiB', f'{100*r["ceiling_share"]:.0f} %' if r['ceiling_share'] else ''] for r in rows if r['reference_seconds']]
     head = [['', 'here', 'plain', 'ratio', 'mild', 'ratio', 'peak memory', 'of the matrix ceiling'], ['---']*8]
     return '\n'.join(['| ' + ' | '.join(r) + ' |' for r in head + cells]) + \
-        f'\n\nIEMOCAP, {"simulated shape" if d["simulated"] else "real shape"} ({", ".join(f"{m} {w}" for m, w in d["widths"].items())}), {d["utterances"]} utterances, the last session evaluated under all conditions; {e["accelerator"] or e["processor"]}, {e["threads"]} threads, torch {e["torch"]}; a large matrix product reached {min(r["ceiling_gflop_per_second"] for r in rows if r["gflop"]):.0f} to {max(r["ceiling_gflop_per_second"] for r in rows if r["gflop"]):.0f} GFLOP/s while this was measured. From `results/speed.json`.'
+        f'\n\nIEMOCAP, {"simulated shape" if d["simulated"] else "real shape"} ({", ".join(f"{m} {w}" for m, w in d["widths"].items())}), {d["utterances"]} utterances, the last session evaluated under all conditions; {e["accelerator"] or e["processor"]}, {e["threads"]} threads, torch {e["torch"]}; a large matrix product reached {min(r["ceiling_gflop_per_second"] for r in rows if r["gflop"]):.0f} to {max(r["ceiling_gflop_per_second"] for r in rows if r["gflop"]):.0f} GFLOP/s while this was measured. From `{file}`.'

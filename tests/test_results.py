@@ -25,10 +25,10 @@ README = (ROOT/'README.md').read_text(encoding='utf-8')
 BLOCKS = re.findall(r'<!-- results: (\S+) (\S+) -->\n(.*?)\n<!-- end -->', README, re.S)
 
 
-def methods_on(data, protocol='fixed'):
-    "The committed results of the methods with their default settings whose runs are all there."
+def methods_on(data, protocol='fixed', seeds=None, names=None):
+    "The committed results of the methods (all of them) with their default settings whose runs (on the seeds of the tables) are all there."
     said = yaml.safe_load((ROOT/'workflow'/'config.yaml').read_text())['committed'][data]
-    found, missing = find(collect(ROOT/'results', protocol), Sweep(data=data, folds=said['folds'], seeds=said['seeds']), studies()['methods'])
+    found, missing = find(collect(ROOT/'results', protocol), Sweep(data=data, folds=said['folds'], seeds=seeds or said['seeds']), [v for v in studies()['methods'] if v.name in (names or [v.name])])
     return found[~found.variant.isin(missing)]
 
 
@@ -135,10 +135,23 @@ def test_a_tuning_study_is_whole(path):
     assert trials_of(load_study(study_name=about['method'], storage=log)).head(about['trials']).validation.tolist() == pytest.approx(trials.validation.tolist(), nan_ok=True)
 
 
-def test_readme_prints_the_bench():
-    found = json.loads((ROOT/'results'/'speed.json').read_text())
-    assert re.search(r'<!-- speed -->\n(.*?)\n<!-- end -->', README, re.S)[1] == markdown(found)
+@pytest.mark.parametrize('file', ['results/speed.json', 'results/speed-h200.json'])
+def test_readme_prints_the_bench(file):
+    found = json.loads((ROOT/file).read_text())
+    assert re.search(rf'<!-- speed: {re.escape(file)} -->\n(.*?)\n<!-- end -->', README, re.S)[1] == markdown(found, file)
     assert found['environment']['changed'] is False and found['config']['size'] == 'full'
+
+
+def side_by_side(names=('mculora', 'mculora-plus', 'momke', 'gcnet', 'mctn', 'zero-fill')):
+    "Median seconds of a run with a method's own settings on IEMOCAP, by where it was made."
+    t = methods_on('iemocap', seeds=[66, 67, 68, 69, 70], names=names)
+    runs = t.drop_duplicates('file').assign(seconds=lambda x: [read_result(f).seconds for f in x.file])
+    s = runs.pivot_table(index='method', columns='machine', values='seconds', aggfunc='median')
+    assert all(read_result(f).environment['side_by_side'] == 8 for f in runs.file[runs.machine != 'CPU']) and len(runs) == 20*len(names) and (runs.machine == 'CPU').mean() == .6
+    return '\n'.join(['| | one after the other, CPU | side by side, NVIDIA H200 | ratio |', '| --- | --- | --- | --- |', *(f'| `{m}` | {s.CPU[m]:.0f} s | {s["NVIDIA H200"][m]:.0f} s | {s.CPU[m]/s["NVIDIA H200"][m]:.0f}x |' for m in names)])
+
+
+def test_readme_prints_what_side_by_side_gives(): assert re.search(r'<!-- side by side -->\n(.*?)\n<!-- end -->', README, re.S)[1] == side_by_side()
 
 
 QUOTED = re.findall(r'<!-- from (\S+): (.+?) -->\n(.*?)\n<!-- end -->', README, re.S)
