@@ -13,7 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from mculora.bench import markdown
 from mculora.dialogues import Task
 from mculora.method import methods, settings_of
-from mculora.results import collect, compare, config_hash, interval, read_result, report
+from mculora.results import against, collect, compare, config_hash, interval, read_result, report
 from mculora.tables import Report
 from mculora.studies import Sweep, find, studies, validation_of
 from mculora.tuning import FINAL, trials_of
@@ -114,6 +114,11 @@ def test_what_the_readme_says_of_mculora_plus():
     both = t[(t.condition == 'all') & t.method.isin([new, 'mculora'])]
     assert not told(compare(both, new, 'mculora')) and told(compare(both.assign(value=[read_result(f).stages[-1]['validation'] for f in both.file]), new, 'mculora'))
     assert not any(told(compare(t[t.condition == 'incomplete'], new, m)) for m in ('mculora', 'gcnet', 'momke-per-condition'))
+    t = methods_on('iemocap', seeds=[66, 67, 68, 69, 70], names=[v.name for v in studies()['methods'] if v.name not in ('dicmor', 'imder') and (v.name == 'logistic-per-condition' or not v.name.endswith('-per-condition'))])
+    t = t[(t.metric == 'WA') & (t.selection == 'validation')]
+    for condition in ('incomplete', 'all', 'atv'): assert t[t.condition == condition].groupby('method').value.mean().idxmax() == new
+    d = against(t[t.condition == 'incomplete'], new, sorted(set(t.method) - {new}))
+    assert len(d) == 18 and (d['mean'] > d.half)[['momke', 'dropout-transformer']].all() and not (d['mean'] > d.half)[['mculora', 'gcnet']].any() and (d.corrected > .05).all()
     t = methods_on('iemocap', 'random')
     rates = {float(rate): at for rate, at in t[(t.metric == 'WA') & (t.selection == 'validation')].groupby('condition')}
     ahead = {rate: compare(at, new, 'mculora') for rate, at in rates.items()}
@@ -164,14 +169,20 @@ def test_readme_quotes_the_tables(file, title, text):
     assert [t.strip() for t in tables if t.startswith(f'**{title}')] == [text]
 
 
-def test_no_step_of_the_quoted_ablation_is_told_from_zero():
-    "The README's sentence in bold below it says so."
-    text, = [q[2] for q in QUOTED if q[1].startswith('Table 2, ablation: differences')]
-    found = re.findall(r'^\|[^|]+\| (-?[\d.]+) ± <?([\d.]+) ', text, re.M)
-    assert len(found) == 5 and all(abs(float(mean)) <= float(half) for mean, half in found)
-    text, = [q[2] for q in QUOTED if q[1].startswith('Table 2, ablation of MCULoRA+: differences')]
-    (mean, half), = re.findall(r'^\| adapters and DPFT[^|]+\| (-?[\d.]+) ± <?([\d.]+) ', text, re.M)
-    assert abs(float(mean)) <= float(half)
+def page(data):
+    "The README's page of one dataset: question -> mean on the incomplete conditions, and where its interval has no zero."
+    text, = [q[2] for q in QUOTED if q[0].endswith(f'-{data}.md') and 'what is true of MCULoRA' in q[1]]
+    rows = [[x.strip() for x in line.strip('|').split('|')] for line in text.splitlines() if line.startswith('| ')][1:]
+    return {r[0].split(' (')[0]: (float(r[1].split(' ')[0]), r[5]) for r in rows}
+
+
+def test_what_the_readmes_page_says_of_iemocap():
+    rows = page('iemocap')
+    parts = ['second stage', 'adapters', 'private adapters', 'L_ort', 'DPFT']
+    assert all(rows[k][1] == 'none' for k in [*parts, 'MCULoRA+: adapters and DPFT', next(k for k in rows if k.startswith('rank '))])
+    mean, told = rows['epoch chosen on the test set']
+    assert told == 'incomplete, all, complete' and all(mean > abs(rows[k][0]) for k in parts)
+    assert [k for k, (_, told) in rows.items() if told != 'none'] == ['MCULoRA+: additions', 'epoch chosen on the test set']
 
 
 def test_readme_has_results(): assert {b[0] for b in BLOCKS} >= {'iemocap', 'mosi'}
