@@ -104,6 +104,21 @@ def test_what_the_readme_says_of_the_methods():
     assert 100*means.max() + 5 < Report(data='iemocap-simulated', folds=[1], seeds=[66], schedule='quick').limit()['WA']['incomplete'].mean
 
 
+def test_what_the_readme_says_of_gaps_in_training():
+    said = yaml.safe_load((ROOT/'workflow'/'config.yaml').read_text())['committed']['mosi']['parameters']['table7_incomplete']
+    rows, parts = [v for v in studies()['methods'] if v.name in said['rows']], {}
+    for share in [*said['shares'], *said['imbalances']]:
+        found, missing = find(collect(ROOT/'results'), Sweep(data='mosi', folds=[1], seeds=said['seeds'], missing=share), rows)
+        assert not missing
+        parts[json.dumps(share)] = found[(found.metric == 'ACC') & (found.selection == 'validation')].assign(gaps=json.dumps(share))
+    t = pd.concat(parts.values())
+    change = lambda condition, share: {v.name: compare(t[(t.condition == condition) & (t.variant == v.name) & t.gaps.isin(['0.0', share])], share, '0.0', by='gaps') for v in rows}
+    half = {n: r['mean'] for n, r in change('all', '0.5').items()}
+    assert max(half.values()) < 0 and min(half, key=half.get) == 'mmin' and round(100*half['mculora']) == -1 and len(parts) == 5 and len(rows) == 7
+    for condition in ('incomplete', 'all'):
+        for share in list(parts)[1:]: assert abs((r := change(condition, share)['mculora'])['mean']) < r['half']
+
+
 def test_what_the_readme_says_of_mculora_plus():
     "Where its mean is the highest, and from whom it is told: IEMOCAP under both protocols, CMU-MOSI."
     new, told = 'mculora-plus', lambda r: r['mean'] > r['half']
