@@ -15,8 +15,8 @@ from mculora.dialogues import Task
 from mculora.method import methods, settings_of
 from mculora.results import against, collect, compare, config_hash, interval, read_result, report
 from mculora.tables import Report
-from mculora.studies import Sweep, find, studies, validation_of
-from mculora.tuning import FINAL, trials_of
+from mculora.studies import Sweep, Variant, find, studies, validation_of
+from mculora.tuning import FINAL, chosen, trials_of
 from mculora.twins import bayes_limit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -248,3 +248,16 @@ def test_the_papers_printed_averages_are_one_of_the_two_or_flagged():
         seen += 1
         assert min(abs(m - v['average']) for m in means) < .0055 or rows.flag[rows.condition == 'average'].item(), key
     assert seen == 44
+
+
+def test_what_the_readme_says_of_tuning():
+    "CMU-MOSI: what the best trial gives on validation, and then on test."
+    studied = {json.loads(p.read_text())['method']: pd.read_csv(p.with_name('trials.csv')) for p in (ROOT/'results'/'tuning'/'mosi').glob('*/study.json')}
+    assert studied.keys() == {'mculora', 'mculora-plus', 'zero-fill'} and all(len(t) == 10 and t.validation.max() > t.validation[0] for t in studied.values())
+    rows = [v for m, t in studied.items() for v in (Variant(name=m, method=m), Variant(name=f'{m}, tuned', method=m, options=chosen(t)))]
+    found, missing = find(collect(ROOT/'results'), Sweep(data='mosi', folds=[1], seeds=list(FINAL)), rows)
+    t = found[(found.metric == 'ACC') & (found.selection == 'validation') & (found.condition == 'all')]
+    gain = {m: compare(t, f'{m}, tuned', m, by='variant') for m in studied}
+    assert not missing and gain['mculora-plus']['mean'] > gain['mculora-plus']['half'] and gain['mculora']['mean'] < 0 and all(abs(gain[m]['mean']) < gain[m]['half'] for m in ('mculora', 'zero-fill'))
+    r = compare(t, 'mculora-plus, tuned', 'mculora', by='variant')
+    assert abs(r['mean']) < r['half'] and r['mean'] < 0
