@@ -261,3 +261,24 @@ def test_what_the_readme_says_of_tuning():
     assert not missing and gain['mculora-plus']['mean'] > gain['mculora-plus']['half'] and gain['mculora']['mean'] < 0 and all(abs(gain[m]['mean']) < gain[m]['half'] for m in ('mculora', 'zero-fill'))
     r = compare(t, 'mculora-plus, tuned', 'mculora', by='variant')
     assert abs(r['mean']) < r['half'] and r['mean'] < 0
+
+
+RECIPE = 'speakers, level, context, a draw per utterance, averaged weights' # of MCULoRA+, as Table 8 calls it
+
+
+def test_what_the_readme_says_of_what_was_tried():
+    said = yaml.safe_load((ROOT/'workflow'/'config.yaml').read_text())['committed']['iemocap']['parameters']['table8_choices']
+    gains, control = {}, 'no adapter'
+    for study in ('readings', 'tries'):
+        found, missing = find(collect(ROOT/'results'), Sweep(data='iemocap', **said), studies()[study])
+        t = found[(found.metric == 'WA') & (found.selection == 'validation') & ~found.variant.isin(missing)]
+        assert all('every linear map' in n for n in missing) and len(missing) == (2 if study == 'readings' else 0)
+        val = t[t.condition == 'all'].assign(value=lambda x: [read_result(f).stages[-1]['validation'] for f in x.file])
+        others = [n for n in dict.fromkeys(t.variant) if n != control]
+        less = lambda x: against(x.assign(value=-x.value), control, others, by='variant')       # other minus control
+        gains[study] = less(val)
+        d = less(t[t.condition == 'incomplete'])
+        assert (d['mean'].abs() < d.half).all()
+    assert gains['readings']['mean'].abs().max() < .01
+    d = gains['tries']
+    assert len(d) == 19 and list(d.index[d['mean'] > d.half]) == ['speakers'] == [d['mean'].idxmax()] and (d.corrected > .05).all() and 0 < d['mean'][RECIPE] < d.half[RECIPE]
