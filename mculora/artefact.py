@@ -248,7 +248,7 @@ def _sisters(folder, r): # scores of the run, with mean and interval over runs t
     own = [s for s in r.scores if s.protocol == 'fixed' and s.selection == 'validation']
     t = collect(Path(folder).resolve().parent)
     mine = t[t.config_hash == r.config_hash]
-    same = ['method', 'options', 'schedule', 'size', 'precision', 'dataset', 'data_hash', 'version']
+    same = ['method', 'options', 'schedule', 'size', 'precision', 'missing', 'hold', 'dataset', 'data_hash', 'version']
     t = t[(t[same] == mine[same].iloc[0]).all(axis=1)].drop_duplicates(['fold', 'seed', 'selection', 'condition', 'metric'])
     def one(s):
         i = interval(t[(t.selection == 'validation') & (t.condition == s.condition) & (t.metric == s.metric)])
