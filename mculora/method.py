@@ -102,7 +102,7 @@ def register(
 
 def methods()->dict[str, type[Method]]:
     "Every method by name."
-    for name in ('model', 'plus'): importlib.import_module(f'mculora.{name}')
+    for name in ('model', 'plus', 'conflict'): importlib.import_module(f'mculora.{name}')
     base = importlib.import_module('mculora.baselines')
     for m in pkgutil.iter_modules(base.__path__): importlib.import_module(f'{base.__name__}.{m.name}')
     return dict(sorted(_methods.items()))

@@ -129,14 +129,14 @@ class MCULoRA(Method):
 
     def parts(self,
         b:Batch,
-    )->dict[str, Tensor]: # frozen, private, common [B, L, M, d]; y_com, y_prt, y_last [B, L, C]; weight [B, L, 1]
+    )->dict[str, Tensor]: # frozen, private, common [B, L, M, d]; token [B, L, d], the fused common one; y_com, y_prt, y_last [B, L, C]; weight [B, L, 1]
         "Everything between the features and the prediction (eq. 2-4)."
         R, prt, com = self.represent(b)
         token_prt, token_com = self._tokens(torch.stack([prt, com]), b)
         y_prt, y_com = self.private_head(token_prt, b.combination), self.common_head(token_com, torch.zeros_like(b.combination))
         own = self.occurs[b.combination.clamp(0)]                                            # its private part was trained; else the common part speaks alone
         w = self._share(b, prt, y_prt, y_com) * own.view(*own.shape, *[1]*(3 - own.ndim))
-        return dict(frozen=R, private=prt, common=com, y_com=y_com, y_prt=y_prt, weight=w, y_last=mix(y_com, y_prt, w))
+        return dict(frozen=R, private=prt, common=com, token=token_com, y_com=y_com, y_prt=y_prt, weight=w, y_last=mix(y_com, y_prt, w))
 
     def _pretrained(self, b): return self.common_head(self._tokens(stack(self._encode(b)), b), torch.zeros_like(b.combination))
 

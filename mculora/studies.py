@@ -39,9 +39,9 @@ TRIES = [Variant(name=name, method='mculora-plus', options=OFF | options) for na
     'tied heads': dict(tie=.01), 'context': dict(context=1), 'context, a draw per utterance': dict(context=1, sampling='utterance'), 'averaged weights': dict(average=.8), 'faster second stage': dict(lr_fine=5e-4),
     'speakers, level, every combination': _WHO | dict(every=True), 'speakers, level, every combination, averaged weights': _WHO | dict(every=True, average=.8),
     'speakers, level, context, a draw per utterance': _WHO | dict(context=1, sampling='utterance'), 'speakers, level, context, a draw per utterance, averaged weights': _WHO | dict(context=1, sampling='utterance', average=.8),
-    'speakers, level, context, mixed draws, averaged weights': _WHO | dict(context=1, sampling='mixed', average=.8)}.items()]
+    'speakers, level, context, mixed draws, averaged weights': _WHO | dict(context=1, sampling='mixed', average=.8)}.items()] + [Variant(name='projected gradients', method='mculora-projected')]
 PLUS = [Variant(name='MCULoRA', method='mculora')] + [Variant(name=name, method='mculora-plus', options=options) for name, options in {
-    'MCULoRA+, no adapter': dict(adapter_place='none'), 'MCULoRA+': {}}.items()]
+    'MCULoRA, heads by speaker': OFF | dict(speakers=True), 'MCULoRA+, no adapter': dict(adapter_place='none'), 'MCULoRA+': {}}.items()]
 CORE = ('methods', 'ablation', 'plus', 'rank')                # the studies that the paper's own tables need
 RANKS = [Variant(name=f'rank {r}', method='mculora', options=dict(rank=r)) for r in range(1, 9)]
 
