@@ -61,6 +61,7 @@ class Sweep(Settings):
     schedule:Literal['paper', 'quick'] = 'quick'
     missing:Missing = 0.                         # what training lacks for good
     hold:Literal['dialogues', 'session'] = 'dialogues' # what validation is, as in `RunConfig`
+    options:dict[str, Any] = {}                  # settings that all variants share where they say nothing else, as for a table of one's own
 
     @property
     def dataset(self)->str: return self.data.split('-')[0]
@@ -71,12 +72,13 @@ class Sweep(Settings):
 
     def configs(self, variants:list[Variant], **others)->list[RunConfig]:
         "The runs of some variants, each once; `others` as in `RunConfig`."
-        runs = [RunConfig(dataset=self.dataset, method=v.method, options=v.options, fold=f, seed=s, schedule=self.schedule, size=self.size, missing=self.missing, hold=self.hold, observe=s == self.seeds[0], **others)
+        runs = [RunConfig(dataset=self.dataset, method=v.method, options=self.options | v.options, fold=f, seed=s, schedule=self.schedule, size=self.size, missing=self.missing, hold=self.hold, observe=s == self.seeds[0], **others)
             for f in self.folds for s in self.seeds for v in variants]
-        return [c for n, c in enumerate(runs) if _key(self, c) not in [_key(self, x) for x in runs[:n]]]
+        keys = [_key(self, c.method, c.options, c.fold, c.seed) for c in runs]
+        return [c for n, c in enumerate(runs) if keys[n] not in keys[:n]]
 
-def _key(sweep, c): # what makes two runs of a sweep the same: options in full, so that a default that is spelled out is no other
-    return c.method, json.dumps(settings_of(c.method, Task(sweep.data), c.options)[1].model_dump(mode='json'), sort_keys=True), c.fold, c.seed
+def _key(sweep, method, options, fold, seed): # what makes two runs of a sweep the same: options in full, so that a default that is spelled out is no other
+    return method, json.dumps(settings_of(method, Task(sweep.data), options)[1].model_dump(mode='json'), sort_keys=True), fold, seed
 
 # %% ../nbs/13b_studies.ipynb #e9c62abb
 def _newest(version): return [int(x) for x in str(version).split('.') if x.isdigit()]
@@ -94,9 +96,10 @@ def find(
     for r in sorted(runs.itertuples(), key=lambda r: (_newest(r.version), r.file)) if len(runs) else []: known[r.method, r.options, r.fold, r.seed] = r.file
     out, missing = [], {}
     for v in variants:
-        for c in sweep.configs([v]):
-            if file := known.get(_key(sweep, c)): out.append(here[here.file == file].assign(variant=v.name))
-            else: missing.setdefault(v.name, []).append(f'{v.name}, fold {c.fold}, seed {c.seed}')
+        for fold in sweep.folds:
+            for seed in sweep.seeds:
+                if file := known.get(_key(sweep, v.method, sweep.options | v.options, fold, seed)): out.append(here[here.file == file].assign(variant=v.name))
+                else: missing.setdefault(v.name, []).append(f'{v.name}, fold {fold}, seed {seed}')
     if not out: return pd.DataFrame(), missing
     found = pd.concat(out, ignore_index=True)
     if (hashes := found.data_hash.unique()).size > 1: raise DataError(f'{sweep.data}: found results on different data ({", ".join(f"{h} in {found.file[found.data_hash == h].iloc[0]}" for h in hashes)}), expected one release of it; move the others away')

@@ -75,8 +75,9 @@ def describe_data(
     data:str,             # as results name it
 )->str:
     "What a title says of the data; of training data with gaps, which, if all rows have the same."
-    name, gaps = NAMES[data.split('-')[0]], list(found.missing.unique()) if len(found) else []
+    name, gaps = NAMES.get(data.split('-')[0]), list(found.missing.unique()) if len(found) else []
     said = f', {said_missing(lacks)}' if len(gaps) == 1 and (lacks := json.loads(gaps[0])) else ''
+    if not name: return f'{data}, a table of its own{said}'
     if '-simulated' in data: return f'simulated twin of {name}' + (', tiny' if data.endswith('-tiny') else '') + said
     return f'{name}, {features_of(found)}{said}' if len(found) else name
 
@@ -215,9 +216,9 @@ def keep_figure(
 def shown(
     found:'pd.DataFrame', # of `find`
 )->list[str]:
-    "The metrics that the paper reports of such data."
+    "The metrics that the paper reports of such data; of scores without a sign, which it has not, the correlation."
     there = set(found.metric) if len(found) else set()
-    return [m for m in (('WA', 'UA') if 'WA' in there else ('ACC', 'F1')) if m in there]
+    return [m for m in (('WA', 'UA') if 'WA' in there else ('ACC', 'F1') if 'ACC' in there else ('r',)) if m in there]
 
 def say_missing(
     missing:dict[str, list[str]], # of `find`

@@ -15,7 +15,7 @@ from mculora.dialogues import Task
 from mculora.method import methods, settings_of
 from mculora.results import against, collect, compare, config_hash, interval, read_result, report
 from mculora.tables import Report
-from mculora.studies import Sweep, Variant, find, studies, validation_of
+from mculora.studies import ABLATION, RANKS, Sweep, Variant, find, studies, validation_of
 from mculora.tuning import FINAL, chosen, trials_of
 from mculora.twins import bayes_limit
 
@@ -185,20 +185,37 @@ def test_readme_quotes_the_tables(file, title, text):
 
 
 def page(data):
-    "The README's page of one dataset: question -> mean on the incomplete conditions, and where its interval has no zero."
-    text, = [q[2] for q in QUOTED if q[0].endswith(f'-{data}.md') and 'what is true of MCULoRA' in q[1]]
+    "Of one dataset, what is true of MCULoRA: question -> mean on the incomplete conditions, and where its interval has no zero."
+    text, = [t for t in re.split(r'\n(?=\*\*)', (ROOT/'figures'/f'table2_ablation-{data}.md').read_text()) if 'what is true of MCULoRA' in t]
     rows = [[x.strip() for x in line.strip('|').split('|')] for line in text.splitlines() if line.startswith('| ')][1:]
     return {r[0].split(' (')[0]: (float(r[1].split(' ')[0]), r[5]) for r in rows}
+
+
+PARTS = ['second stage', 'adapters', 'private adapters', 'L_ort', 'DPFT']
+
+
+def test_the_readme_quotes_these_pages(): assert {q[0] for q in QUOTED if 'what is true of MCULoRA' in q[1]} == {f'figures/table2_ablation-{data}.md' for data in ('iemocap', 'mosi', 'mosei_video')}
 
 
 @pytest.mark.parametrize('data, additions', [('iemocap', 'complete'), ('mosi', 'all, complete')])
 def test_what_the_readmes_page_says(data, additions):
     rows = page(data)
-    parts = ['second stage', 'adapters', 'private adapters', 'L_ort', 'DPFT']
-    assert all(rows[k][1] == 'none' for k in [*parts, 'MCULoRA+: adapters and DPFT', next(k for k in rows if k.startswith('rank '))])
+    assert all(rows[k][1] == 'none' for k in [*PARTS, 'MCULoRA+: adapters and DPFT', next(k for k in rows if k.startswith('rank '))])
     mean, told = rows['epoch chosen on the test set']
-    assert told.startswith('incomplete, all') and all(mean > abs(rows[k][0]) for k in parts)
-    assert rows['MCULoRA+: additions'][1] == additions and (rows['MCULoRA+: additions'][0] > 0) == (data == 'iemocap') and len(rows) == 9
+    assert told.startswith('incomplete, all') and all(mean > abs(rows[k][0]) for k in PARTS)
+    assert rows['MCULoRA+: additions'][1] == additions and (rows['MCULoRA+: additions'][0] > 0) == (data == 'iemocap') and len(rows) == 10
+
+
+def test_what_the_readme_says_of_single_videos():
+    "mosei_video: what is told from zero, what is not, and every rank above the control."
+    rows, everywhere = page('mosei_video'), 'incomplete, all, complete'
+    assert {k for k, (mean, told) in rows.items() if told == everywhere and mean > 0} == {'second stage', 'adapters', 'MCULoRA+: adapters and DPFT', 'epoch chosen on the test set'} and all(told in (everywhere, 'none') for _, told in rows.values()) and len(rows) == 10
+    assert rows['adapters'][0] < rows['epoch chosen on the test set'][0] < rows['second stage'][0]
+    said = yaml.safe_load((ROOT/'workflow'/'config.yaml').read_text())['committed']['mosei_video']
+    found, missing = find(collect(ROOT/'results'), Sweep(data='mosei_video', folds=said['folds'], seeds=said['seeds'], **said['parameters']['fig3_rank']), [v for v in ABLATION if v.name == 'control'] + RANKS)
+    t = found[(found.metric == 'r') & (found.selection == 'validation')]
+    for condition in ('incomplete', 'text+audio+vision'):
+        for v in RANKS: assert not missing and (r := compare(t[t.condition == condition], v.name, 'control', by='variant'))['mean'] > r['half'], (condition, v.name, r)
 
 
 def test_readme_has_results(): assert {b[0] for b in BLOCKS} >= {'iemocap', 'mosi'}
