@@ -224,6 +224,7 @@ def test_what_the_readme_says_of_the_twins_page():
     rows = page('iemocap-simulated')
     assert not any('incomplete' in rows[k][1] for k in [*PARTS, 'MCULoRA+: additions']) and 'incomplete' in rows['MCULoRA+: heads by speaker alone'][1]
     assert all(9.5 < rows[k][0] < 10.5 for k in ('to the limit', 'MCULoRA+: to the limit'))
+    assert rows['second stage'][1] == rows['MCULoRA+: adapters and DPFT beside these'][1] == 'complete' and rows['second stage'][0] > 0 > rows['MCULoRA+: adapters and DPFT beside these'][0]
 
 
 def test_what_the_readme_says_of_single_videos():
