@@ -35,7 +35,7 @@ QUIET = 2> >(grep -v --line-buffered 'TCP without encryption\|KeyboardInterrupt 
 # make audit: in an environment of its own, which uv makes
 AUDIT = pip-audit==2.10.1
 
-.PHONY: help setup setup-locked lock audit train test test-faults paper lab html bench export clean-notebooks hooks
+.PHONY: help setup setup-locked lock audit train test test-all test-faults paper lab html bench export clean-notebooks hooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -78,8 +78,11 @@ train: $(STAMP) ## one training run: [DATASET=iemocap] [METHOD=mculora] [SEED=66
 		$(if $(DATA_ROOT),-r data_root "$$($(BIN)/python -c 'import os, sys; print(os.path.abspath(os.path.expanduser(sys.argv[1])))' '$(DATA_ROOT)')") $(ARGS) $(QUIET)
 	@echo "the run as a notebook, with its pictures: runs/notebooks/$(RUN_NAME).ipynb"
 
-test: $(STAMP) ## all tests, with every notebook among them, files side by side: [ARGS="-k notebooks"]
+test: $(STAMP) ## the tests, with every notebook among them, files side by side: [ARGS="-k notebooks"]
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup $(ARGS)
+
+test-all: $(STAMP) ## the same and what is slow and rarely breaks: more data, every committed table, long training
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup -m 'not faults' $(ARGS)
 
 test-faults: $(STAMP) ## the campaign of faults: kills, full disks, damaged and hostile files, minutes long; prints what came of it
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal -m 'faults or not faults' tests/test_faults.py tests/test_hostile.py tests/test_degenerate.py $(ARGS)

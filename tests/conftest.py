@@ -1,5 +1,6 @@
-"The campaign: what was broken on purpose in these tests, and what came of it, as one list at the end."
+"What all tests share: which of them run, who shares a process, and, at the end, where the time went and what the faults did."
 import json
+import os
 from collections import Counter
 
 import hypothesis
@@ -8,19 +9,44 @@ import pytest
 hypothesis.settings.register_profile('suite', derandomize=True, deadline=None)   # the same examples each time, on any machine
 hypothesis.settings.load_profile('suite')
 
+
+# --- who shares a process ---
+
+ALONE = ('test_notebooks.py', 'test_paper.py')   # notebooks share nothing
+
+
+def pytest_collection_modifyitems(items):
+    "Side by side, the tests of a file run in one process, which then shares what they prepare."
+    for item in items:
+        if item.path.name not in ALONE: item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
+# --- where the time goes: CPU seconds of a test and of the processes that it waited for, which a busy machine does not change ---
+
+BEFORE = pytest.StashKey()
+SPENT, TESTS = Counter(), Counter()
+
+
+def spent(): return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    item.stash[BEFORE] = spent()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == 'teardown': report.user_properties.append(('spent', spent() - item.stash[BEFORE]))
+    return report
+
+
+# --- the campaign: what was broken on purpose in these tests, and what came of it ---
+
 KINDS = ('faults injected', 'survived', 'results lost', 'wrong results accepted', 'bad inputs tried', 'code executed')
 TOTAL = Counter()
-
-
-def pytest_configure(config): config.addinivalue_line('markers', 'faults: the whole campaign of faults, minutes long; run by `make test-faults` alone')
-
-
-def pytest_collection_modifyitems(config, items):
-    for item in items: # side by side: a file's tests in one process, which then shares what they prepare; notebooks share nothing
-        if item.path.name not in ('test_notebooks.py', 'test_paper.py'): item.add_marker(pytest.mark.xdist_group(item.path.name))
-    if 'faults' in (config.getoption('-m') or ''): return
-    for item in items:
-        if item.get_closest_marker('faults'): item.add_marker(pytest.mark.skip(reason='opt-in: make test-faults'))
 
 
 @pytest.fixture
@@ -32,11 +58,22 @@ def campaign(record_property):
     record_property('campaign', json.dumps(own))
 
 
+# --- the end ---
+
 def pytest_runtest_logreport(report):
-    if report.when == 'teardown': TOTAL.update(*(json.loads(v) for k, v in report.user_properties if k == 'campaign'))
+    if report.when != 'teardown': return
+    said = dict(report.user_properties)
+    TOTAL.update(json.loads(said.get('campaign', '{}')))
+    file = report.nodeid.partition('::')[0]
+    SPENT[file] += said.get('spent', 0.)
+    TESTS[file] += 1
 
 
 def pytest_terminal_summary(terminalreporter):
+    terminalreporter.section('where the time went')
+    for file, seconds in SPENT.most_common():
+        terminalreporter.line(f'{file:32}{TESTS[file]:6} tests {seconds:8.1f} CPU seconds')
+    terminalreporter.line(f'{"in all":32}{TESTS.total():6} tests {SPENT.total():8.1f} CPU seconds')
     if not TOTAL: return
     terminalreporter.section('faults on purpose')
     for kind in KINDS: terminalreporter.line(f'{kind:24}{TOTAL[kind]:8}')
