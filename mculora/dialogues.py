@@ -106,7 +106,7 @@ def checked(d:Dialogues)->Dialogues:
 # %% ../nbs/01_dialogues.ipynb #38d9d5a3
 def random_dialogues(
     lengths=(3, 5, 2, 7, 4),          # utterances per dialogue
-    widths={'a': 4, 't': 6, 'v': 5},  # modality -> width
+    widths:dict[str, int]|None=None,  # modality -> width; None: a 4, t 6, v 5
     n_classes:int=4,                  # 0: scores
     missing:float=0.,                 # chance that an utterance lacks a modality (never all)
     absent:float=0.,                  # chance that a whole dialogue lacks a modality (never all)
@@ -114,6 +114,7 @@ def random_dialogues(
     seed:int=0,                       #
 )->Dialogues:
     "Noise in the shape of a dataset, for tests."
+    if widths is None: widths = dict(a=4, t=6, v=5)
     g, n, M = torch.Generator().manual_seed(seed), sum(lengths), len(widths)
     present = torch.rand(n, M, generator=g) >= missing
     there = torch.rand(len(lengths), M, generator=g) >= absent

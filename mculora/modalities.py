@@ -6,13 +6,13 @@
 __all__ = ['members', 'join_names', 'labels', 'combination_index', 'combination', 'supports']
 
 # %% ../nbs/00_modalities.ipynb #956e560b
-from functools import lru_cache
+from functools import cache
 from itertools import combinations as subsets
 import torch
 from torch import Tensor
 
 # %% ../nbs/00_modalities.ipynb #73a62429
-@lru_cache(maxsize=None)
+@cache
 def members(
     n_modalities:int, # M
 )->Tensor:            # [2^M - 1, M] bool: row i says which modalities combination i has; the last row is the complete one
@@ -38,7 +38,7 @@ def labels(
     return tuple(join_names([n for n, has in zip(names, row) if has], names) for row in members(len(names)).tolist())
 
 # %% ../nbs/00_modalities.ipynb #19e934ad
-@lru_cache(maxsize=None)
+@cache
 def _table(n_modalities, device):
     m = members(n_modalities)
     table = torch.full((2**n_modalities,), -1)

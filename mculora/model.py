@@ -95,8 +95,8 @@ class MCULoRA(Method):
             encoded=s.adapter_place != 'linear' and s.sampling in ('dialogue', 'batch'))
         return [first, second] if s.second_stage else [first]
 
-    def _read(self, b, pack, adapt=dict()): # E_m, with `adapt` of each modality
-        return {m: e(b.features[m], b.present[..., k], adapt.get(m, plain), b.place, pack) for k, (m, e) in enumerate(self.encoders.items())}
+    def _read(self, b, pack, adapt=None): # E_m, with `adapt` of each modality
+        return {m: e(b.features[m], b.present[..., k], (adapt or {}).get(m, plain), b.place, pack) for k, (m, e) in enumerate(self.encoders.items())}
 
     def _encode(self, b): return b.features if b.encoded else self._read(b, b.pack)         # R^m
 

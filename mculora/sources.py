@@ -32,7 +32,7 @@ from .dialogues import DataError, Dialogues, Task, folds, problems, random_dialo
 # %% ../nbs/02_sources.ipynb #5b6963b7
 def _simple(xs, where): # only what takes no time to hash or compare
     for x in xs:
-        if not isinstance(x, (str, bytes, int, float, np.generic, type(None))) or isinstance(x, int) and abs(x) >= 2**63 or isinstance(x, (str, bytes)) and len(x) > 10_000:
+        if not isinstance(x, (str, bytes, int, float, np.generic, type(None))) or (isinstance(x, int) and abs(x) >= 2**63) or (isinstance(x, (str, bytes)) and len(x) > 10_000):
             raise DataError(f'has a {"long "*isinstance(x, (str, bytes, int))}{type(x).__name__} {where}, expected short texts and plain numbers')
 
 class _DType:
@@ -136,7 +136,7 @@ _Unpickler.dispatch |= {op[0]: _guarded(op, _Unpickler.dispatch[op[0]]) for op i
 
 # %% ../nbs/02_sources.ipynb #70c4a0ed
 def _show(x): # a value in a message: a name or a number as it is, anything else by its type
-    return f'{x!r:.60}' if isinstance(x, (str, float, np.number, type(None))) or isinstance(x, int) and abs(x) < 10**20 else f'a {type(x).__name__}'
+    return f'{x!r:.60}' if isinstance(x, (str, float, np.number, type(None))) or (isinstance(x, int) and abs(x) < 10**20) else f'a {type(x).__name__}'
 
 def _said(name): # a file's name in a message, without what could pass for another line or steer a terminal
     return name if name.isprintable() else repr(name)
@@ -259,13 +259,14 @@ def _view(folder): # a feature folder in words
 def example(
     dataset:str='iemocap',            # whose names and labels
     lengths=(3, 5, 2, 7, 4),          # utterances per dialogue
-    widths={'a': 4, 't': 6, 'v': 5},  # modality -> width
+    widths:dict[str, int]|None=None,  # modality -> width; None: a 4, t 6, v 5
     no_face:float=0.,                 # share of utterances without the last modality
     seed:int=0,                       #
 )->Dialogues:
     "Noise under the names of a dataset, for tests."
-    l, M = layout(dataset), len(widths)
+    l = layout(dataset)
     d = random_dialogues(lengths, widths, len(l.classes), seed=seed)
+    M = len(d.features)
     present = d.present & ((torch.rand(len(d.label), 1, generator=torch.Generator().manual_seed(seed)) >= no_face) | (torch.arange(M) < M-1))
     part = [f'Session{k%5 + 1}' if l.speakers else ('train', 'train', 'train', 'val', 'test')[k%5] for k in range(len(d))]
     ids = [f'Ses0{p[-1]}F_impro{k:02}' if l.speakers else f'video{k:03}' for k, p in enumerate(part)]
@@ -304,7 +305,7 @@ def write_layout(
 
 # %% ../nbs/02_sources.ipynb #81454d15
 def _items(x): # a list, tuple or 1-D array as a list, else None
-    return list(x) if isinstance(x, (list, tuple)) or isinstance(x, np.ndarray) and x.ndim == 1 else None
+    return list(x) if isinstance(x, (list, tuple)) or (isinstance(x, np.ndarray) and x.ndim == 1) else None
 
 def _label_problem(y, l): # what is wrong with one label, or None
     want = f'a whole number from 0 to {len(l.classes)-1}' if l.classes else 'a number from -3 to 3'

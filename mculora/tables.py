@@ -10,7 +10,7 @@ __all__ = ['NAMES', 'FOCUS', 'PAPER', 'Report', 'features_of', 'describe_data', 
 # %% ../nbs/13c_tables.ipynb #7f09ef5c
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 import json, math, os, re, tempfile, textwrap
 from .evaluation import AVERAGES, with_averages
 from .results import against, beside, collect, interval, read_result
@@ -18,6 +18,8 @@ from .runs import said_missing
 from .sources import write_atomically
 from .studies import Sweep, Variant, find
 from .twins import bayes_limit, repo_root
+if TYPE_CHECKING: # annotations alone need it here
+    import pandas as pd
 
 # %% ../nbs/13c_tables.ipynb #2761100d
 class Report(Sweep):
@@ -191,7 +193,7 @@ def keep_tables(
     path, tables = Path(path), tables or [Table('Nothing to show', [], notes=list(why))]
     path.parent.mkdir(parents=True, exist_ok=True)
     for end, text in (('.md', '\n'.join(t.markdown() for t in tables)), ('.tex', '\n'.join(t.latex() for t in tables)), ('.csv', pd.concat([t.csv() for t in tables]).to_csv(index=False, lineterminator='\n', float_format='%.10g'))):
-        write_atomically(path.with_name(path.name + end), lambda tmp: tmp.write_text(text, encoding='utf-8'))
+        write_atomically(path.with_name(path.name + end), lambda tmp, text=text: tmp.write_text(text, encoding='utf-8'))
 
 def keep_nothing(
     fig,           # an empty one of matplotlib
@@ -210,7 +212,7 @@ def keep_figure(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for end, meta in (('.svg', {'Date': None}), ('.pdf', {'CreationDate': None})):
-        write_atomically(path.with_name(path.name + end), lambda tmp: fig.savefig(tmp, format=end[1:], metadata=meta))
+        write_atomically(path.with_name(path.name + end), lambda tmp, end=end, meta=meta: fig.savefig(tmp, format=end[1:], metadata=meta))
 
 # %% ../nbs/13c_tables.ipynb #2f762e20
 def shown(

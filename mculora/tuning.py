@@ -7,7 +7,7 @@ __all__ = ['SPACE', 'FINAL', 'space_of', 'Tuning', 'trials_of', 'tune', 'chosen'
 
 # %% ../nbs/13g_tuning.ipynb #c8cae1f6
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 import json
 from pydantic import Field, field_validator
 import mculora
@@ -20,6 +20,8 @@ from .runs import Missing, load_method, locked, output_folder, prepare, run_all
 from .sources import write_atomically
 from .studies import Sweep, Variant
 from .twins import repo_root
+if TYPE_CHECKING: # annotations alone need it here
+    import pandas as pd
 
 # %% ../nbs/13g_tuning.ipynb #da763dde
 SPACE = dict(lr=(1e-4, 1e-2), dropout=[.1, .3, .5, .7], weight_decay=[0., 1e-5, 1e-4, 1e-3], C=(1e-3, 1e2))

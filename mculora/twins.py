@@ -10,7 +10,7 @@ __all__ = ['NUISANCE', 'SIGMA', 'SPECS', 'SHAPES', 'Spec', 'places', 'columns', 
 
 # %% ../nbs/02a_twins.ipynb #8b31ae6a
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from collections.abc import Callable
 import os
@@ -366,7 +366,7 @@ def states(d:Dialogues, s:Spec|None=None)->Tensor: # [N] long
     s = s or spec_of(d)
     return (d.label.cpu()[:, None] == torch.tensor(s.scores)).long().argmax(-1) if s.scores else d.label.cpu()
 
-@lru_cache(maxsize=None)
+@cache
 def bayes_limit(
     dataset:str,        # 'iemocap', 'mosi' or 'mosei'
     size:str='full',    # lengths of the dialogues

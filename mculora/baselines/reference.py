@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from pydantic import Field
-from ..dialogues import Batch, Dialogues, Task, flat, unflat
+from ..dialogues import Batch, Task, flat, unflat
 from ..encoders import UnimodalEncoder, unimodal_heads
 from ..losses import task_loss
 from ..method import register
