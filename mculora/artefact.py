@@ -47,7 +47,7 @@ class Artefact:
         return Columns.written(self.trained.get('data', {}).get('table', {}))
 
 # %% ../nbs/13d_artefact.ipynb #9295589e
-FORMAT = 1
+FORMAT:Literal[1] = 1
 
 class _Calibrated(BaseModel):
     model_config = ConfigDict(extra='forbid')

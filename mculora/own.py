@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 import hashlib, json, os, re, warnings
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ def read_labels_of(
     numbers = is_numeric_dtype(known) and not is_bool_dtype(known)
     whole = numbers and (is_integer_dtype(known) or (np.isfinite(known) & (known == np.floor(known))).all())
     scores = c.task == 'score' or c.cuts or (c.task == 'auto' and not c.classes and numbers and ((is_float_dtype(known) and not whole) or (whole and known.nunique() > 20)))
-    about = dict(name=name, simulated='simulated' in name, views=views)
+    about:dict[str, Any] = dict(name=name, simulated='simulated' in name, views=views)
     if not scores:
         text = [_number(x) for x in known]
         names = c.classes or tuple(sorted(set(text), key=float if whole else None))

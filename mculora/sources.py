@@ -10,7 +10,7 @@ __all__ = ['LAYOUTS', 'brief', 'read_pickle', 'Layout', 'layout', 'find', 'find_
 
 # %% ../nbs/02_sources.ipynb #3b622404
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
@@ -551,7 +551,7 @@ def load_dialogues(
     try:
         meta = _Meta.model_validate(said)
         if note not in (None, meta.note): raise DataError(f'{path}: found data of another version or origin')
-        d = Dialogues(meta.task, {m: tensors[f'features/{m}'] for m in meta.modalities}, *(tensors[k] for k in ('present', 'speaker', 'label', 'offset')), meta.ids, meta.utterances, meta.part, meta.encoded)
+        d = Dialogues(meta.task, {m: tensors[f'features/{m}'] for m in meta.modalities}, tensors['present'], tensors['speaker'], tensors['label'], tensors['offset'], meta.ids, meta.utterances, meta.part, meta.encoded)
     except DataError: raise
     except (LookupError, TypeError, AttributeError, ValueError) as e:
         raise DataError(f'{path}: found no whole file of dialogues ({type(e).__name__}: {brief(e)})') from e
@@ -588,7 +588,7 @@ def load_layout(
     stamp = _hash(*sorted([*_stamps(folder, 1), *(x for f in names.values() for x in _stamps(folder/'features'/f))]))
     with suppress(DataError): return load_dialogues(cache, stamp) # missing, outdated or damaged: read the files themselves
     d, bad = read_layout(folder, dataset, names, progress)
-    if bad: raise DataError(f'{dataset}: {len(bad)} problem{"s"*(len(bad) > 1)}: ' + '; '.join(bad[:5]) + '; ...'*(len(bad) > 5))
+    if bad or d is None: raise DataError(f'{dataset}: {len(bad)} problem{"s"*(len(bad) > 1)}: ' + '; '.join(bad[:5]) + '; ...'*(len(bad) > 5))
     try: save_dialogues(d, cache, stamp)
     except (OSError, SafetensorError) as e: warnings.warn(f'{cache.parent}: cannot keep a copy for next time ({e})')
     return d
@@ -630,7 +630,7 @@ def _together(d): # what occurs, and which combinations no utterance has in full
 
 def describe(
     d:Dialogues|None,         # what could be read
-    problems:list[str]=(),    # of `read_layout`
+    problems:Sequence[str]=(), # of `read_layout`
     most:int=20,              # problems listed in full
 )->str:
     "What is in a dataset, and what is wrong with it."
@@ -644,7 +644,9 @@ def describe(
             zero, same = int((here == 0).all(-1).sum()), int((here == here[:1]).all(0).sum()) if len(here) else 0
             lines.append(f'  {m}: {d.task.views.get(m, "")}, width {x.shape[-1]}, present {len(here)/n:.1%}, {_count(zero, "all-zero vector")}, {_count(same, "constant column")}{holes}')
         if d.can is not None: lines.append('  ' + _together(d))
-        groups = [(c, y == i) for i, c in enumerate(d.task.classes)] or [('negative', y < d.task.middle), ('zero' if d.task.middle == 0 else f'{d.task.middle:g}', y == d.task.middle), ('positive', y > d.task.middle)] if d.task.middle is not None or d.task.classes else []
+        groups, middle = [(c, y == i) for i, c in enumerate(d.task.classes)], d.task.middle
+        if not groups and middle is not None:
+            groups = [('negative', y < middle), (f'{middle:g}' if middle else 'zero', y == middle), ('positive', y > middle)]
         lines.append('  labels: ' + (', '.join(f'{c} {int(e.sum())} ({e.double().mean():.1%})' for c, e in groups) or f'a score, {y.min():g} to {y.max():g}, mean {y.mean():.2f}, deviation {y.std():.2f}'))
         lines.append(f'  dialogue length: min {size.min():.0f}, median {size.quantile(.5):g}, mean {size.mean():.1f}, max {size.max():.0f}')
         lines.append('  speakers: ' + ', '.join(f'{s} ({_count(c, "utterance")})' for s, c in sorted(Counter(d.speaker.tolist()).items())))

@@ -72,7 +72,7 @@ class Sweep(Settings):
     @property
     def simulated(self)->bool: return '-simulated' in self.data
     @property
-    def size(self)->str: return 'tiny' if self.data.endswith('-tiny') else 'full'
+    def size(self)->Literal['full', 'tiny']: return 'tiny' if self.data.endswith('-tiny') else 'full'
 
     def configs(self, variants:list[Variant], **others)->list[RunConfig]:
         "The runs of some variants, each once; `others` as in `RunConfig`."

@@ -8,6 +8,7 @@ __all__ = ['NAMES', 'FOCUS', 'PAPER', 'Report', 'features_of', 'describe_data', 
            'odd_cells', 'printed']
 
 # %% ../nbs/13c_tables.ipynb #7f09ef5c
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -108,7 +109,7 @@ class Cell(NamedTuple):
 
 def cell(
     runs:'pd.DataFrame',   # scores of one row under one condition and metric
-    missing:list[str],     # runs that should be among them
+    missing:Sequence[str], # runs that should be among them
     scale:float=100.,      # 100: in per cent
     digits:int=1,
 )->Cell:
@@ -120,7 +121,7 @@ def cell(
 
 def cell_of(
     values,                # one for each fold
-    missing:list[str]=(),  # runs that should be among them
+    missing:Sequence[str]=(),  # runs that should be among them
     scale:float=1.,
     digits:int=1,
 )->Cell:
@@ -186,7 +187,7 @@ class Table:
 def keep_tables(
     tables:list[Table], # one after the other in each file
     path,               # without the ending
-    why:list[str]=(),   # where there is no table: what is missing
+    why:Sequence[str]=(), # where there is no table: what is missing
 ):
     "Write .md, .tex and .csv."
     import pandas as pd

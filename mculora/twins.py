@@ -323,7 +323,7 @@ def simulate(
     z = draw_latents(s, state, rng)
     part = tuple(p for p, n, _ in shape.parts for _ in range(n))
     ids, n = tuple(f'{p}_{k:04d}' for k, p in enumerate(part)), (offset[1:] - offset[:-1]).tolist()
-    task = Task(name, s.classes, *((min(s.scores), max(s.scores)) if s.scores else ()), simulated=True, views=dict.fromkeys(s.modalities, 'simulated'))
+    task = Task(name, s.classes, **(dict(low=min(s.scores), high=max(s.scores)) if s.scores else {}), simulated=True, views=dict.fromkeys(s.modalities, 'simulated'))
     return checked(Dialogues(task, {m: features(s, m, z, shape.widths[m], rng) for m in s.modalities},
         torch.ones(len(z), len(s.common), dtype=torch.bool), speaker, torch.tensor(s.scores)[state] if s.scores else state, offset,
         ids, tuple(f'{i}_{j:03d}' for i, l in zip(ids, n) for j in range(l)), part))

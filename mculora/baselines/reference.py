@@ -52,7 +52,7 @@ class FillSettings(Recipe):
 class ZeroFill(Baseline):
     "An MLP per utterance; zeros stand in for missing modalities, and flags say so."
     Settings = FillSettings
-    grid = (5e-3, 2e-3, *GRID)
+    grid:tuple[float, ...] = (5e-3, 2e-3, *GRID)
     tuned = {'iemocap': 2e-3}
     flags = True                            # p is an input
     def __init__(self,
