@@ -132,7 +132,7 @@ def test_deberta_is_the_sum_of_four_layers_over_words(deberta):
     words = []
     for s in (['well', ',', 'the', 'fox'], ['happiness', 'xyzzy']):            # slowly: word by word, by hand
         pieces = [cut.encode(f' {w}', add_special_tokens=False) for w in s]
-        with torch.no_grad(): h = model(torch.tensor([[cut.cls_token_id, *sum(pieces, []), cut.sep_token_id]]), output_hidden_states=True).hidden_states
+        with torch.no_grad(): h = model(torch.tensor([[cut.cls_token_id, *(i for p in pieces for i in p), cut.sep_token_id]]), output_hidden_states=True).hidden_states
         h, at = (h[-1] + h[-2] + h[-3] + h[-4])[0], 1
         for p in pieces: words.append(h[at:at+len(p)].mean(0)); at += len(p)
     assert max(map(len, pieces)) > 1                                           # some word has several pieces
@@ -191,8 +191,8 @@ def copied(top, to, change=lambda w: w):
 
 def test_a_checkpoint_with_gaps_is_refused(deberta, vit, tmp_path):
     for top, lost in ((deberta, 'encoder.layer.1.output.dense.weight'), (vit, 'layernorm.bias')):
-        folder = copied(top, tmp_path/f'{top.name}-gap', lambda w: {k: v for k, v in w.items() if not k.endswith(lost)})
-        with pytest.raises(DataError, match=re.escape(f'found no weights for') + f'.*{re.escape(lost)}'): C.load_model(folder)
+        folder = copied(top, tmp_path/f'{top.name}-gap', lambda w, lost=lost: {k: v for k, v in w.items() if not k.endswith(lost)})
+        with pytest.raises(DataError, match=re.escape('found no weights for') + f'.*{re.escape(lost)}'): C.load_model(folder)
 
 
 def test_a_checkpoint_of_another_shape_is_refused(vit, tmp_path):

@@ -1,7 +1,6 @@
 "Data as it comes: of any length, constant, huge, broken, of one class. Every dataset is refused in words before work starts, or gives finite numbers."
 from dataclasses import replace
 import math, tempfile
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -11,7 +10,7 @@ from mculora.masking import random_mask
 from mculora.method import create, methods
 from mculora.modalities import labels
 from mculora.runs import RunConfig, new_method, prepare
-from mculora.sources import example, feature_folders, fit_scale, read_layout, scale, write_layout
+from mculora.sources import example, fit_scale, read_layout, scale, write_layout
 from mculora.training import fit
 
 SMALL = dict(width=8, depth=1, rank=1, epochs=2, lr=1e-2, batch_size=4, C=.01, heads=1, blocks=1, couplings=1, steps=2)
@@ -67,7 +66,7 @@ def trained(d, method, seed=1):
     try:
         if problems(d): raise DataError('; '.join(problems(d)))
         c = RunConfig(dataset='mosi', method=method, fold=1 + seed % len(folds(d)), seed=seed, options=small(method, epochs=1), device='cpu')
-        s, stats, about, _ = prepare(c, lambda *_: d)
+        s, *_ = prepare(c, lambda *_: d)
         m = new_method(c, s)
     except ValueError as e: assert str(e); return 'refused'
     for rows in batches(s.train.lengths, 4): assert batch(s.train, rows).features.keys() == s.train.features.keys()

@@ -244,7 +244,7 @@ def test_a_run_killed_while_it_writes_ends_with_the_same_bits(campaign, place, a
 @pytest.mark.parametrize('part', range(5))
 def test_killed_at_a_flush_or_a_rename(campaign, tmp_path, data, alone, part):
     "25 kills, of every kind of file."
-    for n, (what, at, how) in enumerate(moments(alone.calls, 25, seed=7)[part::5]):
+    for n, (_, at, how) in enumerate(moments(alone.calls, 25, seed=7)[part::5]):
         place = Place(tmp_path/f'{n}', data)
         killed(place, (at_call, (at, how, n)))
         ends_well(campaign, place, alone.whole)
@@ -459,12 +459,12 @@ def test_a_result_without_its_files_is_made_again(campaign, place, alone, name, 
     at = place.results[0].parent/name
     at.unlink() if gone else spoil(at)
     text = ends_well(campaign, place, alone.whole)
-    assert EPOCH.findall(text) and (gone and name == 'result.json' or 'the run is made again' in text)
+    assert EPOCH.findall(text) and ((gone and name == 'result.json') or 'the run is made again' in text)
 
 
 @pytest.mark.faults
 def test_a_damaged_mask_is_named_and_drawn_again_once_it_is_gone(campaign, place, alone):
-    killed(place, (at_call, ([i for i, c in enumerate(alone.calls) if kind(c) == 'the curves'][0], 'before')))
+    killed(place, (at_call, (next(i for i, c in enumerate(alone.calls) if kind(c) == 'the curves'), 'before')))
     mask = place.one('*rate0.5*.safetensors')
     spoil(mask)
     fails(place, f'mask file {mask}: found')

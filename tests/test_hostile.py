@@ -222,7 +222,7 @@ def sealed(about, **named): # with the checksum that belongs to it: whoever make
     h = hashlib.sha256(about.encode())
     for k, (dtype, shape, data) in sorted(named.items()): h.update(f"{k} torch.{dict(F32='float32', F64='float64', I64='int64', BOOL='bool')[dtype]} {tuple(shape)}".encode() + data)
     return tensors(dict(about=about, sha256=h.hexdigest()), **named)
-def dialogues(meta={}, **named): return sealed(json.dumps({**D, **meta}), **{**T, **named})
+def dialogues(meta=None, **named): return sealed(json.dumps({**D, **(meta or {})}), **{**T, **named})
 for name, data in {**BROKEN, 'sound': dialogues(), 'another checksum': dialogues().replace(b'd', b'e', 1), 'deep JSON': sealed(DEEP, **T), 'JSON that is a list': sealed('[]', **T), 'JSON that is NaN': sealed('NaN', **T), 'modalities of numbers': dialogues(dict(modalities=[1])), 'modalities that are a text': dialogues(dict(modalities='b')), 'a task of nothing': dialogues(dict(task=None)),
     'classes of numbers': dialogues(dict(task=dict(D['task'], classes=5))), 'ids that are a number': dialogues(dict(ids=5)), 'ids of numbers': dialogues(dict(ids=[5])), 'utterances of lists': dialogues(dict(utterances=[[]])), 'one name too many': dialogues(dict(utterances=['u', 'v'])), 'parts of None': dialogues(dict(part=[None])),
     'encoded that is a text': dialogues(dict(encoded='no')), 'a label of no dimension': dialogues(label=('I64', [], bytes(8))), 'a label of truths': dialogues(label=('BOOL', [1], b'\1')), 'a matrix of labels': dialogues(label=('I64', [1, 1], bytes(8))), 'present of numbers': dialogues(present=('F32', [1, 1], bytes(4))), 'present of no dimension': dialogues(present=('BOOL', [], b'\1')),
@@ -233,7 +233,7 @@ for name, data in {**BROKEN, 'sound': tensors({'names': '[["u"], ["a"]]'}, outpu
 
 M = dict(method='majority', options={}, widths={'a': 3}, task=dict(name='t', classes=['x', 'y'], low=-3., high=3., simulated=True, views={}))
 Q = {'model.q': ('F32', [1], struct.pack('<f', 1)), 'model.prior': ('F32', [2], bytes(8))}
-def model(meta={}, **named): return tensors({'mculora': json.dumps({**M, **meta})}, **{**Q, **named})
+def model(meta=None, **named): return tensors({'mculora': json.dumps({**M, **(meta or {})})}, **{**Q, **named})
 BIG = dict(method='mculora', options=dict(width=64, depth=1))
 for name, data in {**BROKEN, 'sound': model(), 'deep JSON': tensors({'mculora': DEEP}, **Q), 'JSON that is a list': tensors({'mculora': '[]'}, **Q), 'a method of nobody': model(dict(method='evil')), 'a method that is a path': model(dict(method='../../evil')), 'a method that is a module': model(dict(method='os.system')), 'a method that is a list': model(dict(method=[])), 'an option of nobody': model(dict(options=dict(evil=1))),
     'options that are a list': model(dict(options=[])), 'an option of the wrong type': model(dict(BIG, options=dict(width='64'))), 'no widths': model(dict(widths={})), 'widths that are a list': model(dict(widths=['a'])), 'a width below nothing': model(dict(widths={'a': -3})), 'a width of a fraction': model(dict(widths={'a': 1.5})), 'a width of a terabyte': model(dict(BIG, widths={'a': 10**12})),

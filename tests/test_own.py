@@ -16,10 +16,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from mculora.artefact import from_run, load, save
-from mculora.dialogues import DataError, batch, fingerprint, keep, random_dialogues, select, split
+from mculora.dialogues import DataError, batch, fingerprint, keep, random_dialogues, split
 from mculora.dpft import update_probabilities
 from mculora.evaluation import evaluate, evaluate_random, predictions
-from mculora.masking import from_modalities, protocol_masks, random_mask, sample
+from mculora.masking import protocol_masks, random_mask, sample
 from mculora.method import create, methods
 from mculora.modalities import combination_index, labels, members, supports
 from mculora.own import Columns, as_table, is_own, load_own, pool, read_mmsa, read_own, read_table

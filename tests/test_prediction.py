@@ -15,10 +15,10 @@ from mculora.artefact import Artefact, save
 from mculora.calibration import Calibration, ece, fit_temperature, nll, reliability
 from mculora.dialogues import DataError, random_dialogues, select
 from mculora.method import create, methods
-from mculora.modalities import labels, members
+from mculora.modalities import labels
 from mculora.model import MCULoRA
 from mculora.own import Columns, as_table, read_table
-from mculora.prediction import Predictor, as_rows, gather, read_input, write_rows
+from mculora.prediction import Predictor, as_rows, read_input
 from mculora.sources import example, fit_scale, read_layout, scale, write_layout
 
 WIDTHS = {'a': 4, 't': 6, 'v': 5}
@@ -63,7 +63,7 @@ def test_what_is_said_of_a_dialogue_does_not_depend_on_others_and_a_stream_is_th
 def test_any_subset_of_modalities_per_utterance(has, seed):
     g = np.random.default_rng(seed)
     dialogue = [{m: g.normal(size=w) if h else None for (m, w), h in zip(WIDTHS.items(), row)} for row in has]
-    for row, u, p in zip(has, dialogue, ASK(dialogue), strict=True):
+    for row, p in zip(has, ASK(dialogue), strict=True):
         names = ''.join(m for m, h in zip(WIDTHS, row) if h)
         assert p.combination == names
         if not names: assert p.label is None and p.private is None and not p.probability; continue

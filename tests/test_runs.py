@@ -157,7 +157,7 @@ def test_training_with_gaps(tmp_path, method):
     options = {k: v for k, v in {**SMALL, 'epochs': 2, 'steps': 2}.items() if k in methods()[method].Settings.model_fields}
     for missing in GAPS[:1 if 'per-condition' in method else 2]:
         c = RunConfig(size='tiny', method=method, missing=missing, out_dir=str(tmp_path), device='cpu', options=options)
-        r, folder = run(c, progress=False)
+        r, _ = run(c, progress=False)
         s, *_ = prepare(c)
         counts = r.data['conditions']
         assert set(counts['test'].values()) == {r.data['utterances']['test']} and counts['train']['atv'] < .4*r.data['utterances']['train']
