@@ -147,6 +147,7 @@ class MCULoRAPlus(MCULoRA):
     def depends(self, stage):
         s = self.settings
         early = dict(every=s.every, context=s.context, speakers=s.speakers, level=s.level, average=s.average)   # what pre-training knows of
+        if s.context: early |= dict(rank=s.rank, adapter_form=s.adapter_form, adapter_place=s.adapter_place)   # adapters are drawn before the context
         return super().depends(stage) | (early if stage == 'pretrain' and any(early.values()) else {})
 
     # who speaks

@@ -244,7 +244,7 @@ class RecoveringSettings(Recipe):
 
 class Recovering(Baseline):
     "Base of DiCMoR and IMDer: project, recover what is missing, fuse."
-    late = ('blocks', 'recovery')                                                             # settings without a part in the first stage
+    late = ('recovery',)   # settings without a part in the first stage; `blocks` is not among them: R_m is drawn before the fusion
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
         s, M = settings, len(widths)

@@ -1,0 +1,96 @@
+"""What a few epochs on a simulated twin gave when the code was last known to be right.
+
+A test by hand says what one function does; this one notices when a run as a whole no longer does what it did: order of
+batches, draws, dropout, first weights, decay, masks. Where a change is meant, `python tests/test_golden.py` writes the
+numbers anew; say in the commit why they moved."""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mculora.dialogues import Splits, split
+from mculora.evaluation import predictions
+from mculora.masking import mask_hash, random_mask
+from mculora.method import create, methods
+from mculora.sources import fit_scale, scale
+from mculora.training import fit, plan_epoch
+from mculora.twins import twin
+
+FILE = Path(__file__).with_name('golden-simulated.json')
+SMALL = dict(width=16, depth=2, rank=2, epochs=2, lr=1e-3, batch_size=4, dropout=.2, steps=3,
+             weight_decay=.01, amplitude=.3, beta=.1, bounds=(.4, .6))
+RUNS = {name: (name, {}) for name in methods() if not name.endswith('-per-condition')} | {
+    'momke-per-condition': ('momke-per-condition', dict(epochs=1)),
+    'literal, squared, per modality': (
+        'mculora', dict(adapter_form='literal', orthogonality='squared', dpft='modality')),
+    'in every linear map': ('mculora', dict(adapter_place='linear', depth=1)),
+    'a draw per utterance': ('mculora', dict(sampling='utterance', alpha=2.)),
+}
+CLOSE = dict(rel=1e-5, abs=1e-5)   # other processors and versions round differently: by 1e-7 here
+
+
+def parts():
+    s = split(twin('iemocap', 'tiny'), seed=1)
+    stats = fit_scale(s.train)
+    return Splits(*(scale(p, stats) for p in (s.train, s.val, s.test)), s.name)
+
+
+def fitting(name, options):
+    known = methods()[name].Settings.model_fields
+    return {k: v for k, v in (SMALL | options).items() if k in known}
+
+
+def numbers(run, s):
+    "All losses of all epochs, and how large the final predictions are under each condition."
+    name, options = RUNS[run]
+    torch.manual_seed(1)
+    method = create(name, s.train.task, s.train.widths, fitting(name, options))
+    history = fit(method, s, 1, progress=False)
+    losses = [{k: v for k, v in row.items() if k.startswith('train/')} for row in history]
+    said = predictions(method, s.test).clamp(min=-1e3).abs().mean((1, 2)).tolist()
+    return dict(losses=losses, predictions=said, q=method.q.tolist())
+
+
+def drawn(s):
+    "What a seed decides: who validates, who sits in which batch, what is dropped."
+    method = create('mculora', s.train.task, s.train.widths, fitting('mculora', {}))
+    steps = plan_epoch(s.train, method.stages()[0], method.q, 3)
+    return dict(val=list(s.val.ids), batches=[rows.tolist() for rows, _, _ in steps],
+                dropped=[mask_hash(mask) for _, mask, _ in steps],
+                protocol=mask_hash(random_mask(50, 3, .5, 66)))
+
+
+def nearly(x):
+    "The same structure, its numbers with a tolerance."
+    if isinstance(x, dict): return {k: nearly(v) for k, v in x.items()}
+    if isinstance(x, list): return [nearly(v) for v in x]
+    return pytest.approx(x, **CLOSE)
+
+
+@pytest.fixture(scope='module')
+def s(): return parts()
+
+
+GOLDEN = json.loads(FILE.read_text()) if FILE.exists() else {}
+
+
+@pytest.mark.parametrize('run', RUNS)
+def test_a_run_gives_the_numbers_that_it_gave(s, run):
+    assert numbers(run, s) == nearly(GOLDEN['runs'][run])
+
+
+def test_a_seed_draws_what_it_drew(s):
+    assert drawn(s) == GOLDEN['drawn']
+
+
+def test_every_pinned_run_is_there():
+    assert set(GOLDEN['runs']) == set(RUNS)
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    s = parts()
+    found = dict(data=s.train.task.name, drawn=drawn(s), runs={run: numbers(run, s) for run in RUNS})
+    FILE.write_text(json.dumps(found, indent=1) + '\n')
+    print(f'wrote {FILE.name}')
