@@ -178,11 +178,12 @@ def bench(
 )->list[dict[str, Any]]:     # name, seconds, reference_seconds and ratio, mild_seconds and mild_ratio, peak_mb (MiB), gflop, ceiling_share and the ceiling it is a share of
     "Time the parts of a MCULoRA run on the shape of IEMOCAP, each beside its plain version."
     device, out = resolve_device(device), []
-    product, copied = ceilings(device, precision)
+    edge = 2048 if size == 'full' else 256    # of the matrices
+    product, copied = ceilings(device, precision, edge)
     def note(name, seconds, reference=None, mild=None, peak=None, gflop=None, **more):
         out.append(dict(name=name, seconds=seconds, reference_seconds=reference, ratio=reference and reference/seconds, mild_seconds=mild, mild_ratio=mild and mild/seconds, peak_mb=peak, gflop=gflop, ceiling_share=gflop and gflop/seconds/product, ceiling_gflop_per_second=gflop and product, **more)); say(out[-1])
-    note('ceiling_product', 2*2048**3/product/1e9, gflop=2*2048**3/1e9)
-    note('ceiling_copy', 2*4*4*2048**2/copied/1e9, gb_per_second=copied)
+    note('ceiling_product', 2*edge**3/product/1e9, gflop=2*edge**3/1e9)
+    note('ceiling_copy', 2*4*4*edge**2/copied/1e9, gb_per_second=copied)
     d = to(open_dataset('iemocap', data_root, size), device)
     with tempfile.TemporaryDirectory() as t:
         folder = write_layout(t, example('iemocap', d.lengths.tolist(), d.widths))      # noise of the same shape, in the files of the field
@@ -212,7 +213,7 @@ def bench(
         figure('evaluation' if stage.encoded else f'{stage.name}_evaluation', partial(scores, test, stage), lambda plain, stage=stage: plain.evaluate(test, stage.name))
         if stage.encoded: figure('evaluation_encoded', partial(scores, b, stage), lambda plain, stage=stage: plain.evaluate(test, stage.name))
     for name, f, reference, peak in todo:
-        product = ceilings(device, precision)[0]
+        product = ceilings(device, precision, edge)[0]
         note(name, *in_turns(f, *(partial(reference, plain) for plain in plains), repeats=repeats), peak, flop(f))
     return out
 

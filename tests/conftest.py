@@ -17,9 +17,10 @@ ALONE = ('test_notebooks.py', 'test_paper.py')   # notebooks share nothing
 
 
 def pytest_collection_modifyitems(items):
-    "Side by side, the tests of a file run in one process, which then shares what they prepare."
+    "Side by side, the tests of a file run in one process, which then shares what they prepare; a test may name another group."
     for item in items:
-        if item.path.name not in ALONE: item.add_marker(pytest.mark.xdist_group(item.path.name))
+        if item.path.name not in ALONE and not item.get_closest_marker('xdist_group'):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 # --- where the time goes: CPU seconds of a test and of the processes that it waited for, which a busy machine does not change ---
