@@ -4,13 +4,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from forks import EPOCH, Place, die_after, outcome, small_files
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -28,66 +28,37 @@ from mculora.twins import bayes_limit
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(width=16, depth=1, rank=2, epochs=6, batch_size=4)
-LIMIT = {'OMP_NUM_THREADS': '1'}                              # many processes at once: no fights over cores
 
 
-def python(code, *args, **env):
-    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], cwd=ROOT, env={**os.environ, **LIMIT, **env}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-TRAIN = '''
-import sys, torch
-from mculora.runs import RunConfig, run
-torch.set_num_threads(1)
-_, folder = run(RunConfig(size='tiny', device='cpu', out_dir=sys.argv[1], options=dict(width=16, depth=1, epochs=6)), progress=False, every=0., on_epoch=lambda row: print(row['stage'], row['epoch'], flush=True))
-print(folder)
-'''
-
-
-def outcome(folder):
-    "All that must be equal: scores, weights, curves without the clock."
-    r, = Path(folder).rglob('result.json')
-    curves = pd.read_parquet(r.parent/'curves.parquet')
-    return read_result(r).scores, load_file(r.parent/'model.safetensors'), curves[[c for c in curves if not c.startswith('seconds')]]
+TINY = dict(size='tiny', schedule='quick')
 
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
-    out = tmp_path_factory.mktemp('whole')
-    p = python(TRAIN, out)
-    text, _ = p.communicate(timeout=240)
-    assert p.returncode == 0, text
-    return outcome(out)
+    place = Place(tmp_path_factory.mktemp('whole')/'place', **TINY)
+    code, text = place.go(epochs=6)
+    assert code == 0 and len(EPOCH.findall(text)) == 12, text
+    return outcome(place.results[0].parent)
 
 
-@pytest.mark.parametrize('after', [4, 6, 10])
-def test_killed_at_any_moment_ends_with_the_same_bits(tmp_path, uninterrupted, after):
-    p = python(TRAIN, tmp_path)
-    for _ in range(after): assert p.stdout.readline()
-    time.sleep(.01*(after % 3))                                 # somewhere in an epoch, or in writing the checkpoint
-    p.send_signal(signal.SIGKILL); p.wait(); p.stdout.close()
-    assert not list(tmp_path.rglob('result.json'))
-    again = python(TRAIN, tmp_path)
-    text, _ = again.communicate(timeout=240)
-    assert again.returncode == 0, text
-    epochs = [line for line in text.splitlines() if re.match(r'(pretrain|finetune) \d+', line)]
-    assert len(epochs) <= 12 - after + 1                        # it went on, it did not start over
-    scores, weights, curves = outcome(tmp_path)
-    assert scores == uninterrupted[0]
-    assert weights.keys() == uninterrupted[1].keys() and all(torch.equal(w, uninterrupted[1][k]) for k, w in weights.items())
-    pd.testing.assert_frame_equal(curves, uninterrupted[2])
+@pytest.mark.parametrize('after, seconds', [(4, .03), (6, .05), (10, .01)])
+def test_killed_at_any_moment_ends_with_the_same_bits(tmp_path, uninterrupted, after, seconds):
+    "Somewhere in an epoch, or in writing the checkpoint."
+    place = Place(tmp_path/'place', **TINY)
+    code, text = place.go(during=[(after, die_after, (seconds,))], epochs=6)
+    assert code == -signal.SIGPROF and len(EPOCH.findall(text)) >= after and not place.results, text
+    code, text = place.go(epochs=6)
+    assert code == 0 and len(EPOCH.findall(text)) <= 12 - after + 1, text     # it went on, it did not start over
+    assert outcome(place.results[0].parent) == uninterrupted
 
 
 def test_a_disk_that_fails_loses_nothing(tmp_path, uninterrupted):
     "Files may not grow beyond a limit: every write of the weights fails, as on a full disk."
-    code = TRAIN.replace('import sys, torch', 'import sys, torch, resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nif len(sys.argv) > 2: resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))')
-    p = python(code, tmp_path, 10_000)
-    text, _ = p.communicate(timeout=240)
-    assert p.returncode != 0 and 'cannot write' in text and 'start the same run again' in text, text
-    assert not list(tmp_path.rglob('result.json'))
-    p = python(TRAIN, tmp_path)
-    text, _ = p.communicate(timeout=240)
-    assert p.returncode == 0 and outcome(tmp_path)[0] == uninterrupted[0], text
+    place = Place(tmp_path/'place', **TINY)
+    code, text = place.go((small_files, (10_000,)), epochs=6)
+    assert code == 1 and 'cannot write' in text and 'start the same run again' in text and not place.results, text
+    code, text = place.go(epochs=6)
+    assert code == 0 and outcome(place.results[0].parent) == uninterrupted, text
 
 
 def test_finished_runs_are_not_repeated_and_settings_make_new_ones(tmp_path):
@@ -197,7 +168,7 @@ def test_gaps_are_part_of_what_a_run_is(tmp_path):
 
 def papermill(out, *args):
     return subprocess.run([sys.executable, '-m', 'papermill', 'nbs/train.ipynb', str(out), '-k', 'python3', '--no-progress-bar', *map(str, args)], cwd=ROOT, text=True, capture_output=True, timeout=400,
-        env={**{k: v for k, v in os.environ.items() if k != 'IN_TEST'}, **LIMIT, 'JUPYTER_PREFER_ENV_PATH': '1'})
+        env={**{k: v for k, v in os.environ.items() if k != 'IN_TEST'}, 'OMP_NUM_THREADS': '1', 'JUPYTER_PREFER_ENV_PATH': '1'})
 
 
 def test_train_notebook(tmp_path):
