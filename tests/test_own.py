@@ -380,6 +380,7 @@ def test_a_modality_that_training_lacks_is_refused(tmp_path):
     with pytest.raises(DataError, match='train part of test: found no utterance with v, expected some'): prepare(RunConfig(dataset=str(tmp_path/'noise-simulated.parquet'), device='cpu'))
 
 
+@pytest.mark.slow
 def test_the_training_notebook_takes_a_table_with_gaps(tmp_path):
     d = gappy([[1, 1, 0, 1], [0, 1, 1, 0]], n=36, widths=FOUR, n_classes=0)
     as_table(replace(d, task=replace(d.task, middle=None))).rename(columns=dict(label='joy')).to_parquet(tmp_path/'noise-simulated.parquet')
