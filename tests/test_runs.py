@@ -216,6 +216,7 @@ def opened(monkeypatch, **given):
     "The first cells of the training notebook, in this process: its parameters, `given` after them as papermill puts it, and what checks them and reads the data."
     monkeypatch.delenv('IN_TEST', raising=False)
     monkeypatch.setenv('MCULORA_CACHE', given['out_dir'] + '-cache')
+    monkeypatch.setattr('seaborn.set_theme', lambda **how: None)      # of the whole process
     first, *more = [c for c in json.loads((ROOT/'nbs'/'train.ipynb').read_text())['cells'] if c['cell_type'] == 'code'][:3]
     space = {}
     exec(''.join(first['source']), space)
