@@ -102,7 +102,7 @@ def nobody():
 
 def until(log, what, p=None):
     "Wait until a process has printed something."
-    for _ in range(6000):
+    for _ in range(30_000):
         if log.exists() and re.search(what, log.read_text(), re.M): return
         assert p is None or p.exitcode is None, log.read_text()
         time.sleep(.01)

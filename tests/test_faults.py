@@ -365,7 +365,7 @@ def test_two_processes_do_a_run_once(campaign, place, alone):
 
 @pytest.mark.faults
 def test_who_waits_goes_on_where_the_other_was_killed(campaign, place, alone):
-    one = place.start(during=[(5, time.sleep, (100,))])
+    one = place.start(during=[(5, time.sleep, (300,))])
     until(one.log, '^finetune 1$', one)
     two = place.start()
     until(two.log, 'waiting for it', two)
