@@ -54,7 +54,7 @@ def worker(folder):
     warnings.simplefilter('ignore')
     read = readers()
     copyreg.add_extension('os', 'system', 1); pickle.loads(b'\x80\x02\x82\x01.')              # some other library used the registry
-    methods(); read['layout'](Path(folder).parent/'sound')                                                # and so that nothing is imported for the first time later on
+    methods(); read['layout'](Path(folder).parent/'first'/'sound')                                                # and so that nothing is imported for the first time later on
     for case in sorted(Path(folder).iterdir()):
         kind, end = (case/'kind').read_text(), time.monotonic() + 90
         r, w = os.pipe()
@@ -250,9 +250,9 @@ pickled('os.system', b'cos\nsystem\n(S"touch harm"\ntR.', 'control'); pickled('o
 
 
 def read_all(top, wanted):
-    "These cases, read by the watched process: name -> what happened."
+    "These cases, read by the watched process: name -> what happened. Nothing is made outside `top`."
     folders, names = top/'cases', {}
-    (top/'sound').mkdir(); release(top/'sound')
+    (top/'first'/'sound').mkdir(parents=True); release(top/'first'/'sound')
     for i, name in enumerate(wanted):
         kind, fill = CASES[name]
         case = folders/('control' if kind == 'control' else f'{i:04}'); case.mkdir(parents=True); names[case.name] = name
@@ -265,12 +265,14 @@ def read_all(top, wanted):
 
 
 def once(tmp_path_factory, name, wanted):
-    "The same, by one of the processes that test side by side."
+    "The same, by one of the processes that test side by side: the first to ask works in a folder of its own, the others wait."
     top = tmp_path_factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ: top = top.parent
     with open(top/f'{name}.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (file := top/f'{name}.json').exists(): file.write_text(json.dumps(read_all(tmp_path_factory.mktemp(name), wanted)))
+        if not (file := top/f'{name}.json').exists():
+            said = json.dumps(read_all(tmp_path_factory.mktemp(name), wanted))
+            file.write_text(said)
         return json.loads(file.read_text())
 
 
