@@ -11,7 +11,6 @@ part of `make test`."""
 import argparse
 import ast
 import contextlib
-import importlib
 import json
 import multiprocessing
 import os
