@@ -35,7 +35,7 @@ QUIET = 2> >(grep -v --line-buffered 'TCP without encryption\|KeyboardInterrupt 
 # make audit: in an environment of its own, which uv makes
 AUDIT = pip-audit==2.10.1
 
-.PHONY: help setup setup-locked lock audit train test test-all test-faults test-order test-mutants coverage lint paper lab html bench export clean-notebooks hooks
+.PHONY: help setup setup-locked lock audit train test test-notebooks test-unpinned test-lowest test-newest test-all test-faults test-order test-mutants coverage lint paper lab html bench export clean-notebooks hooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -83,6 +83,26 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
 
 test: $(STAMP) ## the tests, every notebook among them, side by side: minutes; [ARGS="-k notebooks"]
 	@$(PYTEST) --dist loadgroup $(ARGS)
+
+test-notebooks: $(STAMP) ## the notebooks alone, as nbdev_test runs them
+	@$(BIN)/nbdev_test
+
+test-unpinned: $(STAMP) ## the tests that do not compare bytes: for machines and versions that are not the pinned ones
+	@$(PYTEST) --dist loadgroup -m 'not slow and not faults and not pinned' $(ARGS)
+
+# In an environment of its own, with the oldest or newest versions that pyproject.toml allows. uv chooses the versions; pip installs
+# them, since it may know of a smaller build of torch.
+TORCH =
+test-lowest: RESOLUTION = lowest-direct
+test-newest: RESOLUTION = highest
+test-lowest test-newest: $(STAMP) ## [TORCH=2.13.0] the tests that need no pinned version, with the oldest or newest dependencies that are allowed
+	@$(BIN)/uv pip compile pyproject.toml --all-extras --resolution $(RESOLUTION) --python $(BIN)/python --no-annotate --no-header --quiet \
+		$(if $(TORCH),--override <(echo 'torch==$(TORCH)')) --output-file $(VENV)/$@.txt
+	@$(BIN)/python -m venv --clear $(VENV)/$@
+	@$(VENV)/$@/bin/python -m pip install -qq --disable-pip-version-check -r $(VENV)/$@.txt -e .
+	@$(VENV)/$@/bin/python -m ipykernel install --sys-prefix --name python3 >/dev/null
+	@touch $(VENV)/$@/.stamp
+	@$(MAKE) --no-print-directory test-unpinned VENV=$(VENV)/$@ ARGS='$(ARGS)'
 
 test-all: $(STAMP) ## the same and what is slow and rarely breaks: every kind of data, every committed table
 	@$(PYTEST) --dist loadgroup -m 'not faults' $(ARGS)
