@@ -35,7 +35,7 @@ QUIET = 2> >(grep -v --line-buffered 'TCP without encryption\|KeyboardInterrupt 
 # make audit: in an environment of its own, which uv makes
 AUDIT = pip-audit==2.10.1
 
-.PHONY: help setup setup-locked lock audit train test test-all test-faults paper lab html bench export clean-notebooks hooks
+.PHONY: help setup setup-locked lock audit train test test-all test-faults test-order test-mutants coverage lint paper lab html bench export clean-notebooks hooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -78,14 +78,33 @@ train: $(STAMP) ## one training run: [DATASET=iemocap] [METHOD=mculora] [SEED=66
 		$(if $(DATA_ROOT),-r data_root "$$($(BIN)/python -c 'import os, sys; print(os.path.abspath(os.path.expanduser(sys.argv[1])))' '$(DATA_ROOT)')") $(ARGS) $(QUIET)
 	@echo "the run as a notebook, with its pictures: runs/notebooks/$(RUN_NAME).ipynb"
 
-test: $(STAMP) ## the tests, with every notebook among them, files side by side: [ARGS="-k notebooks"]
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup $(ARGS)
+# One thread a process, and a process a core; what a worker has at the end another one takes over.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
 
-test-all: $(STAMP) ## the same and what is slow and rarely breaks: more data, every committed table, long training
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup -m 'not faults' $(ARGS)
+test: $(STAMP) ## the tests, every notebook among them, side by side: minutes; [ARGS="-k notebooks"]
+	@$(PYTEST) --dist loadgroup $(ARGS)
+
+test-all: $(STAMP) ## the same and what is slow and rarely breaks: every kind of data, every committed table
+	@$(PYTEST) --dist loadgroup -m 'not faults' $(ARGS)
 
 test-faults: $(STAMP) ## the campaign of faults: kills, full disks, damaged and hostile files, minutes long; prints what came of it
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal -m 'faults or not faults' tests/test_faults.py tests/test_hostile.py tests/test_degenerate.py $(ARGS)
+	@$(PYTEST) --dist worksteal -m 'faults or not slow' tests/test_faults.py tests/test_hostile.py tests/test_degenerate.py $(ARGS)
+
+test-order: $(STAMP) ## the tests in a random order, which the first line names: ARGS="-p randomly_seed=N" repeats one
+	@$(PYTEST) --dist loadgroup -p randomly $(ARGS)
+
+test-mutants: $(STAMP) ## opt-in: puts small faults into the code and says which test notices; [ARGS="--review | --module dpft"]
+	@$(BIN)/python tests/mutants.py $(ARGS)
+
+coverage: $(STAMP) ## which lines the tests run; a notebook's own cells are not the package's, so they count where others import them
+	@rm -f .coverage .coverage.*
+	@$(PYTEST) --dist loadgroup --cov --cov-report= $(ARGS)
+	@$(BIN)/coverage report
+
+lint: $(STAMP) ## what is not run: ruff over package, notebooks and tests, types, clean notebooks, the package as exported; changes nothing
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_toolchain.py -k 'exactly_what or are_clean' | tail -1
 
 # One at a time: the lock is the kernel's, so a pass that was killed leaves none (Snakemake's own would stay).
 paper: $(STAMP) ## every run, table and figure of the paper that is not there yet: [SIZE=full|tiny] [CORES=all]

@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'Artefact', 'ModelConfig', 'readout', 'Standalone', 'write_program', 'card', 'save', 'load', 'from_run']
 
 # %% ../nbs/13d_artefact.ipynb #9173eb7e
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from .modalities import labels
 from .dialogues import DataError, Task
 from .sources import OutputError, write_atomically
-from .twins import open_dataset
 from .own import Columns
 from .method import Method, read_settings
 from .evaluation import metric_names
 from .calibration import Calibration, calibrate, calibration_report
-from .merge import Merged, merge
-from .results import Result, collect, file_hash, interval, read_result
+from .merge import merge
+from .results import collect, file_hash, interval, read_result
 from .runs import RunConfig, load_method, prepare, save_method
 
 # %% ../nbs/13d_artefact.ipynb #88bc371d
@@ -48,7 +47,7 @@ class Artefact:
         return Columns.written(self.trained.get('data', {}).get('table', {}))
 
 # %% ../nbs/13d_artefact.ipynb #9295589e
-FORMAT = 1
+FORMAT:Literal[1] = 1
 
 class _Calibrated(BaseModel):
     model_config = ConfigDict(extra='forbid')
@@ -238,7 +237,7 @@ def load(
     if tuple(k.temperature) != names or not all(0 < T < float('inf') for T in k.temperature.values()): raise DataError(f'{folder/"config.json"}: found the temperatures {k.temperature}, expected a number above 0 for each of {", ".join(names)}')
     if bad := [n for n, v in method.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]: raise DataError(f'{folder/"model.safetensors"}: found NaN or infinity in {bad[0]}, expected finite weights')
     a = Artefact(method.requires_grad_(False), scale, Calibration(k.temperature, k.utterances, k.borrowed, k.common), k.report, c.trained, tuple(n.removesuffix('.pt2') for n in c.files if n.endswith('.pt2')))
-    try: a.table
+    try: _ = a.table
     except (ValueError, TypeError, AttributeError) as e: raise DataError(f'{folder/"config.json"}: found no description of columns in trained.data.table ({str(e).splitlines()[0]}), expected one as `mculora export` writes it') from None
     return a
 

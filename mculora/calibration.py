@@ -8,7 +8,6 @@ __all__ = ['BINS', 'BOUNDS', 'reliability', 'ece', 'nll', 'fit_temperature', 'Ca
 
 # %% ../nbs/10a_calibration.ipynb #305d9928
 from dataclasses import dataclass, field
-import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -19,7 +19,7 @@ from types import ModuleType
 import hashlib, importlib, importlib.metadata, importlib.util, json, os, re, tempfile, warnings, wave
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 from .dialogues import DataError, Dialogues, Task, resolve_device
 from .sources import layout, read_labels, write_atomically, write_layout, _plain, _show
@@ -417,7 +417,7 @@ def read_manifest(
         seen.setdefault(u, n)
         for k in ('wav', 'frames'):
             if r.get(k): r[k] = path.parent/r[k]
-            if r.get(k) and not (r[k].is_file() or k == 'frames' and r[k].is_dir()): bad.append(f'{at}: found no {k} at {r[k]}, expected a file{" or folder"*(k == "frames")}; leave the cell empty if there is none')
+            if r.get(k) and not (r[k].is_file() or (k == 'frames' and r[k].is_dir())): bad.append(f'{at}: found no {k} at {r[k]}, expected a file{" or folder"*(k == "frames")}; leave the cell empty if there is none')
         clips.append(Clip(**{k: v or None if k in ('wav', 'frames') else v for k, v in r.items()}))
     if bad: raise DataError(f'{path}: {len(bad)} problem{"s"*(len(bad) > 1)}: ' + '; '.join(bad[:5]) + '; ...'*(len(bad) > 5))
     return clips
@@ -500,7 +500,7 @@ def extract(
                     _clear(top, u); bad.append(f'utterance {u}: {e}'); continue
                 _clear(top, u)
                 if v is None: (top/u).mkdir()
-                else: write_atomically(top/f'{u}.npy', lambda p: _save(p, v.astype(np.float32)))
+                else: write_atomically(top/f'{u}.npy', lambda p, v=v: _save(p, v.astype(np.float32)))
                 log.write('\n' + json.dumps(dict(utterance=u, digest=digest)) + '\n'); log.flush()    # on a line of its own, whatever a killed pass left
     return bad
 

@@ -92,7 +92,7 @@ def problems(
         if x[~d.present[:, k]].any(): bad.append(f'features {m!r}: found values where `present` is False, expected zeros')
         if not d.present[:, k].any(): bad.append(f'features {m!r}: no utterance has them; leave the modality out instead')
     if d.task.classes:
-        e = (d.label < 0) | (d.label >= len(d.task.classes)) if not d.label.is_floating_point() else torch.ones(n, dtype=bool)
+        e = (d.label < 0) | (d.label >= len(d.task.classes)) if not d.label.is_floating_point() else torch.ones(n, dtype=torch.bool)
         want = f'a whole number from 0 to {len(d.task.classes)-1}'
     else: e, want = ~((d.label >= d.task.low) & (d.label <= d.task.high)), f'a number from {d.task.low:g} to {d.task.high:g}'
     if e.any(): bad.append(f'label of {_first(d.utterances, e)}: found {d.label[e][0].item():g}, expected {want}')
@@ -106,7 +106,7 @@ def checked(d:Dialogues)->Dialogues:
 # %% ../nbs/01_dialogues.ipynb #38d9d5a3
 def random_dialogues(
     lengths=(3, 5, 2, 7, 4),          # utterances per dialogue
-    widths={'a': 4, 't': 6, 'v': 5},  # modality -> width
+    widths:dict[str, int]|None=None,  # modality -> width; None: a 4, t 6, v 5
     n_classes:int=4,                  # 0: scores
     missing:float=0.,                 # chance that an utterance lacks a modality (never all)
     absent:float=0.,                  # chance that a whole dialogue lacks a modality (never all)
@@ -114,6 +114,7 @@ def random_dialogues(
     seed:int=0,                       #
 )->Dialogues:
     "Noise in the shape of a dataset, for tests."
+    if widths is None: widths = dict(a=4, t=6, v=5)
     g, n, M = torch.Generator().manual_seed(seed), sum(lengths), len(widths)
     present = torch.rand(n, M, generator=g) >= missing
     there = torch.rand(len(lengths), M, generator=g) >= absent
@@ -181,7 +182,7 @@ def _range(d): # lowest, highest and middle score, where they are not what the l
 def fingerprint(d:Dialogues)->str:
     "Hash of everything that a method can see: 16 hexadecimal digits."
     h = hashlib.sha256(json.dumps([d.task.name, d.task.classes, d.modalities, d.ids, d.part, *_range(d)]).encode())
-    for x in [*d.features.values(), d.present, d.speaker, d.label, d.offset]: h.update(np.ascontiguousarray(x.detach().cpu().numpy()))
+    for x in [*d.features.values(), d.present, d.speaker, d.label, d.offset]: h.update(np.ascontiguousarray(x.detach().cpu().numpy()).data)
     return h.hexdigest()[:16]
 
 # %% ../nbs/01_dialogues.ipynb #eb22f358
@@ -202,7 +203,7 @@ class Batch:
     complete:'Batch|None' = None # training only: the batch before `keep` dropped modalities
 
     @property
-    def shape(self)->tuple[int, int]: return tuple(self.valid.shape) # B, L
+    def shape(self)->tuple[int, ...]: return tuple(self.valid.shape) # B, L
 
 def batch(
     d:Dialogues, # where from

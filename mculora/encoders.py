@@ -92,7 +92,7 @@ class UnimodalEncoder(nn.Module):
             full = lambda h: h.new_zeros(B*L, h.shape[-1]).index_copy(0, rows, h).unflatten(0, (B, L)) # [n, d] -> [B, L, d]
             look = lambda qkv, heads, mask: attend(full(qkv), heads, mask).flatten(0, 1).index_select(0, rows)
         h = self.dropout(adapt('input', self.input, x), place)
-        for i, block in enumerate(self.blocks): h = block(h, lambda qkv, heads: look(qkv, heads, mask), lambda name, w, z: adapt(f'{i}.{name}', w, z), place)
+        for i, block in enumerate(self.blocks): h = block(h, lambda qkv, heads: look(qkv, heads, mask), lambda name, w, z, i=i: adapt(f'{i}.{name}', w, z), place)
         return full(self.norm(h)) if pack else self.norm(h) * present[..., None]
 
 # %% ../nbs/04_encoders.ipynb #3989cefc

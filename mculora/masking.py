@@ -33,18 +33,17 @@ def random_mask(
     present:Tensor|None=None, # [N, M] bool: what is there to begin with; None: everything
 )->Tensor:             # [N, M] bool: what stays
     "Random missing protocol: every utterance keeps at least one modality that it has, a share `rate` of all entries is gone. Raises `ValueError` for rates that cannot be had."
-    each = isinstance(rate, tuple)
-    if not all(0 <= x < 1 for x in (rate if each else (rate,))): raise ValueError(f'rate: found {rate}, expected at least 0 and below 1')
-    if each and (len(rate) != n_modalities or sum(rate) > n_modalities - 1 + 1e-9): raise ValueError(f'rate: found {rate}, expected {n_modalities} shares with a sum of at most {n_modalities - 1}: every utterance keeps one modality')
+    if not all(0 <= x < 1 for x in (rate if isinstance(rate, tuple) else (rate,))): raise ValueError(f'rate: found {rate}, expected at least 0 and below 1')
+    if isinstance(rate, tuple) and (len(rate) != n_modalities or sum(rate) > n_modalities - 1 + 1e-9): raise ValueError(f'rate: found {rate}, expected {n_modalities} shares with a sum of at most {n_modalities - 1}: every utterance keeps one modality')
     g = torch.Generator().manual_seed(seed)
-    if each:
+    if isinstance(rate, tuple):
         eta = torch.tensor(rate)
         S = (1 - eta).sum().clamp(min=1)                                              # modalities of an utterance that stay, on average
         one, p = torch.multinomial((1 - eta)/S, n_utterances, replacement=True, generator=g)[:, None], (eta*S/(S - 1 + eta)).nan_to_num(0)
     else: one, p = torch.randint(n_modalities, (n_utterances, 1), generator=g), min(rate/highest_rate(n_modalities), 1.) if n_modalities > 1 else 0.
     stays = one == torch.arange(n_modalities)
     luck = torch.rand(n_utterances, n_modalities, generator=g) >= p
-    if (again := torch.zeros(n_utterances, dtype=torch.bool) if present is None else ~(stays & present).any(-1) & present.any(-1)).any(): # the one that stays is not there: another that is
+    if present is not None and (again := ~(stays & present).any(-1) & present.any(-1)).any(): # the one that stays is not there: another that is
         stays[again] = torch.multinomial(present[again].float(), 1, generator=g) == torch.arange(n_modalities)
     return stays | luck
 

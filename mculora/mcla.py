@@ -32,7 +32,7 @@ class CombinationLoRA(nn.Module):
         h:Tensor,       # [B, L, d_in]
         adapter:Tensor, # [B] index of each dialogue's combination, or [B, L] of each utterance's; -1 (nothing present) is read as 0, its row is masked later
     )->Tensor:          # [B, L, d_out] the update alpha B A h
-        N, r, d = self.A.shape
+        N, r, _ = self.A.shape
         if N == 1 or adapter.ndim == 2:                                              # an index per utterance: one product with all N small A_i, the rows of others' zeroed
             z = h @ self.A.flatten(0, 1).T                                           # [B, L, N r]
             if N > 1: z = (z.unflatten(-1, (N, r)) * (adapter.clamp(0)[..., None] == torch.arange(N, device=h.device))[..., None]).flatten(-2)

@@ -10,7 +10,6 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 from .modalities import combination, members
-from .encoders import UnimodalEncoder
 from .fusion import AdaptiveWeight, Fusion, mix
 from .mcla import CombinationLoRA
 from .method import Method

@@ -6,7 +6,9 @@
 __all__ = ['NEVER', 'Stage', 'Settings', 'read_settings', 'Method', 'register', 'methods', 'settings_of', 'create', 'Majority']
 
 # %% ../nbs/03a_method.ipynb #ea90e8fe
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 import importlib, pkgutil
 import torch
 from torch import Tensor, nn
@@ -34,11 +36,13 @@ class Settings(BaseModel):
     "Base of all settings: unknown names and wrong types are refused."
     model_config = ConfigDict(extra='forbid', strict=True, frozen=True)
 
+_S = TypeVar('_S', bound=BaseModel)
+
 def read_settings(
-    cls:type[Settings],  # which settings
+    cls:type[_S],        # which settings
     options:dict,        # name -> value, as given by a person
     what:str='options',  # said in the message
-)->Settings:
+)->_S:
     "`cls(**options)`, or a `ValueError` with one line per problem."
     if odd := [k for k in options if not isinstance(k, str)]: raise ValueError(f'{what}: found the name {odd[0]!r}, expected one of the known names ({", ".join(cls.model_fields)})')
     try: return cls(**options)
@@ -51,15 +55,19 @@ def read_settings(
 # %% ../nbs/03a_method.ipynb #a83c424a
 class Method(nn.Module):
     "Base of all methods."
-    Settings = Settings           # the settings of the method
+    name:str                      # as registered
+    listed:bool                   # a row of the tables of all methods
+    q:Tensor                      # [N] probability of each combination in training
+    settings:Any                  # an instance of `Settings`, which each method extends by its own
+    Settings:type[BaseModel] = Settings # the settings of the method
     grid:tuple[float, ...] = ()   # learning rates that its fair recipe chooses from, on validation
-    space:dict[str, tuple[float, float]|list] = {} # settings of its own that a tuning study varies: from where to where, or which values
+    space:Mapping[str, Sequence] = {} # settings of its own that a tuning study varies: from where to where, or which values
     @classmethod
     def recipe(cls, task:Task, preset:str='fair')->dict: "Settings of a preset for this dataset, where they differ from the defaults: 'fair', or 'as-published' by the method's source."; return {}
     def __init__(self,
         task:Task,                # what is predicted
         widths:dict[str, int],    # modality -> D_m
-        settings:Settings,        # an instance of `Settings`
+        settings:BaseModel,       # an instance of `Settings`
     ):
         super().__init__()
         self.task, self.widths, self.settings = task, dict(widths), settings
@@ -111,7 +119,7 @@ def settings_of(
     name:str,               # which method
     task:Task,              # what is predicted
     options:dict|None=None, # settings that differ from the defaults
-)->tuple[type[Method], Settings]:
+)->tuple[type[Method], BaseModel]:
     "The class of a method and all its settings for a task. Raises `ValueError` for an unknown name or unfit options."
     known = _methods if name in _methods else methods()
     if name not in known: raise ValueError(f'method: found {name!r}, expected one of {", ".join(known)}')

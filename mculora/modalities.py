@@ -6,13 +6,14 @@
 __all__ = ['members', 'join_names', 'labels', 'combination_index', 'combination', 'supports']
 
 # %% ../nbs/00_modalities.ipynb #956e560b
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import cache
 from itertools import combinations as subsets
 import torch
 from torch import Tensor
 
 # %% ../nbs/00_modalities.ipynb #73a62429
-@lru_cache(maxsize=None)
+@cache
 def members(
     n_modalities:int, # M
 )->Tensor:            # [2^M - 1, M] bool: row i says which modalities combination i has; the last row is the complete one
@@ -23,22 +24,22 @@ def members(
 
 # %% ../nbs/00_modalities.ipynb #b55aeb07
 def join_names(
-    chosen:list[str], # the names to join
-    names:list[str],  # all modality names: whether one of them has two letters decides how they are joined
+    chosen:Iterable[str], # the names to join
+    names:Iterable[str],  # all modality names: whether one of them has two letters decides how they are joined
 )->str:
     "One label for several modalities: `atv` for one-letter names, `text+audio` for longer ones."
     return ('' if all(len(n) == 1 for n in names) else '+').join(chosen)
 
 def labels(
-    names:list[str], # modality names, in the order of the data
-)->tuple[str, ...]:  # one label per combination, in the order of `members`
+    names:Iterable[str], # modality names, in the order of the data
+)->tuple[str, ...]:      # one label per combination, in the order of `members`
     "The label of every combination."
     names = list(names)
     if len(set(names)) != len(names) or not all(names): raise ValueError(f'modality names: found {names}, expected different, non-empty names')
     return tuple(join_names([n for n, has in zip(names, row) if has], names) for row in members(len(names)).tolist())
 
 # %% ../nbs/00_modalities.ipynb #19e934ad
-@lru_cache(maxsize=None)
+@cache
 def _table(n_modalities, device):
     m = members(n_modalities)
     table = torch.full((2**n_modalities,), -1)
@@ -54,9 +55,9 @@ def combination_index(
 
 # %% ../nbs/00_modalities.ipynb #2565152e
 def combination(
-    label:str,       # e.g. 'tv', or 'text+video'; the order of the names does not matter
-    names:list[str], # modality names, in the order of the data
-)->int:              # index of the combination
+    label:str,           # e.g. 'tv', or 'text+video'; the order of the names does not matter
+    names:Iterable[str], # modality names, in the order of the data
+)->int:                  # index of the combination
     "The index of a combination given by its label."
     names = list(names)
     parts = list(label) if all(len(n) == 1 for n in names) else label.split('+')

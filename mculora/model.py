@@ -7,7 +7,7 @@ __all__ = ['Low', 'High', 'MCULoRASettings', 'stack', 'MCULoRA']
 
 # %% ../nbs/09a_model.ipynb #da587353
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 from pydantic import Field
@@ -23,7 +23,8 @@ from .losses import task_loss, total_loss
 from .dpft import decoupling, update_modalities, update_probabilities
 
 # %% ../nbs/09a_model.ipynb #bbcb405f
-Low, High = Annotated[float, Field(gt=0, le=.5)], Annotated[float, Field(ge=.5, lt=1)]
+Low = Annotated[float, Field(gt=0, le=.5)]
+High = Annotated[float, Field(ge=.5, lt=1)]
 
 class MCULoRASettings(Settings):
     "Settings of MCULoRA."
@@ -55,6 +56,10 @@ def stack(R:dict[str, Tensor])->Tensor:
 @register('mculora')
 class MCULoRA(Method):
     "Unimodal decoupled dynamic low-rank adaptation."
+    s:Tensor       # [N] s_t of eq. 8-9
+    p:Tensor       # [M] probability of each modality
+    occurs:Tensor  # [N] bool
+    adapters:Any   # as `adapter_place` says
     Settings = MCULoRASettings
     space = dict(rank=[1, 2, 4, 8, 16], alpha=[1., 2., 4., 8., 16.], beta=(1e-4, 1e-1), adapter_place=['output', 'linear'], orthogonality=['signed', 'squared'], dpft=['combination', 'modality', 'off'])
     def __init__(self,
@@ -95,8 +100,8 @@ class MCULoRA(Method):
             encoded=s.adapter_place != 'linear' and s.sampling in ('dialogue', 'batch'))
         return [first, second] if s.second_stage else [first]
 
-    def _read(self, b, pack, adapt=dict()): # E_m, with `adapt` of each modality
-        return {m: e(b.features[m], b.present[..., k], adapt.get(m, plain), b.place, pack) for k, (m, e) in enumerate(self.encoders.items())}
+    def _read(self, b, pack, adapt=None): # E_m, with `adapt` of each modality
+        return {m: e(b.features[m], b.present[..., k], (adapt or {}).get(m, plain), b.place, pack) for k, (m, e) in enumerate(self.encoders.items())}
 
     def _encode(self, b): return b.features if b.encoded else self._read(b, b.pack)         # R^m
 

@@ -6,6 +6,7 @@
 __all__ = ['EVERY', 'cosine', 'conflict', 'watching', 'Observed', 'observe', 'save_observed', 'load_observed']
 
 # %% ../nbs/11a_observation.ipynb #fdcafdf8
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 import json
 import torch
@@ -59,7 +60,7 @@ def watching(method:Method, stage:str, epoch:int, train:Dialogues)->dict[str, fl
 class Observed:
     "What was kept of a model's look at a part."
     utterances:list[str]                # [N] ids
-    conditions:list[str]                # [K] labels
+    conditions:Sequence[str]            # [K] labels
     output:Tensor                       # [K, N, C]
     label:Tensor                        # [N]
     said:dict[str, Tensor] = field(default_factory=dict)   # name -> [K, N, ...]: 'y_com', 'y_prt', 'weight'
@@ -103,9 +104,11 @@ _names = TypeAdapter(tuple[list[str], list[str]]) # the header
 
 def load_observed(path)->Observed:
     "Read it again. Raises `DataError` if the file is not whole."
-    pick = lambda prefix: {k.removeprefix(prefix): v for k, v in t.items() if k.startswith(prefix)}
     try:
-        with safe_open(str(path), 'pt') as f: t, (utterances, conditions) = {k: f.get_tensor(k) for k in f.keys()}, _names.validate_json(f.metadata()['names'])
+        with safe_open(str(path), 'pt') as f:
+            t = {k: f.get_tensor(k) for k in f.keys()}
+            utterances, conditions = _names.validate_json(f.metadata()['names'])
+        pick = lambda prefix: {k.removeprefix(prefix): v for k, v in t.items() if k.startswith(prefix)}
         o = Observed(utterances, conditions, t['output'], t['label'], pick('said.'), t.get('sample'), pick('points.'))
         if o.output.shape[:2] != (len(conditions), len(utterances)) or o.label.shape != (len(utterances),): raise ValueError('names and tensors of different lengths')
         return o

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 import hashlib, json, os, re, warnings
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from .dialogues import DataError, Dialogues, Task, problems
 from .sources import LAYOUTS, load_dialogues, read_npy, read_pickle, save_dialogues
 from .twins import open_dataset, repo_root
+if TYPE_CHECKING: # annotations alone need it here
+    import pandas as pd
 
 # %% ../nbs/02b_own.ipynb #ad4eab08
 class Columns(BaseModel):
@@ -60,7 +62,7 @@ def _numbers(x): # an array, a tensor or a list -> [D] float32, NaN where not me
     x[~np.isfinite(x)] = np.nan
     with np.errstate(over='ignore'): return (_mean(x) if x.ndim == 2 else x).astype(np.float32)
 
-def _nothing(x): return x is None or np.isscalar(x) and (x != x or isinstance(x, str) and not x) or type(x).__name__ == 'NAType' # an empty cell
+def _nothing(x): return x is None or (np.isscalar(x) and (x != x or (isinstance(x, str) and not x))) or type(x).__name__ == 'NAType' # an empty cell
 
 def _vector(x, base): # a cell -> [D] float32, NaN where not measured; None if there is nothing
     if _nothing(x): return None
@@ -77,7 +79,7 @@ def _measured(x, nonfinite, width=None): # [D] -> the same by the rule for what 
     x = np.where(np.isfinite(x), x, np.nan)
     n = int(np.isnan(x).sum())
     if n and nonfinite == 'refuse': raise DataError(f'found NaN or infinity in {n} of {len(x)} entries, expected finite numbers')
-    return None if n == len(x) or n and nonfinite == 'modality' else x
+    return None if n == len(x) or (n and nonfinite == 'modality') else x
 
 def _column(cells, where, name, base, nonfinite, width=None): # [N, D], [N], problems
     found, bad = {}, []
@@ -109,8 +111,8 @@ def read_labels_of(
     known = y[~missing]
     numbers = is_numeric_dtype(known) and not is_bool_dtype(known)
     whole = numbers and (is_integer_dtype(known) or (np.isfinite(known) & (known == np.floor(known))).all())
-    scores = c.task == 'score' or c.cuts or c.task == 'auto' and not c.classes and numbers and ((is_float_dtype(known) and not whole) or (whole and known.nunique() > 20))
-    about = dict(name=name, simulated='simulated' in name, views=views)
+    scores = c.task == 'score' or c.cuts or (c.task == 'auto' and not c.classes and numbers and ((is_float_dtype(known) and not whole) or (whole and known.nunique() > 20)))
+    about:dict[str, Any] = dict(name=name, simulated='simulated' in name, views=views)
     if not scores:
         text = [_number(x) for x in known]
         names = c.classes or tuple(sorted(set(text), key=float if whole else None))
@@ -161,7 +163,7 @@ def _csv(path, c): # a pandas frame: names and classes as they are written, '01'
     f, text = pd.read_csv(path), pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[''])
     names = {c.dialogue, c.utterance, c.speaker, c.split} - {c.position, c.label}
     for name in f.columns:
-        if name in names or name == c.label and not pd.api.types.is_numeric_dtype(f[name]): f[name] = text[name].to_numpy()
+        if name in names or (name == c.label and not pd.api.types.is_numeric_dtype(f[name])): f[name] = text[name].to_numpy()
     return f
 
 def _frame(source, c=Columns()): # a pandas frame of a file or of something like a table, and what it is called
@@ -180,7 +182,7 @@ ROLES = 'dialogue', 'position', 'utterance', 'speaker', 'label', 'split'
 def _vectors(frame, c): # modality -> column: those that have no role, and a vector in the first cell that is not empty
     def has(col):
         x = next((x for x in frame[col] if not _nothing(x)), None)
-        return isinstance(x, (list, tuple, np.ndarray)) or isinstance(x, str) and (x.endswith('.npy') or bool(re.match(r'\s*\[[\s\[]*([-.\d\]]|null|NaN|Infinity)', x))) # words may begin with a bracket too
+        return isinstance(x, (list, tuple, np.ndarray)) or (isinstance(x, str) and (x.endswith('.npy') or bool(re.match(r'\s*\[[\s\[]*([-.\d\]]|null|NaN|Infinity)', x)))) # words may begin with a bracket too
     roles = {getattr(c, r) for r in ROLES}
     return {str(col): col for col in frame.columns if col not in roles and has(col)}
 

@@ -156,8 +156,8 @@ class MCULoRAPlus(MCULoRA):
         own, n = own_turns(b.speaker), self.settings.heads
         return torch.stack([own]*((n + 1)//2) + [torch.ones_like(own)]*(n//2), 1)
 
-    def _read(self, b, pack, adapt=dict()):
-        among, out = self._among(b), {}
+    def _read(self, b, pack, adapt=None):
+        among, adapt, out = self._among(b), adapt or {}, {}
         for k, (m, e) in enumerate(self.encoders.items()):
             x, there = b.features[m], b.present[..., k]
             if self.settings.level: x = torch.cat([x, levels(x, there, b.speaker)*there[..., None]], -1)

@@ -75,7 +75,7 @@ class Predictor:
         speakers:list[int]|None=None, # 0, 1, ...: who speaks; None: one speaker
     )->list[Prediction]:
         "Predict a whole dialogue. Raises `DataError` for what the model cannot use."
-        return self.predict(gather(self.a, ['dialogue'], [dialogue], speakers and [speakers], self.nonfinite))
+        return self.predict(gather(self.a, ['dialogue'], [dialogue], [speakers] if speakers else None, self.nonfinite))
 
     def batches(self,
         d:Dialogues,                 # raw features, NaN where not measured; modalities as the model's

@@ -9,6 +9,7 @@ __all__ = ['side_by_side', 'Together']
 from contextlib import nullcontext
 from dataclasses import replace
 from collections.abc import Callable
+from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,7 +66,7 @@ class Together:
         f:Callable,            # (model, batch) -> tensors
         b:Batch,               # [R B, L], of `side_by_side`
         keys:list[int]|None=None, # R keys of the noise; None: outside training
-    )->Tensor|tuple|dict:      # as `f` gives it, each tensor with a leading R
+    )->Any:                    # as `f` gives it, each tensor with a leading R
         "`f` of every model and its part of the batch."
         R = len(self.methods)
         if R == 1:

@@ -9,7 +9,7 @@ __all__ = ['environment', 'interpreter', 'Score', 'Result', 'config_hash', 'code
 
 # %% ../nbs/12_results.ipynb #e949bea0
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 import hashlib, importlib.metadata, json, platform, subprocess, sys
 import psutil
 import torch
@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import mculora
 from .dialogues import DataError
 from .sources import brief, write_atomically
+if TYPE_CHECKING: # annotations alone need it here
+    import pandas as pd
 
 # %% ../nbs/12_results.ipynb #5fcec8e4
 def _git(*args):
@@ -24,7 +26,7 @@ def _git(*args):
     except (OSError, subprocess.SubprocessError): return None
 
 def _processor():
-    try: return next(l.split(':', 1)[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
+    try: return next(l.split(':', 1)[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name'))
     except (OSError, StopIteration): return platform.processor() or platform.machine()
 
 def environment(

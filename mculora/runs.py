@@ -137,7 +137,7 @@ def incomplete(
         missing = tuple(float(missing.get(m, 0.)) for m in s.train.modalities)
     try: masks = {p: random_mask(len(d.utterances), len(d.modalities), missing, seed + k, d.present) for k, (p, d) in enumerate((('train', s.train), ('val', s.val)))}
     except ValueError as e: raise ValueError(f'missing: {e}') from None
-    return replace(s, **{p: drop(getattr(s, p), m) for p, m in masks.items()}), dict(missing={p: mask_hash(m) for p, m in masks.items()})
+    return replace(s, train=drop(s.train, masks['train']), val=drop(s.val, masks['val'])), dict(missing={p: mask_hash(m) for p, m in masks.items()})
 
 # %% ../nbs/13_runs.ipynb #12e6894d
 def have(

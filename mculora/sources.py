@@ -10,7 +10,7 @@ __all__ = ['LAYOUTS', 'brief', 'read_pickle', 'Layout', 'layout', 'find', 'find_
 
 # %% ../nbs/02_sources.ipynb #3b622404
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
@@ -32,7 +32,7 @@ from .dialogues import DataError, Dialogues, Task, folds, problems, random_dialo
 # %% ../nbs/02_sources.ipynb #5b6963b7
 def _simple(xs, where): # only what takes no time to hash or compare
     for x in xs:
-        if not isinstance(x, (str, bytes, int, float, np.generic, type(None))) or isinstance(x, int) and abs(x) >= 2**63 or isinstance(x, (str, bytes)) and len(x) > 10_000:
+        if not isinstance(x, (str, bytes, int, float, np.generic, type(None))) or (isinstance(x, int) and abs(x) >= 2**63) or (isinstance(x, (str, bytes)) and len(x) > 10_000):
             raise DataError(f'has a {"long "*isinstance(x, (str, bytes, int))}{type(x).__name__} {where}, expected short texts and plain numbers')
 
 class _DType:
@@ -136,7 +136,7 @@ _Unpickler.dispatch |= {op[0]: _guarded(op, _Unpickler.dispatch[op[0]]) for op i
 
 # %% ../nbs/02_sources.ipynb #70c4a0ed
 def _show(x): # a value in a message: a name or a number as it is, anything else by its type
-    return f'{x!r:.60}' if isinstance(x, (str, float, np.number, type(None))) or isinstance(x, int) and abs(x) < 10**20 else f'a {type(x).__name__}'
+    return f'{x!r:.60}' if isinstance(x, (str, float, np.number, type(None))) or (isinstance(x, int) and abs(x) < 10**20) else f'a {type(x).__name__}'
 
 def _said(name): # a file's name in a message, without what could pass for another line or steer a terminal
     return name if name.isprintable() else repr(name)
@@ -259,13 +259,14 @@ def _view(folder): # a feature folder in words
 def example(
     dataset:str='iemocap',            # whose names and labels
     lengths=(3, 5, 2, 7, 4),          # utterances per dialogue
-    widths={'a': 4, 't': 6, 'v': 5},  # modality -> width
+    widths:dict[str, int]|None=None,  # modality -> width; None: a 4, t 6, v 5
     no_face:float=0.,                 # share of utterances without the last modality
     seed:int=0,                       #
 )->Dialogues:
     "Noise under the names of a dataset, for tests."
-    l, M = layout(dataset), len(widths)
+    l = layout(dataset)
     d = random_dialogues(lengths, widths, len(l.classes), seed=seed)
+    M = len(d.features)
     present = d.present & ((torch.rand(len(d.label), 1, generator=torch.Generator().manual_seed(seed)) >= no_face) | (torch.arange(M) < M-1))
     part = [f'Session{k%5 + 1}' if l.speakers else ('train', 'train', 'train', 'val', 'test')[k%5] for k in range(len(d))]
     ids = [f'Ses0{p[-1]}F_impro{k:02}' if l.speakers else f'video{k:03}' for k, p in enumerate(part)]
@@ -304,7 +305,7 @@ def write_layout(
 
 # %% ../nbs/02_sources.ipynb #81454d15
 def _items(x): # a list, tuple or 1-D array as a list, else None
-    return list(x) if isinstance(x, (list, tuple)) or isinstance(x, np.ndarray) and x.ndim == 1 else None
+    return list(x) if isinstance(x, (list, tuple)) or (isinstance(x, np.ndarray) and x.ndim == 1) else None
 
 def _label_problem(y, l): # what is wrong with one label, or None
     want = f'a whole number from 0 to {len(l.classes)-1}' if l.classes else 'a number from -3 to 3'
@@ -550,7 +551,7 @@ def load_dialogues(
     try:
         meta = _Meta.model_validate(said)
         if note not in (None, meta.note): raise DataError(f'{path}: found data of another version or origin')
-        d = Dialogues(meta.task, {m: tensors[f'features/{m}'] for m in meta.modalities}, *(tensors[k] for k in ('present', 'speaker', 'label', 'offset')), meta.ids, meta.utterances, meta.part, meta.encoded)
+        d = Dialogues(meta.task, {m: tensors[f'features/{m}'] for m in meta.modalities}, tensors['present'], tensors['speaker'], tensors['label'], tensors['offset'], meta.ids, meta.utterances, meta.part, meta.encoded)
     except DataError: raise
     except (LookupError, TypeError, AttributeError, ValueError) as e:
         raise DataError(f'{path}: found no whole file of dialogues ({type(e).__name__}: {brief(e)})') from e
@@ -587,7 +588,7 @@ def load_layout(
     stamp = _hash(*sorted([*_stamps(folder, 1), *(x for f in names.values() for x in _stamps(folder/'features'/f))]))
     with suppress(DataError): return load_dialogues(cache, stamp) # missing, outdated or damaged: read the files themselves
     d, bad = read_layout(folder, dataset, names, progress)
-    if bad: raise DataError(f'{dataset}: {len(bad)} problem{"s"*(len(bad) > 1)}: ' + '; '.join(bad[:5]) + '; ...'*(len(bad) > 5))
+    if bad or d is None: raise DataError(f'{dataset}: {len(bad)} problem{"s"*(len(bad) > 1)}: ' + '; '.join(bad[:5]) + '; ...'*(len(bad) > 5))
     try: save_dialogues(d, cache, stamp)
     except (OSError, SafetensorError) as e: warnings.warn(f'{cache.parent}: cannot keep a copy for next time ({e})')
     return d
@@ -629,7 +630,7 @@ def _together(d): # what occurs, and which combinations no utterance has in full
 
 def describe(
     d:Dialogues|None,         # what could be read
-    problems:list[str]=(),    # of `read_layout`
+    problems:Sequence[str]=(), # of `read_layout`
     most:int=20,              # problems listed in full
 )->str:
     "What is in a dataset, and what is wrong with it."
@@ -643,7 +644,9 @@ def describe(
             zero, same = int((here == 0).all(-1).sum()), int((here == here[:1]).all(0).sum()) if len(here) else 0
             lines.append(f'  {m}: {d.task.views.get(m, "")}, width {x.shape[-1]}, present {len(here)/n:.1%}, {_count(zero, "all-zero vector")}, {_count(same, "constant column")}{holes}')
         if d.can is not None: lines.append('  ' + _together(d))
-        groups = [(c, y == i) for i, c in enumerate(d.task.classes)] or [('negative', y < d.task.middle), ('zero' if d.task.middle == 0 else f'{d.task.middle:g}', y == d.task.middle), ('positive', y > d.task.middle)] if d.task.middle is not None or d.task.classes else []
+        groups, middle = [(c, y == i) for i, c in enumerate(d.task.classes)], d.task.middle
+        if not groups and middle is not None:
+            groups = [('negative', y < middle), (f'{middle:g}' if middle else 'zero', y == middle), ('positive', y > middle)]
         lines.append('  labels: ' + (', '.join(f'{c} {int(e.sum())} ({e.double().mean():.1%})' for c, e in groups) or f'a score, {y.min():g} to {y.max():g}, mean {y.mean():.2f}, deviation {y.std():.2f}'))
         lines.append(f'  dialogue length: min {size.min():.0f}, median {size.quantile(.5):g}, mean {size.mean():.1f}, max {size.max():.0f}')
         lines.append('  speakers: ' + ', '.join(f'{s} ({_count(c, "utterance")})' for s, c in sorted(Counter(d.speaker.tolist()).items())))

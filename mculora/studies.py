@@ -7,7 +7,7 @@ __all__ = ['ABLATION', 'READINGS', 'TRIES', 'SPEAKERS', 'PLUS', 'CORE', 'RANKS',
            'validation_of']
 
 # %% ../nbs/13b_studies.ipynb #4145fb50
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 import json
 from pydantic import Field
 from .dialogues import DataError, Task
@@ -15,6 +15,8 @@ from .method import Settings, methods, settings_of
 from .plus import OFF
 from .results import read_result
 from .runs import Missing, RunConfig
+if TYPE_CHECKING: # annotations alone need it here
+    import pandas as pd
 
 # %% ../nbs/13b_studies.ipynb #58bda404
 class Variant(Settings):
@@ -70,7 +72,7 @@ class Sweep(Settings):
     @property
     def simulated(self)->bool: return '-simulated' in self.data
     @property
-    def size(self)->str: return 'tiny' if self.data.endswith('-tiny') else 'full'
+    def size(self)->Literal['full', 'tiny']: return 'tiny' if self.data.endswith('-tiny') else 'full'
 
     def configs(self, variants:list[Variant], **others)->list[RunConfig]:
         "The runs of some variants, each once; `others` as in `RunConfig`."

@@ -8,9 +8,10 @@ __all__ = ['NAMES', 'FOCUS', 'PAPER', 'Report', 'features_of', 'describe_data', 
            'odd_cells', 'printed']
 
 # %% ../nbs/13c_tables.ipynb #7f09ef5c
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 import json, math, os, re, tempfile, textwrap
 from .evaluation import AVERAGES, with_averages
 from .results import against, beside, collect, interval, read_result
@@ -18,6 +19,8 @@ from .runs import said_missing
 from .sources import write_atomically
 from .studies import Sweep, Variant, find
 from .twins import bayes_limit, repo_root
+if TYPE_CHECKING: # annotations alone need it here
+    import pandas as pd
 
 # %% ../nbs/13c_tables.ipynb #2761100d
 class Report(Sweep):
@@ -106,7 +109,7 @@ class Cell(NamedTuple):
 
 def cell(
     runs:'pd.DataFrame',   # scores of one row under one condition and metric
-    missing:list[str],     # runs that should be among them
+    missing:Sequence[str], # runs that should be among them
     scale:float=100.,      # 100: in per cent
     digits:int=1,
 )->Cell:
@@ -118,7 +121,7 @@ def cell(
 
 def cell_of(
     values,                # one for each fold
-    missing:list[str]=(),  # runs that should be among them
+    missing:Sequence[str]=(),  # runs that should be among them
     scale:float=1.,
     digits:int=1,
 )->Cell:
@@ -184,14 +187,14 @@ class Table:
 def keep_tables(
     tables:list[Table], # one after the other in each file
     path,               # without the ending
-    why:list[str]=(),   # where there is no table: what is missing
+    why:Sequence[str]=(), # where there is no table: what is missing
 ):
     "Write .md, .tex and .csv."
     import pandas as pd
     path, tables = Path(path), tables or [Table('Nothing to show', [], notes=list(why))]
     path.parent.mkdir(parents=True, exist_ok=True)
     for end, text in (('.md', '\n'.join(t.markdown() for t in tables)), ('.tex', '\n'.join(t.latex() for t in tables)), ('.csv', pd.concat([t.csv() for t in tables]).to_csv(index=False, lineterminator='\n', float_format='%.10g'))):
-        write_atomically(path.with_name(path.name + end), lambda tmp: tmp.write_text(text, encoding='utf-8'))
+        write_atomically(path.with_name(path.name + end), lambda tmp, text=text: tmp.write_text(text, encoding='utf-8'))
 
 def keep_nothing(
     fig,           # an empty one of matplotlib
@@ -210,7 +213,7 @@ def keep_figure(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for end, meta in (('.svg', {'Date': None}), ('.pdf', {'CreationDate': None})):
-        write_atomically(path.with_name(path.name + end), lambda tmp: fig.savefig(tmp, format=end[1:], metadata=meta))
+        write_atomically(path.with_name(path.name + end), lambda tmp, end=end, meta=meta: fig.savefig(tmp, format=end[1:], metadata=meta))
 
 # %% ../nbs/13c_tables.ipynb #2f762e20
 def shown(

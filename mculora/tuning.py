@@ -6,8 +6,9 @@
 __all__ = ['SPACE', 'FINAL', 'space_of', 'Tuning', 'trials_of', 'tune', 'chosen']
 
 # %% ../nbs/13g_tuning.ipynb #c8cae1f6
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 import json
 from pydantic import Field, field_validator
 import mculora
@@ -20,13 +21,15 @@ from .runs import Missing, load_method, locked, output_folder, prepare, run_all
 from .sources import write_atomically
 from .studies import Sweep, Variant
 from .twins import repo_root
+if TYPE_CHECKING: # annotations alone need it here
+    import pandas as pd
 
 # %% ../nbs/13g_tuning.ipynb #da763dde
 SPACE = dict(lr=(1e-4, 1e-2), dropout=[.1, .3, .5, .7], weight_decay=[0., 1e-5, 1e-4, 1e-3], C=(1e-3, 1e2))
 
 def space_of(
     method:str, # name
-)->dict[str, tuple[float, float]|list]: # setting -> range on a logarithmic scale, or values
+)->dict[str, Sequence]: # setting -> a pair, the range on a logarithmic scale; or a list of values
     "What is tuned of a method. Raises `ValueError` for an unknown one."
     if method not in (known := methods()): raise ValueError(f'method: found {method!r}, expected one of {", ".join(known)}')
     return {k: v for k, v in {**SPACE, **known[method].space}.items() if k in known[method].Settings.model_fields}

@@ -10,7 +10,7 @@ __all__ = ['NUISANCE', 'SIGMA', 'SPECS', 'SHAPES', 'Spec', 'places', 'columns', 
 
 # %% ../nbs/02a_twins.ipynb #8b31ae6a
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from collections.abc import Callable
 import os
@@ -323,7 +323,7 @@ def simulate(
     z = draw_latents(s, state, rng)
     part = tuple(p for p, n, _ in shape.parts for _ in range(n))
     ids, n = tuple(f'{p}_{k:04d}' for k, p in enumerate(part)), (offset[1:] - offset[:-1]).tolist()
-    task = Task(name, s.classes, *((min(s.scores), max(s.scores)) if s.scores else ()), simulated=True, views=dict.fromkeys(s.modalities, 'simulated'))
+    task = Task(name, s.classes, **(dict(low=min(s.scores), high=max(s.scores)) if s.scores else {}), simulated=True, views=dict.fromkeys(s.modalities, 'simulated'))
     return checked(Dialogues(task, {m: features(s, m, z, shape.widths[m], rng) for m in s.modalities},
         torch.ones(len(z), len(s.common), dtype=torch.bool), speaker, torch.tensor(s.scores)[state] if s.scores else state, offset,
         ids, tuple(f'{i}_{j:03d}' for i, l in zip(ids, n) for j in range(l)), part))
@@ -366,7 +366,7 @@ def states(d:Dialogues, s:Spec|None=None)->Tensor: # [N] long
     s = s or spec_of(d)
     return (d.label.cpu()[:, None] == torch.tensor(s.scores)).long().argmax(-1) if s.scores else d.label.cpu()
 
-@lru_cache(maxsize=None)
+@cache
 def bayes_limit(
     dataset:str,        # 'iemocap', 'mosi' or 'mosei'
     size:str='full',    # lengths of the dialogues

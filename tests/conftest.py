@@ -4,6 +4,7 @@ import os
 from collections import Counter
 
 import hypothesis
+import notebooks
 import pytest
 
 hypothesis.settings.register_profile('suite', derandomize=True, deadline=None)   # the same examples each time, on any machine
@@ -28,7 +29,7 @@ BEFORE = pytest.StashKey()
 SPENT, TESTS = Counter(), Counter()
 
 
-def spent(): return sum(os.times()[:4])
+def spent(): return sum(os.times()[:4]) + notebooks.spent()
 
 
 @pytest.hookimpl(wrapper=True)

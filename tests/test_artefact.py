@@ -11,8 +11,7 @@ import torch
 
 from mculora.artefact import Artefact, Standalone, card, from_run, load, save, write_program
 from mculora.calibration import Calibration, calibrate, calibration_report
-from mculora.dialogues import DataError, batch, keep, random_dialogues, split
-from mculora.evaluation import predictions
+from mculora.dialogues import DataError, batch, keep, random_dialogues
 from mculora.masking import drop
 from mculora.merge import merge, size
 from mculora.method import create, methods
@@ -75,14 +74,13 @@ def same_as_merged(a, d, smaller=True):
         if row.sum() < len(row) and smaller: assert size(small) < size(a.method)
 
 
-@pytest.mark.parametrize('shape, label', [('two', 'text'), ('two', 'text+audio'), ('four', 'bd')])
+@pytest.mark.parametrize('shape, label', [pytest.param('two', 'text', marks=pytest.mark.slow), ('two', 'text+audio'), ('four', 'bd')])
 def test_a_program_takes_any_number_of_dialogues_of_any_length(tmp_path, shape, label):
     a, d = new('mculora', shape)
     write_program(a, label, tmp_path/'one.pt2')
     extra = {'mculora.json': ''}
     program, module = torch.export.load(str(tmp_path/'one.pt2'), extra_files=extra).module(), Standalone(a, label)
     assert json.loads(extra['mculora.json'])['combination'] == label and b'nbs' not in (tmp_path/'one.pt2').read_bytes()
-    row = members(len(a.modalities))[labels(a.modalities).index(label)]
     for rows in ([0], [1, 3], range(5)):
         b = batch(d, rows)
         x = {m: b.features[m] for m in module.merged.names}

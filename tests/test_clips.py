@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import random
 import re
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def header(claim):
 
 
 @pytest.mark.parametrize('content, said', [
-    (b'', 'no sound file'), (b'RIFF', 'no sound file'), (os.urandom(3000), 'no sound file'), (header(0)[:-20], 'no samples'),
+    (b'', 'no sound file'), (b'RIFF', 'no sound file'), (random.Random(0).randbytes(3000), 'no sound file'), (header(0)[:-20], 'no samples'),
     (pickle.dumps(print), 'no sound file')])
 def test_what_is_no_sound_is_refused(tmp_path, content, said):
     (tmp_path/'x.wav').write_bytes(content)
@@ -132,7 +133,7 @@ def test_deberta_is_the_sum_of_four_layers_over_words(deberta):
     words = []
     for s in (['well', ',', 'the', 'fox'], ['happiness', 'xyzzy']):            # slowly: word by word, by hand
         pieces = [cut.encode(f' {w}', add_special_tokens=False) for w in s]
-        with torch.no_grad(): h = model(torch.tensor([[cut.cls_token_id, *sum(pieces, []), cut.sep_token_id]]), output_hidden_states=True).hidden_states
+        with torch.no_grad(): h = model(torch.tensor([[cut.cls_token_id, *(i for p in pieces for i in p), cut.sep_token_id]]), output_hidden_states=True).hidden_states
         h, at = (h[-1] + h[-2] + h[-3] + h[-4])[0], 1
         for p in pieces: words.append(h[at:at+len(p)].mean(0)); at += len(p)
     assert max(map(len, pieces)) > 1                                           # some word has several pieces
@@ -191,8 +192,8 @@ def copied(top, to, change=lambda w: w):
 
 def test_a_checkpoint_with_gaps_is_refused(deberta, vit, tmp_path):
     for top, lost in ((deberta, 'encoder.layer.1.output.dense.weight'), (vit, 'layernorm.bias')):
-        folder = copied(top, tmp_path/f'{top.name}-gap', lambda w: {k: v for k, v in w.items() if not k.endswith(lost)})
-        with pytest.raises(DataError, match=re.escape(f'found no weights for') + f'.*{re.escape(lost)}'): C.load_model(folder)
+        folder = copied(top, tmp_path/f'{top.name}-gap', lambda w, lost=lost: {k: v for k, v in w.items() if not k.endswith(lost)})
+        with pytest.raises(DataError, match=re.escape('found no weights for') + f'.*{re.escape(lost)}'): C.load_model(folder)
 
 
 def test_a_checkpoint_of_another_shape_is_refused(vit, tmp_path):
@@ -388,42 +389,41 @@ except ImportError as e: print(e)
 
 # --- the whole way ---
 
-def test_from_clips_to_a_probability_on_the_command_line(tmp_path):
-    manifest = write_clips(tmp_path/'clips', lengths=(4, 4, 4, 4, 4, 4, 4, 4))
-    def mculora(*args, rc=0):
-        done = subprocess.run([MCULORA, *map(str, args)], cwd=ROOT, text=True, capture_output=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'MCULORA_CACHE': str(tmp_path/'cache')})
-        assert done.returncode == rc, done.stdout + done.stderr
-        return done.stdout + done.stderr
-    mculora('data', 'extract', manifest, tmp_path/'data', '--dataset', 'iemocap')
-    assert 'no problems' in mculora('data', 'check', tmp_path/'data')
-    options = json.dumps(dict(width=16, depth=1, rank=2, epochs=15, lr=3e-3, batch_size=4))
-    said = mculora('train', '--data-root', tmp_path/'data', '--out-dir', tmp_path/'runs', '--fold', 1, '--options', options)
+def test_from_clips_to_a_probability_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setenv('MCULORA_CACHE', str(tmp_path/'cache'))
+    manifest = write_clips(tmp_path/'clips', lengths=(3,)*8)
+    def here(*args, rc=0):
+        done = CliRunner().invoke(app, list(map(str, args)))
+        assert done.exit_code == rc, done.output
+        return done.output
+    here('data', 'extract', manifest, tmp_path/'data', '--dataset', 'iemocap')
+    assert 'no problems' in here('data', 'check', tmp_path/'data')
+    options = json.dumps(dict(width=16, depth=1, rank=2, epochs=10, lr=3e-3, batch_size=4))
+    said = here('train', '--data-root', tmp_path/'data', '--out-dir', tmp_path/'runs', '--fold', 1, '--options', options)
     assert 'iemocap, mculora, Session1' in said
-    # clips without labels, one of them without any modality, to probabilities
+    # clips without labels, one of them without any modality, to probabilities; extracted in a fresh process, as anyone would
     rows = pd.read_csv(manifest, dtype=str, keep_default_na=False)
     rows = rows[rows.dialogue.str.startswith('Ses01')]
+    rows.to_csv(tmp_path/'clips'/'few.csv', index=False)
     pd.concat([rows.drop(columns='label'), pd.DataFrame([dict(utterance='x', dialogue='Ses01_x', speaker='F')])]).to_csv(tmp_path/'clips'/'new.csv', index=False)
-    mculora('data', 'extract', tmp_path/'clips'/'new.csv', tmp_path/'new')
-    mculora('export', next((tmp_path/'runs').rglob('result.json')).parent, tmp_path/'model', '--data-root', tmp_path/'data')
-    mculora('predict', tmp_path/'model', tmp_path/'new'/'features.csv', '--output', tmp_path/'said.csv')
+    fresh = subprocess.run([MCULORA, 'data', 'extract', tmp_path/'clips'/'new.csv', tmp_path/'new'], cwd=ROOT, text=True, capture_output=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert fresh.returncode == 0 and f'{len(rows) + 1} clips' in fresh.stdout, fresh.stdout + fresh.stderr
+    here('export', next((tmp_path/'runs').rglob('result.json')).parent, tmp_path/'model', '--data-root', tmp_path/'data')
+    here('predict', tmp_path/'model', tmp_path/'new'/'features.csv', '--output', tmp_path/'said.csv')
     told = pd.read_csv(tmp_path/'said.csv')
     assert len(told) == len(rows) + 1 and told.dialogue.iloc[-1] == 'Ses01_x' and told.label.isna().tolist() == [False]*len(rows) + [True]
     assert np.allclose(told.filter(like='p_').sum(axis=1)[:-1], 1) and set(told.combination.dropna()) > {'atv'}
     assert np.mean(told.label[:-1].to_numpy() == rows.label.to_numpy()) > .5      # made to be easy; the most frequent class has a quarter
-    def here(*args, rc): # the same in this process
-        done = CliRunner().invoke(app, ['data', 'extract', *map(str, args)])
-        assert done.exit_code == rc, done.output
-        return done.output
-    assert '32 clips' in here(manifest, tmp_path/'table', '--audio', 'none', rc=0)
+    assert f'{len(rows)} clips' in here('data', 'extract', tmp_path/'clips'/'few.csv', tmp_path/'table', '--audio', 'none')
     assert list(pd.read_csv(tmp_path/'table'/'features.csv').columns) == ['utterance', 'dialogue', 'position', 'speaker', 'label', 't', 'v']
     # what is wrong is said in one line
     (tmp_path/'clips'/'bad.csv').write_text('utterance,dialogue,wav\nu,d,gone.wav\n')
-    assert re.search(r'^Error: .*bad.csv: 1 problem: row 1, utterance .u.: found no wav', here(tmp_path/'clips'/'bad.csv', tmp_path/'other', rc=2))
-    assert 'expected one of iemocap' in here(manifest, tmp_path/'other', '--dataset', 'x', rc=2)
-    assert 'expected the commit' in here(manifest, tmp_path/'other', '--text', 'microsoft/deberta-large', '--audio', 'none', '--face', 'none', rc=2)
-    assert re.search("^Error: device: found 'banana'", here(manifest, tmp_path/'other', '--device', 'banana', rc=2))
+    assert re.search(r'^Error: .*bad.csv: 1 problem: row 1, utterance .u.: found no wav', here('data', 'extract', tmp_path/'clips'/'bad.csv', tmp_path/'other', rc=2))
+    assert 'expected one of iemocap' in here('data', 'extract', manifest, tmp_path/'other', '--dataset', 'x', rc=2)
+    assert 'expected the commit' in here('data', 'extract', manifest, tmp_path/'other', '--text', 'microsoft/deberta-large', '--audio', 'none', '--face', 'none', rc=2)
+    assert re.search("^Error: device: found 'banana'", here('data', 'extract', manifest, tmp_path/'other', '--device', 'banana', rc=2))
     assert not (tmp_path/'other').exists()
     next((tmp_path/'clips').glob('*.wav')).write_bytes(b'')
     only = ('--dataset', 'iemocap', '--text', 'none', '--face', 'none')
-    assert 'what could be extracted is kept' in here(manifest, tmp_path/'data', *only, rc=2)
-    assert 'left out: utterance' in here(manifest, tmp_path/'data', '--skip', *only, rc=1)
+    assert 'what could be extracted is kept' in here('data', 'extract', manifest, tmp_path/'data', *only, rc=2)
+    assert 'left out: utterance' in here('data', 'extract', manifest, tmp_path/'data', '--skip', *only, rc=1)

@@ -2,7 +2,6 @@
 from collections import Counter
 from dataclasses import replace
 import math, tempfile
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -12,7 +11,7 @@ from mculora.masking import random_mask
 from mculora.method import create, methods
 from mculora.modalities import labels
 from mculora.runs import RunConfig, new_method, prepare
-from mculora.sources import example, feature_folders, fit_scale, read_layout, scale, write_layout
+from mculora.sources import example, fit_scale, read_layout, scale, write_layout
 from mculora.training import fit
 
 SMALL = dict(width=8, depth=1, rank=1, epochs=2, lr=1e-2, batch_size=4, C=.01, heads=1, blocks=1, couplings=1, steps=2)
@@ -71,7 +70,7 @@ def trained(d, method, seed=1):
     try:
         if problems(d): raise DataError('; '.join(problems(d)))
         c = RunConfig(dataset='mosi', method=method, fold=1 + seed % len(folds(d)), seed=seed, options=small(method, epochs=1), device='cpu')
-        s, stats, about, _ = prepare(c, lambda *_: d)
+        s, *_ = prepare(c, lambda *_: d)
         m = new_method(c, s)
     except DataError as e:
         assert in_words(str(e)), e

@@ -1,159 +1,29 @@
 "Faults on purpose: runs that are killed, starved of disk, given damaged files or each other's company must end as if nothing had been. The whole campaign: `make test-faults`."
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import random
 import re
-import resource
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from forks import EPOCH, KILLED, OPTIONS, Place, at_call, die, fill, jump, nobody, outcome, small_files, until
 
 from mculora.dialogues import DataError, fingerprint
 from mculora.masking import load_mask
-from mculora.results import beside, file_hash, read_result
+from mculora.results import beside, read_result
 from mculora.runs import RunConfig, finished, load_method, prepare, run
 from mculora.sources import example, load_dialogues, load_sealed, write_layout
 from mculora.training import earlier, load_checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
-OPTIONS = dict(width=8, depth=1, rank=2, epochs=4, batch_size=4)    # two stages of four epochs
-EPOCH = re.compile(r'^(?:pretrain|finetune) \d+$', re.M)
-KILLED = -signal.SIGKILL
 
-
-# --- a run in a process of its own, and what is done to it ---
-
-def child(path, data, log, before, during, options):
-    "Set up what will go wrong, then run; `during`: (epochs done so far, function, arguments)."
-    for fd in (1, 2): os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), fd)
-    sys.stdout, sys.stderr = (os.fdopen(fd, 'w', buffering=1) for fd in (1, 2))
-    os.environ['MCULORA_CACHE'] = str(path/'cache')
-    torch.set_num_threads(1)
-    for f, args in before: f(*args)
-    done = count(1)
-
-    def on_epoch(row):
-        print(row['stage'], row['epoch'])
-        n = next(done)
-        for at, f, args in during:
-            if at == n: f(*args)
-    run(RunConfig(data_root=str(data), out_dir=str(path/'runs'), device='cpu', schedule='paper', options=OPTIONS | options), progress=False, every=0., on_epoch=on_epoch)
-
-
-def die(): os.kill(os.getpid(), signal.SIGKILL)
-
-
-def at_call(n, how, seed=0, note=None):
-    "Die at the n-th flush or rename: before it, after it, or with the file cut short as when the kernel had written only a part. With `note` only write down what each call was about."
-    calls, real, at = count(), {name: getattr(os, name) for name in ('fsync', 'replace')}, random.Random(seed)
-
-    def wrapped(name):
-        def call(*args):
-            now = next(calls)
-            if note:
-                what = os.readlink(f'/proc/self/fd/{args[0]}') if name == 'fsync' else str(args[1])
-                with open(note, 'a') as f: f.write(f'{name} {what}\n')
-            if now == n and not note:
-                if how == 'half' and name == 'fsync':
-                    with suppress(OSError): os.ftruncate(args[0], at.randrange(os.fstat(args[0]).st_size))
-                if how == 'after': real[name](*args)
-                die()
-            return real[name](*args)
-        return call
-    for name in real: setattr(os, name, wrapped(name))
-
-
-def small_files(limit):
-    "No file may grow beyond `limit` bytes: writing fails as on a full disk."
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-
-def fill(folder):
-    "Until not a byte is free."
-    with suppress(OSError), open(Path(folder)/'filler', 'wb', buffering=0) as f:
-        for size in (2**16, 1):
-            with suppress(OSError):
-                while True: f.write(bytes(size))
-
-
-def jump(seconds):
-    "All clocks, at once."
-    for name in ('time', 'monotonic', 'perf_counter'): setattr(time, name, lambda real=getattr(time, name): real() + seconds)
-
-
-def nobody():
-    "A user whom permissions mean something to."
-    if os.geteuid() == 0: os.setegid(65534); os.seteuid(65534)
-
-
-SERVER = multiprocessing.get_context('forkserver')                 # one process imports everything, and each child is a fork of it: 20 ms and not 5 s
-
-
-@pytest.fixture(scope='session')
-def server():
-    said = {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE', 'PYTHONPATH': f'{ROOT/"tests"}{os.pathsep}{ROOT}'}
-    before = {k: os.environ.get(k) for k in said}
-    os.environ.update(said)
-    SERVER.set_forkserver_preload(['test_faults', 'mculora.model', *(f'mculora.baselines.{p.stem}' for p in (ROOT/'mculora'/'baselines').glob('[a-z]*.py')), 'pyarrow.parquet', 'torch._dynamo'])  # Adam imports the last
-    multiprocessing.forkserver.ensure_running()
-    for k, v in before.items():
-        if v is None: del os.environ[k]
-        else: os.environ[k] = v
-
-
-class Place:
-    "A folder for runs, with a cache of its own, and data that are shared."
-    def __init__(self, path, data, logs=None): self.path, self.data, self.logs, self.n = Path(path), data, logs or Path(path).parent, count()
-
-    def start(self, *before, during=(), **options):
-        self.path.mkdir(exist_ok=True, parents=True)
-        p = SERVER.Process(target=child, args=(self.path, self.data, log := self.log(next(self.n)), before, during, options))
-        p.start()
-        p.log = log
-        return p
-
-    def log(self, n): return self.logs/f'{self.path.name}-{n}.log'
-
-    def go(self, *before, during=(), **options):
-        "Exit code, and what was printed."
-        p = self.start(*before, during=during, **options)
-        p.join(120)
-        assert p.exitcode is not None, 'two minutes were not enough'
-        return p.exitcode, p.log.read_text() if p.log.exists() else ''
-
-    @property
-    def results(self): return sorted(self.path.rglob('result.json'))
-
-    def one(self, name): return next(p for p in sorted(self.path.rglob(name)) if not p.name.startswith('.'))
-
-
-def until(log, what, p=None):
-    "Wait until a process has printed something."
-    for _ in range(6000):
-        if log.exists() and re.search(what, log.read_text(), re.M): return
-        assert p is None or p.exitcode is None, log.read_text()
-        time.sleep(.01)
-    raise AssertionError(log.read_text())
-
-
-def outcome(folder):
-    "All that must be equal to the bit: scores, masks, weights, curves without the clock and without who trained a shared stage."
-    r = read_result(folder)
-    curves = pd.read_parquet(beside(folder/'curves.parquet'))
-    return ([s.model_dump() for s in r.scores], r.masks, r.config_hash, file_hash(beside(folder/'model.safetensors')), curves[[c for c in curves if not c.startswith('seconds') and c != 'borrowed']].to_csv(index=False))
-
+# --- what a place holds ---
 
 def all_whole(place):
     "No file under its final name is half a file."
@@ -186,7 +56,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def alone(server, data, tmp_path_factory):
+def alone(data, tmp_path_factory):
     "The run that nothing happens to: its place, how many seconds it took, and each flush and rename."
     place = Place(tmp_path_factory.mktemp('whole')/'place', data)
     place.go(); shutil.rmtree(place.path)                          # the first child warms what the later ones share
@@ -244,7 +114,7 @@ def test_a_run_killed_while_it_writes_ends_with_the_same_bits(campaign, place, a
 @pytest.mark.parametrize('part', range(5))
 def test_killed_at_a_flush_or_a_rename(campaign, tmp_path, data, alone, part):
     "25 kills, of every kind of file."
-    for n, (what, at, how) in enumerate(moments(alone.calls, 25, seed=7)[part::5]):
+    for n, (_, at, how) in enumerate(moments(alone.calls, 25, seed=7)[part::5]):
         place = Place(tmp_path/f'{n}', data)
         killed(place, (at_call, (at, how, n)))
         ends_well(campaign, place, alone.whole)
@@ -459,12 +329,12 @@ def test_a_result_without_its_files_is_made_again(campaign, place, alone, name, 
     at = place.results[0].parent/name
     at.unlink() if gone else spoil(at)
     text = ends_well(campaign, place, alone.whole)
-    assert EPOCH.findall(text) and (gone and name == 'result.json' or 'the run is made again' in text)
+    assert EPOCH.findall(text) and ((gone and name == 'result.json') or 'the run is made again' in text)
 
 
 @pytest.mark.faults
 def test_a_damaged_mask_is_named_and_drawn_again_once_it_is_gone(campaign, place, alone):
-    killed(place, (at_call, ([i for i, c in enumerate(alone.calls) if kind(c) == 'the curves'][0], 'before')))
+    killed(place, (at_call, (next(i for i, c in enumerate(alone.calls) if kind(c) == 'the curves'), 'before')))
     mask = place.one('*rate0.5*.safetensors')
     spoil(mask)
     fails(place, f'mask file {mask}: found')
@@ -495,7 +365,7 @@ def test_two_processes_do_a_run_once(campaign, place, alone):
 
 @pytest.mark.faults
 def test_who_waits_goes_on_where_the_other_was_killed(campaign, place, alone):
-    one = place.start(during=[(5, time.sleep, (100,))])
+    one = place.start(during=[(5, time.sleep, (300,))])
     until(one.log, '^finetune 1$', one)
     two = place.start()
     until(two.log, 'waiting for it', two)

@@ -54,7 +54,7 @@ def worker(folder):
     warnings.simplefilter('ignore')
     read = readers()
     copyreg.add_extension('os', 'system', 1); pickle.loads(b'\x80\x02\x82\x01.')              # some other library used the registry
-    methods(); read['layout'](Path(folder).parent/'sound')                                                # and so that nothing is imported for the first time later on
+    methods(); read['layout'](Path(folder).parent/'first'/'sound')                                                # and so that nothing is imported for the first time later on
     for case in sorted(Path(folder).iterdir()):
         kind, end = (case/'kind').read_text(), time.monotonic() + 90
         r, w = os.pipe()
@@ -222,7 +222,7 @@ def sealed(about, **named): # with the checksum that belongs to it: whoever make
     h = hashlib.sha256(about.encode())
     for k, (dtype, shape, data) in sorted(named.items()): h.update(f"{k} torch.{dict(F32='float32', F64='float64', I64='int64', BOOL='bool')[dtype]} {tuple(shape)}".encode() + data)
     return tensors(dict(about=about, sha256=h.hexdigest()), **named)
-def dialogues(meta={}, **named): return sealed(json.dumps({**D, **meta}), **{**T, **named})
+def dialogues(meta=None, **named): return sealed(json.dumps({**D, **(meta or {})}), **{**T, **named})
 for name, data in {**BROKEN, 'sound': dialogues(), 'another checksum': dialogues().replace(b'd', b'e', 1), 'deep JSON': sealed(DEEP, **T), 'JSON that is a list': sealed('[]', **T), 'JSON that is NaN': sealed('NaN', **T), 'modalities of numbers': dialogues(dict(modalities=[1])), 'modalities that are a text': dialogues(dict(modalities='b')), 'a task of nothing': dialogues(dict(task=None)),
     'classes of numbers': dialogues(dict(task=dict(D['task'], classes=5))), 'ids that are a number': dialogues(dict(ids=5)), 'ids of numbers': dialogues(dict(ids=[5])), 'utterances of lists': dialogues(dict(utterances=[[]])), 'one name too many': dialogues(dict(utterances=['u', 'v'])), 'parts of None': dialogues(dict(part=[None])),
     'encoded that is a text': dialogues(dict(encoded='no')), 'a label of no dimension': dialogues(label=('I64', [], bytes(8))), 'a label of truths': dialogues(label=('BOOL', [1], b'\1')), 'a matrix of labels': dialogues(label=('I64', [1, 1], bytes(8))), 'present of numbers': dialogues(present=('F32', [1, 1], bytes(4))), 'present of no dimension': dialogues(present=('BOOL', [], b'\1')),
@@ -233,7 +233,7 @@ for name, data in {**BROKEN, 'sound': tensors({'names': '[["u"], ["a"]]'}, outpu
 
 M = dict(method='majority', options={}, widths={'a': 3}, task=dict(name='t', classes=['x', 'y'], low=-3., high=3., simulated=True, views={}))
 Q = {'model.q': ('F32', [1], struct.pack('<f', 1)), 'model.prior': ('F32', [2], bytes(8))}
-def model(meta={}, **named): return tensors({'mculora': json.dumps({**M, **meta})}, **{**Q, **named})
+def model(meta=None, **named): return tensors({'mculora': json.dumps({**M, **(meta or {})})}, **{**Q, **named})
 BIG = dict(method='mculora', options=dict(width=64, depth=1))
 for name, data in {**BROKEN, 'sound': model(), 'deep JSON': tensors({'mculora': DEEP}, **Q), 'JSON that is a list': tensors({'mculora': '[]'}, **Q), 'a method of nobody': model(dict(method='evil')), 'a method that is a path': model(dict(method='../../evil')), 'a method that is a module': model(dict(method='os.system')), 'a method that is a list': model(dict(method=[])), 'an option of nobody': model(dict(options=dict(evil=1))),
     'options that are a list': model(dict(options=[])), 'an option of the wrong type': model(dict(BIG, options=dict(width='64'))), 'no widths': model(dict(widths={})), 'widths that are a list': model(dict(widths=['a'])), 'a width below nothing': model(dict(widths={'a': -3})), 'a width of a fraction': model(dict(widths={'a': 1.5})), 'a width of a terabyte': model(dict(BIG, widths={'a': 10**12})),
@@ -250,9 +250,9 @@ pickled('os.system', b'cos\nsystem\n(S"touch harm"\ntR.', 'control'); pickled('o
 
 
 def read_all(top, wanted):
-    "These cases, read by the watched process: name -> what happened."
+    "These cases, read by the watched process: name -> what happened. Nothing is made outside `top`."
     folders, names = top/'cases', {}
-    (top/'sound').mkdir(); release(top/'sound')
+    (top/'first'/'sound').mkdir(parents=True); release(top/'first'/'sound')
     for i, name in enumerate(wanted):
         kind, fill = CASES[name]
         case = folders/('control' if kind == 'control' else f'{i:04}'); case.mkdir(parents=True); names[case.name] = name
@@ -265,12 +265,14 @@ def read_all(top, wanted):
 
 
 def once(tmp_path_factory, name, wanted):
-    "The same, by one of the processes that test side by side."
+    "The same, by one of the processes that test side by side: the first to ask works in a folder of its own, the others wait."
     top = tmp_path_factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ: top = top.parent
     with open(top/f'{name}.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (file := top/f'{name}.json').exists(): file.write_text(json.dumps(read_all(tmp_path_factory.mktemp(name), wanted)))
+        if not (file := top/f'{name}.json').exists():
+            said = json.dumps(read_all(tmp_path_factory.mktemp(name), wanted))
+            file.write_text(said)
         return json.loads(file.read_text())
 
 

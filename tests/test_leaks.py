@@ -145,6 +145,16 @@ def test_scores_are_of_the_epoch_that_their_column_names(pair):
         assert at['validation'] == pytest.approx(kept['test/all/WA'].item())
 
 
+def test_what_training_lacks_follows_the_seed_alone():
+    "CMU-MOSI has official parts: the dialogues are the same, and what is gone differs."
+    def gaps(seed):
+        s, _, about, _ = prepare(RunConfig(dataset='mosi', size='tiny', missing=.3, seed=seed, device='cpu'))
+        return s.train.ids, about['missing']
+    (ids, one), (same_ids, again), (others, two) = map(gaps, (66, 66, 67))
+    assert ids == same_ids == others
+    assert one == again and one['train'] != two['train']
+
+
 # --- a shared stage depends on its key alone ---
 
 def others(field):

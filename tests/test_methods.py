@@ -172,7 +172,7 @@ def shaken(method, name, seed=0):
 
 
 def step(team, b, stage, keys):
-    loss, parts = team(lambda m, b: m.loss(b, stage.name), b, keys)
+    loss, _ = team(lambda m, b: m.loss(b, stage.name), b, keys)
     team.backward(loss, [True]*len(team.methods))
     return loss.detach(), [{n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None} for m in team.methods]
 

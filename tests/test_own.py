@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -16,10 +17,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from mculora.artefact import from_run, load, save
-from mculora.dialogues import DataError, batch, fingerprint, keep, random_dialogues, select, split
+from mculora.dialogues import DataError, batch, fingerprint, keep, random_dialogues, split
 from mculora.dpft import update_probabilities
 from mculora.evaluation import evaluate, evaluate_random, predictions
-from mculora.masking import from_modalities, protocol_masks, random_mask, sample
+from mculora.masking import protocol_masks, random_mask, sample
 from mculora.method import create, methods
 from mculora.modalities import combination_index, labels, members, supports
 from mculora.own import Columns, as_table, is_own, load_own, pool, read_mmsa, read_own, read_table
@@ -31,6 +32,12 @@ from mculora.training import fit, plan_epoch
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(width=8, depth=1, rank=1, epochs=2, lr=1e-2, batch_size=4)
 FOUR = {'text': 4, 'audio': 3, 'vision': 2, 'turns': 2}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cache(tmp_path_factory):
+    "Copies of tables go here, not to the user's cache."
+    with patch.dict(os.environ, MCULORA_CACHE=str(tmp_path_factory.mktemp('cache'))): yield
 
 
 def gappy(kinds, n=24, widths=None, n_classes=3, seed=0):
@@ -335,9 +342,9 @@ def test_a_damaged_field_is_read_or_named(tmp_path_factory, part, field, value):
 def test_what_a_file_of_ones_own_is(name, own): assert is_own(name) == own
 
 
-def test_hashes_of_earlier_runs_stand():
+def test_hashes_of_earlier_runs_stand(tmp_path):
     "What is hashed of a run on a release has the same names and values as in the committed results."
-    now = ready(RunConfig(size='tiny', device='cpu', out_dir='runs/none-written', method='majority')).full
+    now = ready(RunConfig(size='tiny', device='cpu', out_dir=str(tmp_path), method='majority')).full
     then = read_result(next(iter(sorted((ROOT/'results'/'mosi'/'mculora').rglob('result.json')))))
     assert set(now) == set(then.config) and now['dataset'] == 'iemocap' and then.config_hash == config_hash(then.config)
 
@@ -380,6 +387,7 @@ def test_a_modality_that_training_lacks_is_refused(tmp_path):
     with pytest.raises(DataError, match='train part of test: found no utterance with v, expected some'): prepare(RunConfig(dataset=str(tmp_path/'noise-simulated.parquet'), device='cpu'))
 
 
+@pytest.mark.slow
 def test_the_training_notebook_takes_a_table_with_gaps(tmp_path):
     d = gappy([[1, 1, 0, 1], [0, 1, 1, 0]], n=36, widths=FOUR, n_classes=0)
     as_table(replace(d, task=replace(d.task, middle=None))).rename(columns=dict(label='joy')).to_parquet(tmp_path/'noise-simulated.parquet')

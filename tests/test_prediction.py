@@ -10,15 +10,17 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
+from typer.testing import CliRunner
 
 from mculora.artefact import Artefact, save
 from mculora.calibration import Calibration, ece, fit_temperature, nll, reliability
+from mculora.cli import app
 from mculora.dialogues import DataError, random_dialogues, select
 from mculora.method import create, methods
-from mculora.modalities import labels, members
+from mculora.modalities import labels
 from mculora.model import MCULoRA
 from mculora.own import Columns, as_table, read_table
-from mculora.prediction import Predictor, as_rows, gather, read_input, write_rows
+from mculora.prediction import Predictor, as_rows, read_input
 from mculora.sources import example, fit_scale, read_layout, scale, write_layout
 
 WIDTHS = {'a': 4, 't': 6, 'v': 5}
@@ -63,7 +65,7 @@ def test_what_is_said_of_a_dialogue_does_not_depend_on_others_and_a_stream_is_th
 def test_any_subset_of_modalities_per_utterance(has, seed):
     g = np.random.default_rng(seed)
     dialogue = [{m: g.normal(size=w) if h else None for (m, w), h in zip(WIDTHS.items(), row)} for row in has]
-    for row, u, p in zip(has, dialogue, ASK(dialogue), strict=True):
+    for row, p in zip(has, ASK(dialogue), strict=True):
         names = ''.join(m for m, h in zip(WIDTHS, row) if h)
         assert p.combination == names
         if not names: assert p.label is None and p.private is None and not p.probability; continue
@@ -199,27 +201,32 @@ def test_speakers_are_numbers(who):
 
 # --- a fresh process, as anyone would call it ---
 
-def mculora(*args, cwd):
-    done = subprocess.run([Path(sys.executable).parent/'mculora', *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_the_command_in_a_fresh_process(tmp_path):
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    "A model and a table, in the working folder."
     save(A, tmp_path/'model')
     (tmp_path/'in.jsonl').write_text('\n'.join(json.dumps(r) for r in GOOD))
-    code, out, err = mculora('predict', 'model', 'in.jsonl', cwd=tmp_path)
-    assert code == 0, err
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_command_in_a_fresh_process(folder):
+    done = subprocess.run([Path(sys.executable).parent/'mculora', 'predict', 'model', 'in.jsonl'], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
     want = as_rows(A, [dict(dialogue='x', position=j) for j in range(3)], ASK([{k: r[k] for k in 'atv'} for r in GOOD]))
-    for line, row in zip(out.splitlines(), want, strict=True):
+    for line, row in zip(done.stdout.splitlines(), want, strict=True):
         got = json.loads(line)
         assert got.keys() == row.keys() and got['label'] == row['label'] and got['model'] == 'mculora trained on noise-simulated'
         assert all(abs(got[k] - row[k]) < 1e-5 for k in row if k.startswith('p_') or k == 'private')
-    (tmp_path/'bad.jsonl').write_text(json.dumps(GOOD[0] | dict(a=[1.])))
-    code, out, err = mculora('predict', 'model', 'bad.jsonl', '--output', 'out.csv', cwd=tmp_path)
-    assert code == 2 and not out and err.startswith("Error: bad.jsonl: column 'a', row 0") and 'Traceback' not in err and not (tmp_path/'out.csv').exists()
-    (tmp_path/'model'/'config.json').write_text('{}')
-    code, out, err = mculora('predict', 'model', 'in.jsonl', cwd=tmp_path)
-    assert code == 2 and 'config.json: version' in err and 'Traceback' not in err
+
+
+def test_the_command_refuses_in_one_line(folder):
+    (folder/'bad.jsonl').write_text(json.dumps(GOOD[0] | dict(a=[1.])))
+    done = CliRunner().invoke(app, ['predict', 'model', 'bad.jsonl', '--output', 'out.csv'])
+    assert done.exit_code == 2 and not done.stdout and done.stderr.startswith("Error: bad.jsonl: column 'a', row 0") and done.stderr.count('\n') == 1 and not (folder/'out.csv').exists()
+    (folder/'model'/'config.json').write_text('{}')
+    done = CliRunner().invoke(app, ['predict', 'model', 'in.jsonl'])
+    assert done.exit_code == 2 and 'config.json: version' in done.stderr and done.stderr.startswith('Error: ')
 
 
 # --- calibration ---

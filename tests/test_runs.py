@@ -1,26 +1,27 @@
 "Whole runs: killed and resumed, on files in the field's layout, with a disk that fails, through papermill."
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from forks import EPOCH, Place, die_after, outcome, small_files
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from mculora.cli import app
-from mculora.dialogues import DataError
+from mculora.dialogues import DataError, random_dialogues
 from mculora.evaluation import metric_names
 from mculora.method import methods, read_settings
 from mculora.modalities import labels
 from mculora.results import collect, read_result
-from mculora.own import open_data
+from mculora.own import as_table, open_data
 from mculora.runs import OutputError, RunConfig, load_method, prepare, ready, run
 from mculora.sources import example, write_layout
 from mculora.studies import Sweep, Variant, find
@@ -28,66 +29,37 @@ from mculora.twins import bayes_limit
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(width=16, depth=1, rank=2, epochs=6, batch_size=4)
-LIMIT = {'OMP_NUM_THREADS': '1'}                              # many processes at once: no fights over cores
-
-
-def python(code, *args, **env):
-    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], cwd=ROOT, env={**os.environ, **LIMIT, **env}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-TRAIN = '''
-import sys, torch
-from mculora.runs import RunConfig, run
-torch.set_num_threads(1)
-_, folder = run(RunConfig(size='tiny', device='cpu', out_dir=sys.argv[1], options=dict(width=16, depth=1, epochs=6)), progress=False, every=0., on_epoch=lambda row: print(row['stage'], row['epoch'], flush=True))
-print(folder)
-'''
-
-
-def outcome(folder):
-    "All that must be equal: scores, weights, curves without the clock."
-    r, = Path(folder).rglob('result.json')
-    curves = pd.read_parquet(r.parent/'curves.parquet')
-    return read_result(r).scores, load_file(r.parent/'model.safetensors'), curves[[c for c in curves if not c.startswith('seconds')]]
+TINY = dict(size='tiny', schedule='quick')
+FEW = dict(epochs=4, batch_size=16)                          # two stages; the quick schedule stops the first early
 
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
-    out = tmp_path_factory.mktemp('whole')
-    p = python(TRAIN, out)
-    text, _ = p.communicate(timeout=240)
-    assert p.returncode == 0, text
-    return outcome(out)
+    place = Place(tmp_path_factory.mktemp('whole')/'place', **TINY)
+    code, text = place.go(**FEW)
+    assert code == 0, text
+    place.whole, place.epochs = outcome(place.results[0].parent), len(EPOCH.findall(text))
+    return place
 
 
-@pytest.mark.parametrize('after', [4, 6, 10])
-def test_killed_at_any_moment_ends_with_the_same_bits(tmp_path, uninterrupted, after):
-    p = python(TRAIN, tmp_path)
-    for _ in range(after): assert p.stdout.readline()
-    time.sleep(.01*(after % 3))                                 # somewhere in an epoch, or in writing the checkpoint
-    p.send_signal(signal.SIGKILL); p.wait(); p.stdout.close()
-    assert not list(tmp_path.rglob('result.json'))
-    again = python(TRAIN, tmp_path)
-    text, _ = again.communicate(timeout=240)
-    assert again.returncode == 0, text
-    epochs = [line for line in text.splitlines() if re.match(r'(pretrain|finetune) \d+', line)]
-    assert len(epochs) <= 12 - after + 1                        # it went on, it did not start over
-    scores, weights, curves = outcome(tmp_path)
-    assert scores == uninterrupted[0]
-    assert weights.keys() == uninterrupted[1].keys() and all(torch.equal(w, uninterrupted[1][k]) for k, w in weights.items())
-    pd.testing.assert_frame_equal(curves, uninterrupted[2])
+@pytest.mark.parametrize('after, seconds', [(2, .03), (3, .05), (6, .01)])
+def test_killed_at_any_moment_ends_with_the_same_bits(tmp_path, uninterrupted, after, seconds):
+    "Somewhere in an epoch, or in writing the checkpoint."
+    place = Place(tmp_path/'place', **TINY)
+    code, text = place.go(during=[(after, die_after, (seconds,))], **FEW)
+    assert code == -signal.SIGPROF and len(EPOCH.findall(text)) >= after and not place.results, text
+    code, text = place.go(**FEW)
+    assert code == 0 and len(EPOCH.findall(text)) <= uninterrupted.epochs - after + 1, text     # it went on, it did not start over
+    assert outcome(place.results[0].parent) == uninterrupted.whole
 
 
 def test_a_disk_that_fails_loses_nothing(tmp_path, uninterrupted):
     "Files may not grow beyond a limit: every write of the weights fails, as on a full disk."
-    code = TRAIN.replace('import sys, torch', 'import sys, torch, resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nif len(sys.argv) > 2: resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))')
-    p = python(code, tmp_path, 10_000)
-    text, _ = p.communicate(timeout=240)
-    assert p.returncode != 0 and 'cannot write' in text and 'start the same run again' in text, text
-    assert not list(tmp_path.rglob('result.json'))
-    p = python(TRAIN, tmp_path)
-    text, _ = p.communicate(timeout=240)
-    assert p.returncode == 0 and outcome(tmp_path)[0] == uninterrupted[0], text
+    place = Place(tmp_path/'place', **TINY)
+    code, text = place.go((small_files, (10_000,)), **FEW)
+    assert code == 1 and 'cannot write' in text and 'start the same run again' in text and not place.results, text
+    code, text = place.go(**FEW)
+    assert code == 0 and outcome(place.results[0].parent) == uninterrupted.whole, text
 
 
 def test_finished_runs_are_not_repeated_and_settings_make_new_ones(tmp_path):
@@ -149,21 +121,34 @@ def test_bad_parameters_are_refused_before_any_work(tmp_path, bad, message):
 
 
 GAPS = (.6, {'v': .8, 't': .3})                                # of all entries; of single modalities
+LESS = dict(width=8, depth=1, rank=2, epochs=1, batch_size=16, steps=2, heads=1, blocks=1, couplings=1)
+SEVERAL = {m for m in methods() if m.endswith('-per-condition') and not m.startswith('logistic')}   # a network for each condition
 
 
-@pytest.mark.parametrize('method', [m for m in methods() if m != 'majority'])
+def learns_from_what_is_left(tmp_path, method, missing, options):
+    known = methods()[method].Settings.model_fields
+    options = {k: v for k, v in options.items() if k in known}
+    c = RunConfig(size='tiny', method=method, missing=missing, out_dir=str(tmp_path), device='cpu', options=options)
+    r, _ = run(c, progress=False)
+    s, *_ = prepare(c)
+    counts = r.data['conditions']
+    assert set(counts['test'].values()) == {r.data['utterances']['test']} and counts['train']['atv'] < .4*r.data['utterances']['train']
+    assert r.config['missing'] == missing and set(r.data['missing']) == {'train', 'val'} and s.train.present.any(-1).all()
+    assert {x.condition for x in r.scores if x.protocol == 'fixed' and x.metric == 'WA'} == {*labels('atv'), 'incomplete', 'all'}
+    assert all(x.value == x.value for x in r.scores)
+
+
+@pytest.mark.parametrize('method', sorted(methods().keys() - SEVERAL - {'majority'}))
 def test_training_with_gaps(tmp_path, method):
     "Every method learns from what is left, is measured under every condition on all of the test part, and says what was gone."
-    options = {k: v for k, v in {**SMALL, 'epochs': 2, 'steps': 2}.items() if k in methods()[method].Settings.model_fields}
-    for missing in GAPS[:1 if 'per-condition' in method else 2]:
-        c = RunConfig(size='tiny', method=method, missing=missing, out_dir=str(tmp_path), device='cpu', options=options)
-        r, folder = run(c, progress=False)
-        s, *_ = prepare(c)
-        counts = r.data['conditions']
-        assert set(counts['test'].values()) == {r.data['utterances']['test']} and counts['train']['atv'] < .4*r.data['utterances']['train']
-        assert r.config['missing'] == missing and set(r.data['missing']) == {'train', 'val'} and s.train.present.any(-1).all()
-        assert {x.condition for x in r.scores if x.protocol == 'fixed' and x.metric == 'WA'} == {*labels('atv'), 'incomplete', 'all'}
-        assert all(x.value == x.value for x in r.scores)
+    for missing in GAPS[:1 + (method == 'mculora')]: learns_from_what_is_left(tmp_path, method, missing, LESS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('missing', GAPS, ids=str)
+@pytest.mark.parametrize('method', sorted(methods().keys() - {'majority'}))
+def test_longer_training_with_gaps(tmp_path, method, missing):
+    learns_from_what_is_left(tmp_path, method, missing, {**SMALL, 'epochs': 2, 'steps': 2})
 
 
 def test_what_is_gone_is_gone(tmp_path):
@@ -197,7 +182,7 @@ def test_gaps_are_part_of_what_a_run_is(tmp_path):
 
 def papermill(out, *args):
     return subprocess.run([sys.executable, '-m', 'papermill', 'nbs/train.ipynb', str(out), '-k', 'python3', '--no-progress-bar', *map(str, args)], cwd=ROOT, text=True, capture_output=True, timeout=400,
-        env={**{k: v for k, v in os.environ.items() if k != 'IN_TEST'}, **LIMIT, 'JUPYTER_PREFER_ENV_PATH': '1'})
+        env={**{k: v for k, v in os.environ.items() if k != 'IN_TEST'}, 'OMP_NUM_THREADS': '1', 'JUPYTER_PREFER_ENV_PATH': '1'})
 
 
 def test_train_notebook(tmp_path):
@@ -213,6 +198,7 @@ def test_train_notebook(tmp_path):
     assert 'SIMULATED twin' in text and 'selected on test' in text and 'incomplete' in text
 
 
+@pytest.mark.slow
 def test_train_notebook_with_a_model_per_condition(tmp_path):
     done = papermill(tmp_path/'out.ipynb', '-p', 'size', 'tiny', '-p', 'dataset', 'mosi', '-p', 'method', 'mctn-per-condition', '-p', 'out_dir', tmp_path/'runs', '-y', 'options: {epochs: 2}')
     assert done.returncode == 0, done.stderr[-3000:]
@@ -220,22 +206,48 @@ def test_train_notebook_with_a_model_per_condition(tmp_path):
     assert [s['selected_on'] for s in read_result(r).stages] == list(labels('atv')) and [p.name for p in r.parent.glob('*-curves.png')]
 
 
-@pytest.mark.parametrize('args, message', [(('-p', 'datset', 'mosei'), 'datset: found'), (('-r', 'seed', '66'), 'seed: found'), (('-p', 'size', 'tiny', '-r', 'standardise', 'true'), 'standardise: found'), (('-p', 'size', 'tiny', '-p', 'fold', '9'), 'fold: found 9')])
-def test_train_notebook_refuses(tmp_path, args, message):
-    done = papermill(tmp_path/'out.ipynb', '-p', 'out_dir', tmp_path/'runs', *args)
-    assert done.returncode != 0 and message in re.sub(r'\x1b\[[0-9;]*m', '', done.stderr)
+def test_train_notebook_refuses(tmp_path):
+    done = papermill(tmp_path/'out.ipynb', '-p', 'out_dir', tmp_path/'runs', '-p', 'datset', 'mosei')
+    assert done.returncode != 0 and 'datset: found' in re.sub(r'\x1b\[[0-9;]*m', '', done.stderr)
     assert not (tmp_path/'runs').exists()
 
 
-def test_tiny_twin_is_learnt_within_its_limit():
+def opened(monkeypatch, **given):
+    "The first cells of the training notebook, in this process: its parameters, `given` after them as papermill puts it, and what checks them and reads the data."
+    monkeypatch.delenv('IN_TEST', raising=False)
+    monkeypatch.setenv('MCULORA_CACHE', given['out_dir'] + '-cache')
+    monkeypatch.setattr('seaborn.set_theme', lambda **how: None)      # of the whole process
+    first, *more = [c for c in json.loads((ROOT/'nbs'/'train.ipynb').read_text())['cells'] if c['cell_type'] == 'code'][:3]
+    space = {}
+    exec(''.join(first['source']), space)
+    space.update(given)
+    for cell in more: exec(''.join(cell['source']), space)
+    return space
+
+
+@pytest.mark.parametrize('given, message', [
+    (dict(datset='mosei'), 'datset: found'), (dict(seed='66'), 'seed: found'), (dict(size='tiny', standardise='true'), 'standardise: found'), (dict(size='tiny', fold=9), 'fold: found 9')])
+def test_the_cells_that_check_parameters_refuse(tmp_path, monkeypatch, given, message):
+    with pytest.raises(ValueError, match=message): opened(monkeypatch, out_dir=str(tmp_path/'runs'), **given)
+    assert not (tmp_path/'runs').exists()
+
+
+def test_the_training_notebook_says_what_it_will_train_on(tmp_path, monkeypatch, capsys):
+    opened(monkeypatch, size='tiny', dataset='mosi', method='mctn-per-condition', device='cpu', out_dir=str(tmp_path/'runs'))
+    assert 'SIMULATED twin' in capsys.readouterr().out
+    talks = random_dialogues([3]*12, {'text': 4, 'audio': 3}, 0, .3, parts=('train',)*4 + ('val', 'test'))
+    as_table(talks).rename(columns=dict(label='joy')).to_parquet(tmp_path/'mine-simulated.parquet')
+    space = opened(monkeypatch, dataset=str(tmp_path/'mine-simulated.parquet'), table=dict(label='joy'), device='cpu', out_dir=str(tmp_path/'runs'))
+    assert 'utterances that have all of it' in capsys.readouterr().out and space['s'].train.modalities == ('text', 'audio')
+
+
+def test_tiny_twin_is_learnt_within_its_limit(tmp_path):
     "Every condition above chance and none above the Bayes limit by more than its interval: pooled over the five folds of the tiny twin, for the linear models (MCULoRA on the full twin: results/)."
     rows = []
-    import tempfile
-    with tempfile.TemporaryDirectory() as t:
-        for fold in range(1, 6):
-            for method in ('logistic-per-condition', 'majority'):
-                r, _ = run(RunConfig(size='tiny', method=method, fold=fold, out_dir=t, device='cpu'), progress=False)
-                rows += [dict(method=method, n=r.data['utterances']['test'], condition=s.condition, value=s.value) for s in r.scores if s.metric == 'WA']
+    for fold in range(1, 6):
+        for method in ('logistic-per-condition', 'majority'):
+            r, _ = run(RunConfig(size='tiny', method=method, fold=fold, out_dir=str(tmp_path), device='cpu'), progress=False)
+            rows += [dict(method=method, n=r.data['utterances']['test'], condition=s.condition, value=s.value) for s in r.scores if s.metric == 'WA']
     t = pd.DataFrame(rows)
     share = t.assign(right=t.value*t.n).groupby(['method', 'condition'])[['right', 'n']].sum()
     wa = share.right/share.n

@@ -343,7 +343,7 @@ def counted(monkeypatch): # how often the sources were read
 
 def test_the_cache_is_the_fresh_read(iemocap, tmp_path, counted):
     fresh = read_layout(iemocap, 'iemocap')[0]
-    for n in range(3):
+    for _ in range(3):
         d = load_layout(tmp_path, 'iemocap', cache_dir=tmp_path/'cache')
         assert fingerprint(d) == fingerprint(fresh) and (d.task, d.utterances, d.part, d.modalities) == (fresh.task, fresh.utterances, fresh.part, fresh.modalities)
     assert len(counted) == 1 and len(list((tmp_path/'cache').iterdir())) == 1
@@ -414,7 +414,7 @@ def test_the_scale_comes_from_the_training_part_only():
 def test_constant_and_absent_features_keep_their_unit():
     d = example('mosi', widths={'a': 2, 'v': 2})
     constant = replace(d, features={**d.features, 'a': torch.full_like(d.features['a'], .1)})
-    mean, std = fit_scale(constant)['a']
+    _, std = fit_scale(constant)['a']
     assert torch.equal(std, torch.ones(2, dtype=torch.float64)) and scale(constant, fit_scale(constant)).features['a'].abs().max() < 1e-7
     absent = replace(d, present=d.present & torch.tensor([True, False]), features={**d.features, 'v': torch.zeros_like(d.features['v'])})
     assert [x.tolist() for x in fit_scale(absent)['v']] == [[0, 0], [1, 1]] and torch.isfinite(scale(absent, fit_scale(absent)).features['v']).all()

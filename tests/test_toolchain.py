@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tomllib
 import warnings
-from importlib.metadata import distribution, packages_distributions
+from importlib.metadata import distribution, entry_points, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,8 @@ BIN = Path(sys.executable).parent
 MODULES = sorted(p for p in (ROOT/'mculora').rglob('*.py'))
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 PYPROJECT = tomllib.loads((ROOT/'pyproject.toml').read_text())
+
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT)))
 
@@ -39,6 +41,9 @@ def load(path): return json.loads(path.read_text(encoding='utf-8'))
 
 
 def source(cell): return ''.join(cell['source'])
+
+
+def without_magics(text): return re.sub(r'^(\s*)[%!].*$', r'\1pass', text, flags=re.M)
 
 
 def parameter_cells(nb): return [c for c in nb['cells'] if 'parameters' in c['metadata'].get('tags', [])]
@@ -108,12 +113,34 @@ def test_outputs(path):
             assert not ABSOLUTE.findall(text), f'{mime}: an absolute path is of this machine only'
 
 
+PERHAPS = (*FUNCTION, ast.ClassDef, ast.Lambda, ast.If, ast.Try)    # what is in them may not happen when a cell runs
+
+
+def called(node):
+    "Names of the functions that are called in `node` whatever happens."
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, PERHAPS): continue
+        if isinstance(child, ast.Call): yield getattr(child.func, 'attr', getattr(child.func, 'id', ''))
+        yield from called(child)
+
+
+def shows(text):
+    "Whether a cell prints, draws or ends in rich text, and does not close what it drew."
+    names = set(called(ast.parse(without_magics(text))))
+    return bool(names & {'print', 'subplots', 'show', 'Markdown'}) and 'close' not in names
+
+
+@pytest.mark.parametrize('text, found', [
+    ('print(1)', True), ('for x in y: print(x)', True), ('with a: fig, ax = plt.subplots()', True), ("Markdown('a')", True),
+    ('def f(): print(1)', False), ('if bad: print(bad)', False), ('fig, ax = plt.subplots(); plt.close(fig)', False)])
+def test_what_shows_something(text, found): assert shows(text) == found
+
+
 @each_notebook
 def test_what_is_printed_or_drawn_is_kept(path):
-    "A notebook that prints or draws was run before it was committed."
-    nb = load(path)
-    shows = any(re.search(r'\bprint\(|\bplt\.show\(|\.plot\(|\bMarkdown\(', line) for c in nb['cells'] if c['cell_type'] == 'code' and not source(c).startswith('#| export') for line in source(c).splitlines())
-    assert not shows or outputs(nb)
+    "Every cell that shows something was run before the notebook was committed."
+    cells = [c for c in load(path)['cells'] if c['cell_type'] == 'code' and not source(c).startswith('%%')]
+    assert not [source(c)[:100] for c in cells if shows(source(c)) and not c['outputs']]
 
 
 # /a/b and C:\a, but not <b>/</b>, 1/2/3, text/html or https://a/b
@@ -176,7 +203,6 @@ def test_numbers_are_unique():
 
 # --- the exported package ---
 
-FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 CLASSES = {node.name: node for path in MODULES for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)}
 
 
@@ -224,6 +250,11 @@ def test_imports_are_light(statement, unwanted, tmp_path):
     loaded = run(sys.executable, '-c', f'import sys; sys.path.insert(0, {str(ROOT)!r})\n{statement}\nprint(*sys.modules)',
                  cwd=tmp_path).split()
     assert 'mculora' in loaded and not unwanted & set(loaded)
+
+
+def test_types_are_handed_on():
+    "Without the marker, and in the wheel, a type checker does not look at the annotations of a package."
+    assert (ROOT/'mculora'/'py.typed').is_file() and 'py.typed' in PYPROJECT['tool']['setuptools']['package-data']['mculora']
 
 
 def test_version_is_said_once():
@@ -320,7 +351,7 @@ def test_package_imports_only_its_dependencies():
 def code(nb):
     "All Python of a notebook; lines with magics become comments."
     cells = [source(c) for c in nb['cells'] if c['cell_type'] == 'code' and not source(c).startswith('%%')]
-    return re.sub(r'^(\s*)[%!].*$', r'\1pass', '\n'.join(cells), flags=re.M)
+    return without_magics('\n'.join(cells))
 
 
 def test_notebooks_and_tests_import_only_what_is_pinned():
@@ -330,6 +361,28 @@ def test_notebooks_and_tests_import_only_what_is_pinned():
 
 
 # --- the Makefile, and what the documents say of it ---
+
+MAKEFILE = (ROOT/'Makefile').read_text()
+TARGETS = set(re.findall(r'^([a-z][a-z-]*):', MAKEFILE, flags=re.M))
+
+
+def test_tools_that_make_calls_are_pinned():
+    "Scripts of the environment and modules that are run; pip comes with Python, and brings all others."
+    scripts = set(re.findall(r'\$\(BIN\)\)?/([\w-]+)', MAKEFILE)) - {'python', 'mculora'} | {'pre-commit'}
+    makers = {point.name: point.dist.name for point in entry_points(group='console_scripts')}
+    modules = set(re.findall(r'\$\(BIN\)/python -m (\w+)', MAKEFILE)) - {'pip'}
+    assert {'papermill', 'nbdev_clean'} <= scripts and 'pytest' in modules
+    assert {canonicalize_name(makers.get(s, s)) for s in scripts} | third_party(modules) <= set(CONSTRAINTS)
+
+
+def test_pre_commit_runs_what_make_runs():
+    "Nothing is fetched, and there is no second list of checks."
+    repos = yaml.safe_load((ROOT/'.pre-commit-config.yaml').read_text())['repos']
+    assert {r['repo'] for r in repos} == {'local'}
+    for hook in (h for r in repos for h in r['hooks']):
+        words = hook['entry'].split()
+        assert hook['language'] == 'system' and words[0] == 'make' and set(words[1:]) <= TARGETS
+
 
 def test_make_paper_hands_over_its_variables():
     said = run('make', '--dry-run', 'paper', 'SIZE=tiny', 'CORES=3')
@@ -344,7 +397,6 @@ def test_make_train_hands_over_its_variables():
     assert '-r data_root' in run('make', '--dry-run', 'train', 'DATA_ROOT=x')
 
 
-TARGETS = set(re.findall(r'^([a-z][a-z-]*):', (ROOT/'Makefile').read_text(), flags=re.M))
 GENERATED = ('runs/', 'data/', '.venv', '.git/', '_docs/', '_site/', '~')
 FILE = re.compile(r'[\w.-]+(?:/[\w.-]+)+/?|[\w.-]+/|[\w-]+\.(?:md|py|ipynb|toml|txt|ini|yml)|Makefile|LICENSE')
 

@@ -18,7 +18,7 @@ from ..encoders import attend, attention_mask
 from ..losses import task_loss
 from ..method import register
 from ..noise import Dropout
-from ..twins import NUISANCE, SIGMA, Spec, columns, frame, log_likelihood, moments
+from ..twins import SIGMA, Spec, columns, frame, log_likelihood, moments
 from .recipe import GRID, Baseline, Recipe
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #b3ae824d

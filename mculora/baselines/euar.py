@@ -6,13 +6,12 @@
 __all__ = ['EUARSettings', 'gaussian', 'mean_over', 'Experts', 'EUAR']
 
 # %% ../../nbs/baselines/07_euar.ipynb #cedd4228
-from dataclasses import replace
 from math import pi
 from typing import Literal
 import torch
 from torch import Tensor, nn
 from pydantic import Field
-from ..dialogues import Batch, flat, unflat
+from ..dialogues import flat, unflat
 from ..method import register
 from ..noise import Dropout, random_integers
 from ..losses import task_loss

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from pydantic import Field
-from ..dialogues import Batch, Task
+from ..dialogues import Task
 from ..method import register
 from ..noise import random_integers, seeded
 from .euar import gaussian
@@ -200,7 +200,8 @@ class IMDer(Recovering):
                 back = lambda v, at=at: v.new_zeros(b.valid.numel(), *v.shape[1:]).index_copy(0, at, v).unflatten(0, b.shape)
             here, there = rows(has), rows(b.valid)
             tokens = here.any(0).nonzero()[:, 0] if b.pack else slice(None)                   # what nobody has is not looked at: under one condition it is the same for all
-            score = lambda x, t, c, net=self.score[m], here=here[..., tokens], there=there, folded=self.score[m].folded(), tokens=tokens: net(x, t, c[..., tokens, :], here, there, folded, tokens)
+            net, folded = self.score[m], self.score[m].folded()
+            score = lambda x, t, c, net=net, here=here[..., tokens], there=there, folded=folded, tokens=tokens: net(x, t, c[..., tokens, :], here, there, folded, tokens)
             yield m, key + k, score, rows, back, rows(c), rows(b.place)
 
     def recovered(self, b, x):

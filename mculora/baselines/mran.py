@@ -112,7 +112,7 @@ class MRAN(Imagining):
     ):
         super().__init__(task, widths, settings)
         s, M, N, d, h, K = settings, len(widths), len(self.q), settings.width, self.hidden_width, n_words(task)
-        self.text, self.text_at = (s.text, list(widths).index(s.text)) if s.text in widths else (list(widths)[0], 0)
+        self.text, self.text_at = (s.text, list(widths).index(s.text)) if s.text in widths else (next(iter(widths)), 0)
         self.teacher_head = Mlp(h, d, d, task.n_outputs)
         self.embed, self.recover = Mlp(h, d, d), Recover(M, d, s.depth, s.reconstructor)          # u, R_m
         if s.index != 'none': self.index = nn.Parameter(torch.randn(N + 1 if s.index == 'pattern' else M, d))   # the last pattern: nothing is there

@@ -33,7 +33,7 @@ TINY = dict(width=32, depth=1, epochs=15, lr=3e-3, batch_size=4) # for tiny twin
 class Baseline(Method):
     "Base of the baselines: presets, and stages by the recipe."
     Settings = Recipe
-    grid = GRID
+    grid:tuple[float, ...] = GRID
     tuned:dict[str, float] = {}                # dataset -> the learning rate of `GRID` that was best on validation
     @classmethod
     def published(cls, task)->dict: "Settings of the preset `as-published` for this dataset, where they differ from the defaults."; return {}

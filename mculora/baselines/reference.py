@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from pydantic import Field
-from ..dialogues import Batch, Dialogues, Task, flat, unflat
+from ..dialogues import Batch, Task, flat, unflat
 from ..encoders import UnimodalEncoder, unimodal_heads
 from ..losses import task_loss
 from ..method import register
@@ -52,7 +52,7 @@ class FillSettings(Recipe):
 class ZeroFill(Baseline):
     "An MLP per utterance; zeros stand in for missing modalities, and flags say so."
     Settings = FillSettings
-    grid = (5e-3, 2e-3, *GRID)
+    grid:tuple[float, ...] = (5e-3, 2e-3, *GRID)
     tuned = {'iemocap': 2e-3}
     flags = True                            # p is an input
     def __init__(self,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from pydantic import Field
 from ..modalities import members
-from ..dialogues import Batch, Dialogues, Task, batch, batches, flat, unflat
+from ..dialogues import Dialogues, Task, batch, batches, flat, unflat
 from ..losses import task_loss
 from ..masking import from_modalities
 from ..method import register

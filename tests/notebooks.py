@@ -1,0 +1,162 @@
+"""Notebooks for the tests, each in a fork of one process that has imported what they need: a fork costs milliseconds, a new
+interpreter with torch, IPython, pandas and matplotlib five seconds.
+
+Nothing of `mculora` is imported before the fork, since a notebook may define what the package exports; a notebook sees nothing
+of the one before it."""
+import atexit
+import faulthandler
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SUCCESS = 'Success.\n'   # the last word of a notebook that ran to its end, as nbdev_test says it
+PRELOAD = ('nbdev.test', 'papermill.iorw', 'papermill.parameterize', 'torch._dynamo', 'torch.utils.flop_counter', 'safetensors.torch', 'pandas', 'pyarrow.parquet', 'scipy.optimize', 'scipy.signal', 'scipy.stats',
+           'sklearn.impute', 'sklearn.linear_model', 'sklearn.manifold', 'sklearn.metrics', 'sklearn.model_selection', 'statsmodels.stats.multitest',
+           'matplotlib.pyplot', 'matplotlib.backends.backend_pdf', 'matplotlib.backends.backend_svg', 'seaborn', 'jinja2', 'tabulate', 'pydantic', 'psutil', 'platformdirs', 'tqdm', 'typer.testing')
+
+
+class Ran(NamedTuple):
+    "What came of a notebook."
+    notebook: str
+    code: int        # of the process: 0, or minus the signal that ended it
+    text: str        # what was printed; at the end the cell that failed and its traceback
+
+    @property
+    def whole(self): return self.code == 0 and self.text.endswith(SUCCESS)
+
+
+# --- in the test's process ---
+
+class Server:
+    "The process that forks. `spent`: its CPU seconds and those of all notebooks so far."
+    def __init__(self):
+        said = {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'NO_COLOR': '1'}
+        env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | said
+        self.process = subprocess.Popen([sys.executable, '-P', __file__], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.spent = 0.
+        atexit.register(self.stop)
+
+    def ask(self, **what):
+        self.process.stdin.write(json.dumps(what) + '\n')
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, 'the process that runs notebooks has died'
+        reply = json.loads(line)
+        self.spent = reply.pop('spent')
+        return reply
+
+    def stop(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@cache
+def server(): return Server()
+
+
+def spent():
+    "CPU seconds of all notebooks so far."
+    return server().spent if server.cache_info().currsize else 0.
+
+
+def run(notebook, parameters=None, timeout=900):
+    "Run a notebook, named from the repository's root: as `nbdev_test` does, or with parameters as papermill does."
+    return Ran(str(notebook), **server().ask(notebook=str(notebook), parameters=parameters, timeout=timeout))
+
+
+def passes(notebook, parameters=None, **how):
+    "Fail the test if the notebook fails."
+    ran = run(notebook, parameters, **how)
+    if not ran.whole: pytest.fail(f'{notebook}: exit code {ran.code}\n{ran.text}', pytrace=False)
+    return ran
+
+
+# --- in the process that forks ---
+
+def serve():
+    for name in PRELOAD: importlib.import_module(name)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        with tempfile.TemporaryFile('w+', errors='replace') as log:
+            pid = os.fork()
+            if not pid: child(log, **asked)
+            try: _, status = os.waitpid(pid, 0)
+            finally:
+                with suppress(ProcessLookupError): os.killpg(pid, signal.SIGKILL)   # what it left running
+            log.seek(0)
+            print(json.dumps(dict(code=os.waitstatus_to_exitcode(status), text=log.read(), spent=sum(os.times()[:4]))), flush=True)
+
+
+def child(log, notebook, parameters, timeout):
+    "Never returns."
+    code = 1
+    try:
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for to, fd in enumerate((nothing, log.fileno(), log.fileno())): os.dup2(fd, to)
+        sys.stdin = open(0, closefd=False)
+        sys.stdout, sys.stderr = (open(fd, 'w', buffering=1, closefd=False) for fd in (1, 2))
+        faulthandler.dump_traceback_later(timeout, exit=True)
+        n = as_tested(notebook) if parameters is None else with_parameters(notebook, parameters)
+        assert n, 'no cell was run'
+        code = 0
+    except BaseException as e:
+        sys.excepthook(type(e), e, e.__traceback__)
+    finally:
+        with suppress(BaseException): atexit._run_exitfuncs()      # temporary folders
+        if code == 0: sys.stdout.write(SUCCESS)
+        for stream in (sys.stdout, sys.stderr): stream.flush()
+        os._exit(code)
+
+
+def count_cells():
+    "A list that grows with each cell that is run."
+    from execnb.shell import CaptureShell
+    cells, real = [], CaptureShell.run
+
+    def run(self, code, **how):
+        cells.append(code)
+        return real(self, code, **how)
+    CaptureShell.run = run
+    return cells
+
+
+def as_tested(notebook):
+    "The number of cells that were run; the flags of settings.ini are left out, and the working folder is the notebook's."
+    from nbdev.config import get_config
+    from nbdev.test import test_nb
+    cells, config = count_cells(), get_config()
+    passed, _ = test_nb(ROOT/notebook, skip_flags=config.tst_flags.split(), basepath=config.config_path)
+    if not passed: sys.exit(1)
+    return len(cells)
+
+
+def with_parameters(notebook, parameters):
+    "The same with papermill's parameters: every cell, in the repository's root, without IN_TEST; what cells print is kept."
+    from execnb.nbio import dict2nb
+    from execnb.shell import CaptureShell
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
+    cells, nb = count_cells(), load_notebook_node(str(ROOT/notebook))
+    nb = dict2nb(parameterize_notebook(nb, parameters, kernel_name='python3', language='python'))
+    sys.path.insert(0, '')
+    shell = CaptureShell()
+    try: shell.run_all(nb, exc_stop=True, verbose=True)
+    except BaseException:
+        sys.stderr.write(shell.prettytb(fname=notebook) + '\n')
+        sys.exit(1)
+    return len(cells) - 1     # but the one with the parameters
+
+
+if __name__ == '__main__': serve()
