@@ -18,10 +18,12 @@ from mculora.training import fit, plan_epoch
 from mculora.twins import twin
 
 FILE = Path(__file__).with_name('golden-simulated.json')
-SMALL = dict(width=16, depth=2, rank=2, epochs=2, lr=1e-3, batch_size=4, dropout=.2, steps=3,
-             weight_decay=.01, amplitude=.3, beta=.1, bounds=(.4, .6))
+SMALL = dict(width=16, depth=2, rank=2, epochs=2, lr=1e-3, batch_size=4, dropout=.2, weight_decay=.01,
+             steps=2, blocks=1, couplings=1, amplitude=.3, beta=.1, bounds=(.4, .6))
 RUNS = {name: (name, {}) for name in methods() if not name.endswith('-per-condition')} | {
-    'momke-per-condition': ('momke-per-condition', dict(epochs=1)),
+    'dicmor': ('dicmor', dict(depth=1, epochs=1)),
+    'imder': ('imder', dict(depth=1, epochs=1)),
+    'momke-per-condition': ('momke-per-condition', dict(depth=1, epochs=1)),
     'literal, squared, per modality': (
         'mculora', dict(adapter_form='literal', orthogonality='squared', dpft='modality')),
     'in every linear map': ('mculora', dict(adapter_place='linear', depth=1)),
