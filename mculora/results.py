@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['environment', 'interpreter', 'Score', 'Result', 'config_hash', 'code_hash', 'file_hash', 'write_result',
-           'read_result', 'damage', 'beside', 'differences', 'collect', 'interval', 'summarise', 'compare', 'against',
-           'markdown', 'report']
+           'read_result', 'damage', 'beside', 'differences', 'collect', 'interval', 'summarise', 'holm', 'compare',
+           'against', 'markdown', 'report']
 
 # %% ../nbs/12_results.ipynb #e949bea0
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-import hashlib, importlib.metadata, json, platform, subprocess, sys
+import functools, hashlib, importlib.metadata, json, platform, subprocess, sys, time
+import numpy as np
 import psutil
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -151,30 +152,57 @@ def differences(
     return out
 
 # %% ../nbs/12_results.ipynb #af9e912e
+_READ:dict[Path, tuple] = {} # path -> what it was when it was read, and what it said: notebooks of tables ask for the same results several times
+
+def _scores(path): # of one run: what tells it from others, and its scores
+    try: s = path.stat()
+    except OSError: s = None                                                               # reading it says what is wrong
+    stamp = s and (s.st_dev, s.st_ino, s.st_size, s.st_ctime_ns)
+    if s and _READ.get(path, (None,))[0] == stamp: return _READ[path][1]
+    r = read_result(path)
+    run = {k: r.config.get(k) for k in ('method', 'fold', 'seed', 'schedule', 'size')} | dict(precision=r.config.get('precision', 'float32'), missing=json.dumps(r.config.get('missing', 0.), sort_keys=True), hold=r.config.get('hold', 'dialogues'), dataset=r.data.get('name'), simulated=r.data.get('simulated'), data_hash=r.data.get('hash'), views=json.dumps(r.data.get('views', {})), utterances=r.data.get('utterances', {}).get('test'), version=r.config.get('version'), options=json.dumps(r.config.get('options', {}), sort_keys=True), config_hash=r.config_hash, machine=r.environment.get('accelerator') or 'CPU', file=str(path))
+    said = run, [tuple(getattr(s, k) for k in Score.model_fields) for s in r.scores]
+    if s and time.time_ns() - s.st_ctime_ns > 2e9: _READ[path] = stamp, said               # a younger one may change again within a tick of its clock
+    return said
+
 def collect(
     root='runs',      # folder that holds runs, at any depth
     protocol='fixed', # missing protocol
 )->'pd.DataFrame': # one row per score: dataset, method, fold, seed, schedule, ..., selection, condition, metric, value, and the file it comes from
     "All results below a folder as one table."
-    rows = []
-    for path in sorted(Path(root).rglob('result.json')):
-        r = read_result(path)
-        run = {k: r.config.get(k) for k in ('method', 'fold', 'seed', 'schedule', 'size')} | dict(precision=r.config.get('precision', 'float32'), missing=json.dumps(r.config.get('missing', 0.), sort_keys=True), hold=r.config.get('hold', 'dialogues'), dataset=r.data.get('name'), simulated=r.data.get('simulated'), data_hash=r.data.get('hash'), views=json.dumps(r.data.get('views', {})), utterances=r.data.get('utterances', {}).get('test'), version=r.config.get('version'), options=json.dumps(r.config.get('options', {}), sort_keys=True), config_hash=r.config_hash, machine=r.environment.get('accelerator') or 'CPU', file=str(path))
-        rows += [run | s.model_dump() for s in r.scores if s.protocol == protocol]
     import pandas as pd # here, because pandas and SciPy together take a second and 130 MB, and training needs neither
-    return pd.DataFrame(rows)
+    names = list(Score.model_fields)
+    found = [(run, mine) for run, scores in map(_scores, sorted(Path(root).rglob('result.json'))) if (mine := [s for s in scores if s[names.index('protocol')] == protocol])]
+    if not found: return pd.DataFrame()
+    runs = pd.DataFrame([run for run, _ in found])
+    runs = runs.loc[np.repeat(runs.index, [len(mine) for _, mine in found])].reset_index(drop=True)
+    return runs.assign(**dict(zip(names, zip(*(s for _, mine in found for s in mine)))))
 
 # %% ../nbs/12_results.ipynb #dda19ffe
+@functools.cache
+def _t(n): # Student's t that a mean of n lies within, 95 times of 100
+    from scipy import stats
+    return float(stats.t.ppf(.975, n - 1))
+
+def _refuse_mixed(runs, names): # more than one run where there should be one
+    if (twice := runs.duplicated(names)).any(): raise DataError(f'results: found two runs of fold {runs.fold[twice].iloc[0]}, seed {runs.seed[twice].iloc[0]} with different settings, expected one; choose by options, schedule or size first')
+
+def _sample(fold, values): # what varies: the folds, seeds averaged first, or the seeds where there is one fold
+    folds, at = np.unique(fold, return_inverse=True)
+    return np.stack([values[at == k].mean(axis=0) for k in range(len(folds))]) if len(folds) > 1 else values
+
+def _mean_and_half(x):
+    n = len(x)
+    return (x.mean(axis=0) if n else float('nan')), (_t(n)*x.std(axis=0, ddof=1)/n**.5 if n > 1 else float('nan'))
+
 def interval(
     runs:'pd.DataFrame', # one row per run: fold, seed, value
 )->'pd.Series':          # mean, half-width of the 95 % interval (NaN for a sample of one), number of runs
     "Mean of some runs with its 95 % interval, over folds (seeds averaged first), or over seeds where there is one fold. Raises `DataError` if a fold and seed come twice: then different settings are mixed."
     import pandas as pd
-    from scipy import stats
-    if (twice := runs.duplicated(['fold', 'seed'])).any(): raise DataError(f'results: found two runs of fold {runs.fold[twice].iloc[0]}, seed {runs.seed[twice].iloc[0]} with different settings, expected one; choose by options, schedule or size first')
-    x = runs.groupby('fold').value.mean() if runs.fold.nunique() > 1 else runs.value
-    half = stats.t.ppf(.975, len(x) - 1)*x.std(ddof=1)/len(x)**.5 if len(x) > 1 else float('nan')
-    return pd.Series({'mean': x.mean(), 'half': half, 'runs': len(runs)})
+    _refuse_mixed(runs, ['fold', 'seed'])
+    mean, half = _mean_and_half(_sample(runs.fold.to_numpy(), runs.value.to_numpy(dtype=float)))
+    return pd.Series({'mean': mean, 'half': half, 'runs': len(runs)})
 
 def summarise(
     table:'pd.DataFrame',              # of `collect`, or a part of it
@@ -183,12 +211,24 @@ def summarise(
     "Mean and interval over everything that is not named, such as folds and seeds."
     return table.groupby(list(by), sort=False)[['fold', 'seed', 'value']].apply(interval)
 
-def _difference(table, one, other, by):
-    for m in (one, other): interval(table[table[by] == m])                                 # refuses mixed settings
-    runs = table.pivot(index=['fold', 'seed'], columns=by, values='value').reindex(columns=[one, other])
-    runs = runs.dropna(how='all')
-    if (gap := runs.isna()).any(axis=None): raise DataError(f'{one} and {other}: found no result of {[(m, *i) for i in gap.index for m in gap if gap.loc[i, m]]} ({by}, fold, seed), expected the same runs of both')
-    return (runs[one] - runs[other]).rename('value').reset_index()
+def _differences(table, one, others, by): # fold of each run, and one column for each of the others: one - other
+    names = list(dict.fromkeys([one, *others]))
+    here = table.loc[table[by].isin(names), [by, 'fold', 'seed', 'value']]
+    _refuse_mixed(here, [by, 'fold', 'seed'])
+    runs = here.pivot(index=['fold', 'seed'], columns=by, values='value').reindex(columns=names)
+    for other in others if runs.isna().any(axis=None) else ():
+        gap = runs[[one, other]].dropna(how='all').isna()
+        if gap.any(axis=None): raise DataError(f'{one} and {other}: found no result of {[(m, *i) for i in gap.index for m in gap if gap.loc[i, m]]} ({by}, fold, seed), expected the same runs of both')
+    return runs.index.get_level_values('fold').to_numpy(), runs[[one]].to_numpy(dtype=float) - runs[list(others)].to_numpy(dtype=float)
+
+def holm(
+    p, # of tests that are made together
+)->np.ndarray: # p of each, so that with all of them less than one in twenty finds below .05 what is not there
+    "Holm's correction: the smallest of n counts n times, the next n - 1 times, and none falls below one before it." # statsmodels has it too, and collects garbage at each call: most of the time that a table took
+    p = np.asarray(p, dtype=float)
+    order, out = np.argsort(p, kind='stable'), np.empty_like(p)
+    out[order] = np.minimum(np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)), 1)
+    return out
 
 def compare(
     table:'pd.DataFrame', # of `collect`: one dataset, selection, condition and metric
@@ -197,7 +237,10 @@ def compare(
     by:str='method',    # the column that tells them apart
 )->'pd.Series':           # mean difference one - other, half, runs
     "Paired difference of two methods with its 95 % interval. Raises `DataError` if they did not run on the same folds and seeds."
-    return interval(_difference(table, one, other, by))
+    import pandas as pd
+    fold, d = _differences(table, one, [other], by)
+    mean, half = _mean_and_half(_sample(fold, d[:, 0]))
+    return pd.Series({'mean': mean, 'half': half, 'runs': len(d)})
 
 def against(
     table:'pd.DataFrame', # of `collect`: one dataset, selection, condition and metric
@@ -208,15 +251,13 @@ def against(
     "Paired differences of one method and several, tested together. Raises `DataError` if they did not run on the same folds and seeds."
     import pandas as pd
     from scipy import stats
-    from statsmodels.stats.multitest import multipletests # the corrections that SciPy does not have
-    rows = []
-    for other in others:
-        d = _difference(table, one, other, by)
-        x = d.groupby('fold').value.mean() if d.fold.nunique() > 1 else d.value
-        p = float(stats.ttest_1samp(x, 0).pvalue) if len(x) > 1 and x.std(ddof=1) > 1e-9 else 1.  # without any spread there is nothing to test with
-        rows.append(interval(d).to_dict() | dict(other=other, p=p))
-    out = pd.DataFrame(rows, columns=['other', 'mean', 'half', 'runs', 'p']).set_index('other')
-    return out.assign(corrected=multipletests(out.p, method='holm')[1] if len(out) else [])
+    fold, d = _differences(table, one, others, by)
+    x, p = _sample(fold, d), np.ones(len(others))
+    mean, half = _mean_and_half(x)
+    varied = x.std(axis=0, ddof=1) > 1e-9 if len(x) > 1 else p < 1                          # without any spread there is nothing to test with
+    if varied.any(): p[varied] = stats.ttest_1samp(x[:, varied], 0).pvalue
+    out = pd.DataFrame(dict(mean=mean, half=half, runs=float(len(d)), p=p), index=pd.Index(others, name='other'))
+    return out.assign(corrected=holm(out.p))
 
 # %% ../nbs/12_results.ipynb #ce24faac
 def markdown(

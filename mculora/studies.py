@@ -98,14 +98,15 @@ def find(
     runs = here.drop_duplicates('file') if len(here) else here
     known = {}
     for r in sorted(runs.itertuples(), key=lambda r: (_newest(r.version), r.file)) if len(runs) else []: known[r.method, r.options, r.fold, r.seed] = r.file
-    out, missing = [], {}
+    out, names, missing, rows = [], [], {}, here.groupby('file').indices if len(here) else {}
     for v in variants:
+        method, options, *_ = _key(sweep, v.method, sweep.options | v.options, None, None)
         for fold in sweep.folds:
             for seed in sweep.seeds:
-                if file := known.get(_key(sweep, v.method, sweep.options | v.options, fold, seed)): out.append(here[here.file == file].assign(variant=v.name))
+                if file := known.get((method, options, fold, seed)): out += list(rows[file]); names += [v.name]*len(rows[file])
                 else: missing.setdefault(v.name, []).append(f'{v.name}, fold {fold}, seed {seed}')
     if not out: return pd.DataFrame(), missing
-    found = pd.concat(out, ignore_index=True)
+    found = here.iloc[out].reset_index(drop=True).assign(variant=names)
     if (hashes := found.data_hash.unique()).size > 1: raise DataError(f'{sweep.data}: found results on different data ({", ".join(f"{h} in {found.file[found.data_hash == h].iloc[0]}" for h in hashes)}), expected one release of it; move the others away')
     return found, missing
 

@@ -244,7 +244,8 @@ def table_of(
     here = found[(found.metric == metric) & (found.selection == 'validation')] if len(found) else found
     conditions = list(dict.fromkeys(here.condition)) if len(here) else list(AVERAGES)
     out, whole = Table(title, conditions, corner=corner), [n for n in names if n not in missing]
-    for n in names: out.rows[n] = {c: cell(here[(here.variant == n) & (here.condition == c)] if len(here) else here, missing.get(n, [])) for c in conditions}
+    parts = dict(iter(here[['variant', 'condition', 'fold', 'seed', 'value']].groupby(['variant', 'condition']))) if len(here) else {}
+    for n in names: out.rows[n] = {c: cell(parts.get((n, c), here[:0]), missing.get(n, [])) for c in conditions}
     if whole:
         for c in conditions:
             for n, what in marks(here[here.condition == c], whole, higher).items(): out.rows[n][c] = out.rows[n][c]._replace(mark=what)
