@@ -4,7 +4,6 @@ import os
 from collections import Counter
 
 import hypothesis
-import notebooks
 import pytest
 
 hypothesis.settings.register_profile('suite', derandomize=True, deadline=None)   # the same examples each time, on any machine
@@ -27,9 +26,12 @@ def pytest_collection_modifyitems(items):
 
 BEFORE = pytest.StashKey()
 SPENT, TESTS = Counter(), Counter()
+SERVERS = []   # psutil.Process: what tests/forks.py and tests/notebooks.py have started and not waited for
 
 
-def spent(): return sum(os.times()[:4]) + notebooks.spent()
+def spent():
+    "Of this process and those it waited for, and of its servers with all their forks."
+    return sum(os.times()[:4]) + sum(sum(s.cpu_times()[:4]) for s in SERVERS if s.is_running())
 
 
 @pytest.hookimpl(wrapper=True)

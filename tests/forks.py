@@ -14,7 +14,9 @@ from itertools import count
 from pathlib import Path
 from unittest.mock import patch
 
+import conftest
 import pandas as pd
+import psutil
 import torch
 
 from mculora.results import beside, file_hash, read_result
@@ -117,6 +119,7 @@ def server():
     said = {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE', 'PYTHONPATH': f'{ROOT/"tests"}{os.pathsep}{ROOT}'}
     SERVER.set_forkserver_preload(['forks', 'mculora.model', *BASELINES, 'pyarrow.parquet', 'torch._dynamo'])  # Adam imports the last
     with patch.dict(os.environ, said): multiprocessing.forkserver.ensure_running()
+    conftest.SERVERS.append(psutil.Process(multiprocessing.forkserver._forkserver._forkserver_pid))
 
 
 class Place:

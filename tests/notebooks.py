@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,22 +40,21 @@ class Ran(NamedTuple):
 # --- in the test's process ---
 
 class Server:
-    "The process that forks. `spent`: its CPU seconds and those of all notebooks so far."
+    "The process that forks."
     def __init__(self):
         said = {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'NO_COLOR': '1'}
         env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | said
         self.process = subprocess.Popen([sys.executable, '-P', __file__], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-        self.spent = 0.
         atexit.register(self.stop)
+        import conftest
+        conftest.SERVERS.append(psutil.Process(self.process.pid))
 
     def ask(self, **what):
         self.process.stdin.write(json.dumps(what) + '\n')
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         assert line, 'the process that runs notebooks has died'
-        reply = json.loads(line)
-        self.spent = reply.pop('spent')
-        return reply
+        return json.loads(line)
 
     def stop(self):
         self.process.stdin.close()
@@ -63,11 +63,6 @@ class Server:
 
 @cache
 def server(): return Server()
-
-
-def spent():
-    "CPU seconds of all notebooks so far."
-    return server().spent if server.cache_info().currsize else 0.
 
 
 def run(notebook, parameters=None, timeout=900):
@@ -95,7 +90,7 @@ def serve():
             finally:
                 with suppress(ProcessLookupError): os.killpg(pid, signal.SIGKILL)   # what it left running
             log.seek(0)
-            print(json.dumps(dict(code=os.waitstatus_to_exitcode(status), text=log.read(), spent=sum(os.times()[:4]))), flush=True)
+            print(json.dumps(dict(code=os.waitstatus_to_exitcode(status), text=log.read())), flush=True)
 
 
 def child(log, notebook, parameters, timeout):
