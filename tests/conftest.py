@@ -1,6 +1,7 @@
 "What all tests share: which of them run, who shares a process, and, at the end, where the time went and what the faults did."
 import json
 import os
+import sys
 from collections import Counter
 
 import hypothesis
@@ -15,9 +16,14 @@ hypothesis.settings.load_profile('suite')
 ALONE = ('test_notebooks.py', 'test_paper.py')   # notebooks share nothing
 
 
+LINUX = ('test_faults.py', 'test_hostile.py')    # they read /proc, and lean on limits that Linux keeps
+
+
 def pytest_collection_modifyitems(items):
     "Side by side, the tests of a file run in one process, which then shares what they prepare; a test may name another group."
     for item in items:
+        if item.path.name in LINUX and sys.platform != 'linux':
+            item.add_marker(pytest.mark.skip(reason='on Linux only'))
         if item.path.name not in ALONE and not item.get_closest_marker('xdist_group'):
             item.add_marker(pytest.mark.xdist_group(item.path.name))
 

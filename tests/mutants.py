@@ -66,12 +66,16 @@ class Mutant:
         ast.parse(text)
         return text
 
-    def notebook_source(self, root)->str:
-        nb = json.loads((root/self.notebook).read_text())
+    def in_cell(self, nb:dict)->dict:
+        "The notebook with the fault in the exported cell that has the fragment; it is changed in place."
         cells = [c for c in nb['cells'] if ''.join(c['source']).startswith('#| export')]
         at = [c for c in cells if self.old in ''.join(c['source'])]
-        if len(at) != 1: raise ValueError(f'{self.module}, {self.fault}: found in {len(at)} cells, expected one')
+        if len(at) != 1: raise ValueError(f'{self.module}, {self.fault}: found in {len(at)} cells, expected once')
         at[0]['source'] = self.changed(''.join(at[0]['source']), self.notebook).splitlines(keepends=True)
+        return nb
+
+    def notebook_source(self, root)->str:
+        nb = self.in_cell(json.loads((root/self.notebook).read_text()))
         return json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + '\n'
 
 
