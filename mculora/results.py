@@ -188,12 +188,12 @@ def _refuse_mixed(runs, names): # more than one run where there should be one
     if (twice := runs.duplicated(names)).any(): raise DataError(f'results: found two runs of fold {runs.fold[twice].iloc[0]}, seed {runs.seed[twice].iloc[0]} with different settings, expected one; choose by options, schedule or size first')
 
 def _sample(fold, values): # what varies: the folds, seeds averaged first, or the seeds where there is one fold
-    folds, at = np.unique(fold, return_inverse=True)
-    return np.stack([values[at == k].mean(axis=0) for k in range(len(folds))]) if len(folds) > 1 else values
+    import pandas as pd
+    return pd.DataFrame(values).groupby(fold).mean().to_numpy() if len(np.unique(fold)) > 1 else values
 
-def _mean_and_half(x):
-    n = len(x)
-    return (x.mean(axis=0) if n else float('nan')), (_t(n)*x.std(axis=0, ddof=1)/n**.5 if n > 1 else float('nan'))
+def _mean_and_half(x): # of each column
+    n, unknown = len(x), np.full(x.shape[1], np.nan)
+    return (x.mean(axis=0) if n else unknown), (_t(n)*x.std(axis=0, ddof=1)/n**.5 if n > 1 else unknown)
 
 def interval(
     runs:'pd.DataFrame', # one row per run: fold, seed, value
@@ -201,8 +201,8 @@ def interval(
     "Mean of some runs with its 95 % interval, over folds (seeds averaged first), or over seeds where there is one fold. Raises `DataError` if a fold and seed come twice: then different settings are mixed."
     import pandas as pd
     _refuse_mixed(runs, ['fold', 'seed'])
-    mean, half = _mean_and_half(_sample(runs.fold.to_numpy(), runs.value.to_numpy(dtype=float)))
-    return pd.Series({'mean': mean, 'half': half, 'runs': len(runs)})
+    mean, half = _mean_and_half(_sample(runs.fold.to_numpy(), runs[['value']].to_numpy(dtype=float)))
+    return pd.Series({'mean': mean[0], 'half': half[0], 'runs': len(runs)})
 
 def summarise(
     table:'pd.DataFrame',              # of `collect`, or a part of it
@@ -239,8 +239,8 @@ def compare(
     "Paired difference of two methods with its 95 % interval. Raises `DataError` if they did not run on the same folds and seeds."
     import pandas as pd
     fold, d = _differences(table, one, [other], by)
-    mean, half = _mean_and_half(_sample(fold, d[:, 0]))
-    return pd.Series({'mean': mean, 'half': half, 'runs': len(d)})
+    mean, half = _mean_and_half(_sample(fold, d))
+    return pd.Series({'mean': mean[0], 'half': half[0], 'runs': len(d)})
 
 def against(
     table:'pd.DataFrame', # of `collect`: one dataset, selection, condition and metric

@@ -3,18 +3,23 @@
 Commands are not all run: some take hours, open a server or a browser, or change the environment. Each of these is checked as far
 as that goes without running it, and `CHECKED` says how and why."""
 import importlib
+import inspect
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
+import nbformat
 import pytest
 import typer
 import typer.exceptions
 import yaml
+from fastcore.script import anno_parser
+from notebooks import passes
 
 from mculora.cli import app
 from mculora.results import Result, Score, read_result, write_result
@@ -50,15 +55,16 @@ save(from_run(run(RunConfig(size='tiny', device='cpu', options=dict(width=16, de
 
 @pytest.mark.parametrize('page', sorted({p for p, _ in of('python')}), ids=named)
 def test_python_blocks_run_in_order(page, tmp_path):
-    "In a process of their own; what they write goes to a temporary folder, what they read is the repository's."
+    "As a notebook in a process of its own; what they write goes to a temporary folder, what they read is the repository's."
     for name in ('results', 'figures', 'nbs', 'workflow'): (tmp_path/name).symlink_to(ROOT/name)
-    start = f'import sys, mculora.runs; from pathlib import Path; sys.path.insert(0, {str(ROOT)!r}); mculora.runs.repo_root = lambda: Path({str(tmp_path)!r})\n'
-    code = start + BEFORE.get(page.name, '') + '\n'.join(text for p, text in of('python') if p == page)
-    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, text=True, capture_output=True, timeout=300, env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
-    assert done.returncode == 0, done.stderr
+    start = f'import os, sys, mculora.runs; from pathlib import Path; os.chdir({str(tmp_path)!r}); sys.path.insert(0, {str(ROOT)!r}); mculora.runs.repo_root = lambda: Path({str(tmp_path)!r})'
+    cells = [start, BEFORE.get(page.name, ''), *(text for p, text in of('python') if p == page)]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    nbformat.write(notebook, tmp_path/f'{page.stem}.ipynb')
+    printed = passes(tmp_path/f'{page.stem}.ipynb', {}, timeout=300).text
     if page.name == 'new-method.md':
-        row = next(line for line in done.stdout.splitlines() if line.startswith('| `votes`'))
-        floor = next(line for line in done.stdout.splitlines() if line.startswith('| `majority`'))
+        row = next(line for line in printed.splitlines() if line.startswith('| `votes`'))
+        floor = next(line for line in printed.splitlines() if line.startswith('| `majority`'))
         mean = lambda line: float(line.split('|')[-3].split('±')[0])
         assert mean(row) > mean(floor) + 5, 'a method that learns nothing'
 
@@ -114,6 +120,14 @@ def check_papermill(words):
 def check_installed(words): assert (BIN/words[0]).is_file(), words[0]
 
 
+def check_nbdev(words):
+    "The command is nbdev's, and its own parser reads the arguments; nothing is run."
+    check_installed(words)
+    command, = entry_points(group='console_scripts', name=words[0])
+    try: anno_parser(inspect.unwrap(command.load())).parse_args(words[1:])
+    except SystemExit as e: raise AssertionError(f'{words}: {e}') from None
+
+
 def check_git(words):
     "The same driver as `make hooks` sets, apart from the path."
     assert words[1] == 'config' and words[-1].split(' ', 1)[1] in (ROOT/'Makefile').read_text()
@@ -130,9 +144,9 @@ CHECKED = {                       # how; why it is not run here
     'make': check_make,           # sets up an environment, trains for minutes or hours, opens JupyterLab; what lies behind each target has tests of its own
     'mculora': check_mculora,     # trains or waits; every command is run by test_runs, test_sources, test_clips and others
     'papermill': check_papermill, # trains for minutes; test_runs runs the notebook at tiny size
-    'nbdev_test': check_installed, # is what test_notebooks runs, minutes long
-    'nbdev_export': check_installed, # would write into this checkout; test_toolchain runs it on a copy
-    'nbdev_clean': check_installed,  # the same
+    'nbdev_test': check_nbdev, # is what test_notebooks runs, minutes long
+    'nbdev_export': check_nbdev, # would write into this checkout; test_toolchain runs it on a copy
+    'nbdev_clean': check_nbdev,  # the same
     'git': check_git,             # would change this clone's configuration; test_toolchain reads what it says
     'pip': check_pip,             # would change this environment
     'source': lambda words: words[1:] == ['.venv/bin/activate'] or pytest.fail(words[1]), # of a shell; there is nothing more to it
@@ -146,7 +160,7 @@ def test_commands_are_commands(page, words):
 
 
 def test_a_wrong_command_is_noticed():
-    for words in ('make trian', 'make train DATASTE=mosei', 'mculora trian', 'mculora train --sede 1', 'mculora data check', 'mculora train --seed x', 'papermill nbs/train.ipynb out.ipynb -p datset mosei', 'nbdev_tset', 'pip install mculora[clip]'):
+    for words in ('make trian', 'make train DATASTE=mosei', 'mculora trian', 'mculora train --sede 1', 'mculora data check', 'mculora train --seed x', 'papermill nbs/train.ipynb out.ipynb -p datset mosei', 'nbdev_tset', 'nbdev_test --pth nbs', 'nbdev_clean --fname', 'nbdev_export nbs', 'pip install mculora[clip]'):
         words = shlex.split(words)
         with pytest.raises((AssertionError, typer.exceptions.TyperException)): CHECKED.get(words[0], check_installed)(words)
 
