@@ -88,21 +88,25 @@ test-notebooks: $(STAMP) ## the notebooks alone, as nbdev_test runs them
 	@$(BIN)/nbdev_test
 
 test-unpinned: $(STAMP) ## the tests that do not compare bytes: for machines and versions that are not the pinned ones
-	@$(PYTEST) --dist loadgroup -m 'not slow and not faults and not pinned' $(ARGS)
+	@$(PYTEST) --dist loadgroup -m 'not slow and not faults and not pinned' -W default $(ARGS)
 
-# In an environment of its own, with the oldest or newest versions that pyproject.toml allows. uv chooses the versions; pip installs
-# them, since it may know of a smaller build of torch.
+# In an environment of its own. uv, the pinned one, chooses the versions, and pip installs within them: where it finds a smaller
+# build of torch than the index has (a CPU build in find-links), it takes that. [TORCH=2.13.0]: the only version that is at hand.
 TORCH =
 test-lowest: RESOLUTION = lowest-direct
 test-newest: RESOLUTION = highest
-test-lowest test-newest: $(STAMP) ## [TORCH=2.13.0] the tests that need no pinned version, with the oldest or newest dependencies that are allowed
-	@$(BIN)/uv pip compile pyproject.toml --all-extras --resolution $(RESOLUTION) --python $(BIN)/python --no-annotate --no-header --quiet \
-		$(if $(TORCH),--override <(echo 'torch==$(TORCH)')) --output-file $(VENV)/$@.txt
-	@$(BIN)/python -m venv --clear $(VENV)/$@
-	@$(VENV)/$@/bin/python -m pip install -qq --disable-pip-version-check -r $(VENV)/$@.txt -e .
+test-lowest: ## the tests that need no pinned version, with the oldest dependencies that are allowed, in an environment of its own; [TORCH=2.13.0]
+test-newest: ## the same with the newest
+test-lowest test-newest:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with the venv module was found" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear "$(VENV)/$@"
+	@$(VENV)/$@/bin/python -m pip install -qq --disable-pip-version-check "$$(grep -o '^uv==[^ ]*' requirements.txt)"
+	@$(VENV)/$@/bin/uv pip compile pyproject.toml --all-extras --resolution $(RESOLUTION) --python $(VENV)/$@/bin/python --no-annotate --no-header \
+		--quiet $(if $(TORCH),--override <(echo 'torch==$(TORCH)')) --output-file $(VENV)/$@/versions.txt
+	@$(VENV)/$@/bin/python -m pip install -qq --disable-pip-version-check -c $(VENV)/$@/versions.txt -e '.[clips,dev,tuning]'
 	@$(VENV)/$@/bin/python -m ipykernel install --sys-prefix --name python3 >/dev/null
 	@touch $(VENV)/$@/.stamp
-	@$(MAKE) --no-print-directory test-unpinned VENV=$(VENV)/$@ ARGS='$(ARGS)'
+	@$(MAKE) --no-print-directory test-unpinned VENV=$(VENV)/$@
 
 test-all: $(STAMP) ## the same and what is slow and rarely breaks: every kind of data, every committed table
 	@$(PYTEST) --dist loadgroup -m 'not faults' $(ARGS)
