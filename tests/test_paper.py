@@ -48,11 +48,13 @@ def test_by_default_every_notebook_and_all_data_are_met():
     assert len(DEFAULT) == len(WRITES)
 
 
+@pytest.mark.pinned
 @pytest.mark.parametrize('notebook, name', CASES)
 def test_committed_tables_and_figures_are_what_the_results_give(notebook, name, tmp_path):
     same_as_committed(notebook, name, make(notebook, name, tmp_path))
 
 
+@pytest.mark.pinned
 def test_papermill_itself_makes_a_committed_table(tmp_path):
     "The command that the workflow calls, with a kernel of its own."
     notebook, name, figures = 'table8_choices', 'mosi', tmp_path/'figures'
