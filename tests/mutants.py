@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -31,7 +32,7 @@ LIST = Path(__file__).with_suffix('.yaml')
 LONGEST = 600                               # seconds; who needs more hangs, and a test that hangs has noticed
 HEAVY = ['torch', 'torch._dynamo', 'pandas', 'pyarrow.parquet', 'scipy.stats', 'scipy.optimize',
          'sklearn.linear_model', 'sklearn.metrics', 'sklearn.model_selection', 'matplotlib.pyplot',
-         'statsmodels.stats.multitest', 'pydantic', 'pytest', 'hypothesis', 'yaml', 'typer',
+         'statsmodels.stats.multitest', 'pydantic', 'pytest', 'yaml', 'typer',
          'optuna', 'IPython.core.interactiveshell', 'execnb.shell', 'nbdev.test', 'fastcore.test']
 
 
@@ -125,7 +126,7 @@ def attempt(copy, notebook, tests, out):
         def pytest_collectreport(self, report): self.failed = self.failed or report.nodeid*report.failed
     for file in tests:
         first = First()
-        code = pytest.main(['-x', '-q', '-p', 'no:cacheprovider', *file.split()], plugins=[first])
+        code = pytest.main(['-x', '-q', '-p', 'no:cacheprovider', *shlex.split(file)], plugins=[first])
         if code: Path(out).write_text(first.failed or f'{file}: exit status {code}'); return
 
 
@@ -143,9 +144,10 @@ def copy_of(root, to):
 SERVER = multiprocessing.get_context('forkserver')
 
 
-def noticed(m:Mutant, copy, out)->str:
-    "The test that fails with the fault in this copy; nothing if none does."
+def noticed(m:Mutant, copy, out, control=False)->str:
+    "The test that fails with the fault in this copy, or without it (`control`); nothing if none does. Raises `RuntimeError` if none was run."
     sources = {m.path: m.module_source(copy), m.notebook: m.notebook_source(copy)}
+    if control: sources = {}
     before = {p: (copy/p).read_text() for p in sources}
     for p, text in sources.items(): (copy/p).write_text(text)
     try:
@@ -155,8 +157,9 @@ def noticed(m:Mutant, copy, out)->str:
         if child.is_alive():
             child.kill()
             return f'nothing ends within {LONGEST} s'
-        said = out.read_text() if out.exists() else ''
-        return said or ('the process dies' if child.exitcode else '')
+        if child.exitcode < 0: return f'the process dies of signal {-child.exitcode}'
+        if child.exitcode: raise RuntimeError(f'no attempt was made: {Path(f"{out}.log").read_text()[-2000:]}')
+        return out.read_text()
     finally:
         out.unlink(missing_ok=True)
         for p, text in before.items(): (copy/p).write_text(text)
@@ -177,6 +180,9 @@ def main():
     start, lived, copies = time.monotonic(), [], Queue()
     with tempfile.TemporaryDirectory() as tmp, ThreadPoolExecutor(said.cores) as pool:
         for k in range(said.cores): copies.put(copy_of(ROOT, Path(tmp)/f'copy{k}'))
+
+        sound = noticed(wanted[0], copies.queue[0], Path(tmp)/'control.txt', control=True)
+        if sound: sys.exit(f'without any fault there is already a failure: {sound}')
 
         def one(m):
             copy = copies.get()
