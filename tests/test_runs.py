@@ -70,7 +70,8 @@ def test_finished_runs_are_not_repeated_and_settings_make_new_ones(tmp_path):
     assert run(c.model_copy(update=dict(options={'C': 1.5})), progress=False)[1] != folder
     assert run(c.model_copy(update=dict(seed=1)), progress=False)[1] != folder
     (folder/'result.json').write_text('{"status": "complete"')  # half a file is not a result
-    again, same = run(c, progress=False)
+    with pytest.warns(UserWarning, match='found no whole result file.*the run is made again'):
+        again, same = run(c, progress=False)
     assert same == folder and again.scores == first.scores
     assert len(collect(tmp_path).config_hash.unique()) == 3
 
