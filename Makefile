@@ -114,7 +114,7 @@ test-all: $(STAMP) ## the same and what is slow and rarely breaks: every kind of
 test-faults: $(STAMP) ## the campaign of faults: kills, full disks, damaged and hostile files, minutes long; prints what came of it
 	@$(PYTEST) --dist worksteal -m 'faults or not slow' tests/test_faults.py tests/test_hostile.py tests/test_degenerate.py $(ARGS)
 
-test-order: $(STAMP) ## the tests in a random order, which the first line names: ARGS="-p randomly_seed=N" repeats one
+test-order: $(STAMP) ## the tests in a random order, which the first line names: ARGS="--randomly-seed=N" repeats one
 	@$(PYTEST) --dist loadgroup -p randomly $(ARGS)
 
 test-mutants: $(STAMP) ## opt-in: puts small faults into the code and says which test notices; [ARGS="--review | --module dpft"]
@@ -128,7 +128,7 @@ coverage: $(STAMP) ## which lines the tests run; a notebook's own cells are not 
 lint: $(STAMP) ## what is not run: ruff over package, notebooks and tests, types, clean notebooks, the package as exported; changes nothing
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_toolchain.py -k 'exactly_what or are_clean' | tail -1
+	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_toolchain.py -k 'exactly_what or are_clean'
 
 # One at a time: the lock is the kernel's, so a pass that was killed leaves none (Snakemake's own would stay).
 paper: $(STAMP) ## every run, table and figure of the paper that is not there yet: [SIZE=full|tiny] [CORES=all]
