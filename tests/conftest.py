@@ -1,8 +1,11 @@
 "What all tests share: which of them run, who shares a process, and, at the end, where the time went and what the faults did."
+import gc
 import json
 import os
 import sys
 from collections import Counter
+
+sys.modules['rfc3987_syntax'] = None    # two seconds to import; jsonschema does without, and no notebook here has web addresses
 
 import hypothesis
 import pytest
@@ -26,6 +29,9 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason='on Linux only'))
         if item.path.name not in ALONE and not item.get_closest_marker('xdist_group'):
             item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
+def pytest_collection_finish(): gc.freeze()    # torch, pandas and all others stay to the end: the collector need not look at them again
 
 
 # --- where the time goes: CPU seconds of a test and of the processes that it waited for, which a busy machine does not change ---

@@ -1,10 +1,12 @@
 """Notebooks for the tests, each in a fork of one process that has imported what they need: a fork costs milliseconds, a new
 interpreter with torch, IPython, pandas and matplotlib five seconds.
 
-Nothing of `mculora` is imported before the fork, since a notebook may define what the package exports; a notebook sees nothing
-of the one before it."""
+That process has imported nothing of `mculora`, since a notebook that exports a module defines it anew. For notebooks that only
+use the package it forks another, which has imported it and read the committed results: some thirty notebooks ask for them. A
+notebook sees nothing of the one before it."""
 import atexit
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -45,16 +47,24 @@ class Server:
         said = {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'NO_COLOR': '1'}
         env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | said
         self.process = subprocess.Popen([sys.executable, '-P', __file__], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.pids = set()
         atexit.register(self.stop)
+        self.count(self.process.pid)
+
+    def count(self, pid):
+        "What it spends from now on, and its forks, is the tests'."
         import conftest
-        conftest.SERVERS.append(psutil.Process(self.process.pid))
+        if pid not in self.pids: conftest.SERVERS.append(psutil.Process(pid))
+        self.pids.add(pid)
 
     def ask(self, **what):
         self.process.stdin.write(json.dumps(what) + '\n')
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         assert line, 'the process that runs notebooks has died'
-        return json.loads(line)
+        said = json.loads(line)
+        self.count(said.pop('server'))
+        return said
 
     def stop(self):
         self.process.stdin.close()
@@ -65,9 +75,10 @@ class Server:
 def server(): return Server()
 
 
-def run(notebook, parameters=None, timeout=900):
-    "Run a notebook, named from the repository's root: as `nbdev_test` does, or with parameters as papermill does."
-    return Ran(str(notebook), **server().ask(notebook=str(notebook), parameters=parameters, timeout=timeout))
+def run(notebook, parameters=None, flags='', timeout=900):
+    "Run a notebook, named from the repository's root: as `nbdev_test` does, with cells of these `flags` too; or with parameters as papermill does."
+    package = '#| default_exp' not in (ROOT/notebook).read_text(encoding='utf-8')
+    return Ran(str(notebook), **server().ask(package=package, notebook=str(notebook), parameters=parameters, flags=flags, timeout=timeout))
 
 
 def passes(notebook, parameters=None, **how):
@@ -80,20 +91,50 @@ def passes(notebook, parameters=None, **how):
 # --- in the process that forks ---
 
 def serve():
+    sys.modules['rfc3987_syntax'] = None    # as in conftest
     for name in PRELOAD: importlib.import_module(name)
+    gc.freeze()           # the collector of a fork would touch, and so copy, all of this memory
+    other = None
     for line in sys.stdin:
         asked = json.loads(line)
-        with tempfile.TemporaryFile('w+', errors='replace') as log:
-            pid = os.fork()
-            if not pid: child(log, **asked)
-            try: _, status = os.waitpid(pid, 0)
-            finally:
-                with suppress(ProcessLookupError): os.killpg(pid, signal.SIGKILL)   # what it left running
-            log.seek(0)
-            print(json.dumps(dict(code=os.waitstatus_to_exitcode(status), text=log.read())), flush=True)
+        if asked.pop('package'):
+            other = other or with_package()
+            print(json.dumps(asked), file=other[0], flush=True)
+            print(other[1].readline(), end='', flush=True)
+        else: print(json.dumps(answer(asked)), flush=True)
 
 
-def child(log, notebook, parameters, timeout):
+def answer(asked):
+    "Run one notebook in a fork."
+    with tempfile.TemporaryFile('w+', errors='replace') as log:
+        pid = os.fork()
+        if not pid: child(log, **asked)
+        try: _, status = os.waitpid(pid, 0)
+        finally:
+            with suppress(ProcessLookupError): os.killpg(pid, signal.SIGKILL)   # what it left running
+        log.seek(0)
+        return dict(code=os.waitstatus_to_exitcode(status), text=log.read(), server=os.getpid())
+
+
+def with_package():
+    "The other process: where to write what it is asked, and where to read what it answers."
+    (asks, asked), (answers, answered) = os.pipe(), os.pipe()
+    if os.fork():
+        for fd in (asks, answered): os.close(fd)
+        return open(asked, 'w'), open(answers)
+    for fd in (asked, answers): os.close(fd)
+    sys.path.insert(0, str(ROOT))
+    for path in sorted((ROOT/'mculora').rglob('[a-z]*.py')):
+        importlib.import_module('.'.join(path.relative_to(ROOT).with_suffix('').parts))
+    from mculora.results import collect
+    collect(ROOT/'results')
+    gc.freeze()
+    with open(asks) as questions, open(answered, 'w') as replies:
+        for line in questions: print(json.dumps(answer(json.loads(line))), file=replies, flush=True)
+    os._exit(0)
+
+
+def child(log, notebook, parameters, flags, timeout):
     "Never returns."
     code = 1
     try:
@@ -103,7 +144,7 @@ def child(log, notebook, parameters, timeout):
         sys.stdin = open(0, closefd=False)
         sys.stdout, sys.stderr = (open(fd, 'w', buffering=1, closefd=False) for fd in (1, 2))
         faulthandler.dump_traceback_later(timeout, exit=True)
-        n = as_tested(notebook) if parameters is None else with_parameters(notebook, parameters)
+        n = as_tested(notebook, flags) if parameters is None else with_parameters(notebook, parameters)
         assert n, 'no cell was run'
         code = 0
     except BaseException as e:
@@ -127,12 +168,12 @@ def count_cells():
     return cells
 
 
-def as_tested(notebook):
-    "The number of cells that were run; the flags of settings.ini are left out, and the working folder is the notebook's."
+def as_tested(notebook, flags=''):
+    "The number of cells that were run; those with a flag of settings.ini are left out, but for `flags`, and the working folder is the notebook's."
     from nbdev.config import get_config
     from nbdev.test import test_nb
     cells, config = count_cells(), get_config()
-    passed, _ = test_nb(ROOT/notebook, skip_flags=config.tst_flags.split(), basepath=config.config_path)
+    passed, _ = test_nb(ROOT/notebook, skip_flags=[f for f in config.tst_flags.split() if f not in flags.split()], basepath=config.config_path)
     if not passed: sys.exit(1)
     return len(cells)
 

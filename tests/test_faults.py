@@ -102,7 +102,8 @@ def moments(calls, n, seed):
     return turns[:n]
 
 
-@pytest.mark.parametrize('what, how', [('a checkpoint', 'half'), ('a shared stage', 'after'), ('the result', 'half')])
+@pytest.mark.parametrize('what, how', [('a checkpoint', 'half'), ('a shared stage', 'after'),
+    pytest.param('the result', 'half', marks=pytest.mark.slow)])
 def test_a_run_killed_while_it_writes_ends_with_the_same_bits(campaign, place, alone, what, how):
     at = [i for i, c in enumerate(alone.calls) if kind(c) == what and c.startswith('fsync')][-1]
     killed(place, (at_call, (at, how)))

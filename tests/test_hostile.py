@@ -1,5 +1,5 @@
 "Files from strangers' drives: no code runs, nothing outside the data root is read, memory and time stay bounded, the message names the file. Every bad file is made here, and read in a process of its own that is watched."
-import ast, fcntl, hashlib, json, os, pickle, resource, socket, struct, subprocess, sys, time
+import ast, fcntl, gc, hashlib, json, os, pickle, resource, socket, struct, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,7 @@ def worker(folder):
     read = readers()
     copyreg.add_extension('os', 'system', 1); pickle.loads(b'\x80\x02\x82\x01.')              # some other library used the registry
     methods(); read['layout'](Path(folder).parent/'first'/'sound')                                                # and so that nothing is imported for the first time later on
+    gc.freeze()                                                                              # the collector of a fork would touch, and so copy, all of it
     for case in sorted(Path(folder).iterdir()):
         kind = (case/'kind').read_text()
         r, w = os.pipe()

@@ -65,8 +65,9 @@ def stages_of(method):
 
 def usual(method, name):
     "Every kind of data for the paper's method and for those built least like it; for all others gaps, and as many modalities as they have time for."
-    many = len(stages_of(method)) > 2                             # one for each condition: of four modalities, fifteen
-    return method in ('mculora', 'momke', 'gcnet') or name in ('gaps in the data', 'two modalities' if many else 'four modalities')
+    if method in ('mculora', 'momke', 'gcnet'): return True
+    many = len(stages_of(method)) > 2 or method in ('imder', 'mculora-plus')     # one network for each condition, or one that takes long
+    return name in ('gaps in the data', 'two modalities' if many else 'four modalities')
 
 
 def pairs(names):

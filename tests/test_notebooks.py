@@ -32,6 +32,12 @@ def test_notebook_runs(notebook):
     passes(notebook)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('notebook', [n for n in RUN_HERE if '"#| slow' in (ROOT/n).read_text()])
+def test_slow_cells_run(notebook):
+    passes(notebook, flags='slow')
+
+
 def test_a_notebook_of_the_paper_runs_as_it_is_and_leaves_the_committed_files_alone():
     files = sorted((ROOT/'figures').glob(f'{ONE_OF_PAPER}-*'))
     before = [p.stat().st_mtime_ns for p in files]
@@ -81,7 +87,7 @@ def test_flags_are_heeded_in_tests_and_not_with_parameters(tmp_path):
 
 def test_a_notebook_sees_nothing_of_another(tmp_path):
     one = write(tmp_path/'one.ipynb', 'import json, os, sys; json.seen = os.environ["SEEN"] = "1"; seen = 1; sys.path.append("seen"); os.chdir("/")')
-    other = write(tmp_path/'other.ipynb', 'import json, os, sys; assert not hasattr(json, "seen") and "SEEN" not in os.environ and "seen" not in [*globals(), *sys.path]',
+    other = write(tmp_path/'other.ipynb', '#| default_exp other', 'import json, os, sys; assert not hasattr(json, "seen") and "SEEN" not in os.environ and "seen" not in [*globals(), *sys.path]',
                   'assert not [m for m in sys.modules if m.startswith("mculora")]; import torch; assert torch.get_num_threads() == 1')
     for notebook in (one, other, one): passes(notebook)
 

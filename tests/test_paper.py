@@ -54,6 +54,7 @@ def test_committed_tables_and_figures_are_what_the_results_give(notebook, name, 
     same_as_committed(notebook, name, make(notebook, name, tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.pinned
 def test_papermill_itself_makes_a_committed_table(tmp_path):
     "The command that the workflow calls, with a kernel of its own."

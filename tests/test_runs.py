@@ -207,6 +207,7 @@ def test_train_notebook_with_a_model_per_condition(tmp_path):
     assert [s['selected_on'] for s in read_result(r).stages] == list(labels('atv')) and [p.name for p in r.parent.glob('*-curves.png')]
 
 
+@pytest.mark.slow                 # its first cells refuse in this process, below
 def test_train_notebook_refuses(tmp_path):
     done = papermill(tmp_path/'out.ipynb', '-p', 'out_dir', tmp_path/'runs', '-p', 'datset', 'mosei')
     assert done.returncode != 0 and 'datset: found' in re.sub(r'\x1b\[[0-9;]*m', '', done.stderr)
