@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from .modalities import labels
 from .dialogues import DataError, Task
-from .sources import OutputError, write_atomically
+from .files import OutputError, write_atomically
 from .own import Columns
 from .method import Method, read_settings
 from .evaluation import metric_names

@@ -12,7 +12,8 @@ import json
 import torch
 import typer
 from .dialogues import DataError, folds, select
-from .sources import describe, find_all, read_layout, write_atomically
+from .files import write_atomically
+from .sources import describe, find_all, read_layout
 from .bench import bench as time_parts, line
 from .method import methods, read_settings
 from .clips import extractors, read_manifest, to_layout, to_table

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 from .dialogues import DataError, Dialogues, Task, resolve_device
-from .sources import layout, read_labels, write_atomically, write_layout, _plain, _show
+from .files import shown, write_atomically
+from .sources import layout, read_labels, write_layout, _plain
 
 # %% ../nbs/02c_clips.ipynb #e551cdd1
 def need(
@@ -406,13 +407,13 @@ def read_manifest(
     if not path.is_file(): raise DataError(f'{path}: found no such file, expected a table of clips')
     columns, rows = _cells(path)
     if lost := [c for c in NEEDED if c not in columns]: raise DataError(f'{path}: found no column {lost[0]!r}, expected {", ".join(NEEDED)} and one of {", ".join(SOURCES)}')
-    if odd := [c for c in columns if c not in NEEDED + SOURCES + OTHERS]: raise DataError(f'{path}: found the column {_show(odd[0])}, expected one of {", ".join(NEEDED + SOURCES + OTHERS)}')
+    if odd := [c for c in columns if c not in NEEDED + SOURCES + OTHERS]: raise DataError(f'{path}: found the column {shown(odd[0])}, expected one of {", ".join(NEEDED + SOURCES + OTHERS)}')
     if not set(SOURCES) & set(columns): raise DataError(f'{path}: found none of the columns {", ".join(SOURCES)}, expected at least one')
     if not rows: raise DataError(f'{path}: found no rows, expected at least one clip')
     bad, clips, seen = [], [], {}
     for n, r in enumerate(rows, 1):
-        at = f'row {n}, utterance {_show(r["utterance"])}'
-        bad += [f'{at}: found {k} {_show(r[k])}, expected a plain file name' for k in NEEDED if not _plain(r[k])]
+        at = f'row {n}, utterance {shown(r["utterance"])}'
+        bad += [f'{at}: found {k} {shown(r[k])}, expected a plain file name' for k in NEEDED if not _plain(r[k])]
         if (u := r['utterance']) in seen: bad.append(f'{at}: found the same utterance in row {seen[u]}, expected different names')
         seen.setdefault(u, n)
         for k in ('wav', 'frames'):
@@ -508,7 +509,7 @@ def extract(
 def _label(c, l): # the label of a clip as a number
     if c.label in l.classes: return float(l.classes.index(c.label))
     try: return float(c.label)
-    except ValueError: raise DataError(f'utterance {c.utterance}: found {"no label" if not c.label else "label " + _show(c.label)}, expected {" or ".join([", ".join(l.classes), "its number"]) if l.classes else "a score from -3 to 3"}') from None
+    except ValueError: raise DataError(f'utterance {c.utterance}: found {"no label" if not c.label else "label " + shown(c.label)}, expected {" or ".join([", ".join(l.classes), "its number"]) if l.classes else "a score from -3 to 3"}') from None
 
 def _arranged(clips, dataset, l): # clips as dialogues without features
     groups = {}
@@ -516,7 +517,7 @@ def _arranged(clips, dataset, l): # clips as dialogues without features
     flat = [c for g in groups.values() for c in g]
     parts = {k: {c.split for c in g} for k, g in groups.items()}
     if mixed := [k for k, p in parts.items() if len(p) > 1]: raise DataError(f'dialogue {mixed[0]}: found the parts {", ".join(sorted(parts[mixed[0]]))}, expected one')
-    if l.speakers and (odd := [c for c in flat if c.speaker not in tuple(l.speakers)]): raise DataError(f'utterance {odd[0].utterance}: found speaker {_show(odd[0].speaker)}, expected {" or ".join(l.speakers)}')
+    if l.speakers and (odd := [c for c in flat if c.speaker not in tuple(l.speakers)]): raise DataError(f'utterance {odd[0].utterance}: found speaker {shown(odd[0].speaker)}, expected {" or ".join(l.speakers)}')
     y = torch.tensor([_label(c, l) for c in flat], dtype=torch.float64)
     if l.classes and (e := y != y.round()).any(): raise DataError(f'utterance {flat[int(e.nonzero()[0])].utterance}: found label {y[e][0]:g}, expected a whole number')
     return Dialogues(Task(dataset, l.classes), {}, torch.zeros(len(flat), 0, dtype=torch.bool), torch.tensor([l.speakers.index(c.speaker) if l.speakers else 0 for c in flat]), y.to(torch.long if l.classes else torch.float),

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from .modalities import members
 from .dialogues import DataError, Dialogues
-from .sources import brief, write_atomically
+from .files import brief, write_atomically
 
 # %% ../nbs/03_masking.ipynb #6a341ea5
 def highest_rate(

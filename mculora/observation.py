@@ -18,7 +18,7 @@ from .modalities import labels, members
 from .dialogues import DataError, Dialogues, batch, batches, keep
 from .evaluation import predictions
 from .method import Method
-from .sources import brief, write_atomically
+from .files import brief, write_atomically
 
 # %% ../nbs/11a_observation.ipynb #44317d19
 EVERY = 5 # epochs from one look at the gradients to the next

@@ -20,7 +20,8 @@ from torch import Tensor
 from platformdirs import user_cache_dir
 from pydantic import BaseModel, ConfigDict, Field
 from .dialogues import DataError, Dialogues, Task, problems
-from .sources import LAYOUTS, load_dialogues, read_npy, read_pickle, save_dialogues
+from .pickles import read_pickle
+from .sources import LAYOUTS, load_dialogues, read_npy, save_dialogues
 from .twins import open_dataset, repo_root
 if TYPE_CHECKING: # annotations alone need it here
     import pandas as pd

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from .modalities import combination_index, labels
 from .dialogues import Batch, DataError, Dialogues, batch, batches, select
-from .sources import find_all, read_layout, scale, write_atomically
+from .files import write_atomically
+from .sources import find_all, read_layout, scale
 from .own import KINDS, Columns, read_table, _frame, _measured, _numbers, _order, _short, _vectors
 from .artefact import Artefact, load, readout
 

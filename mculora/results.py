@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 import mculora
 from .dialogues import DataError
-from .sources import brief, write_atomically
+from .files import brief, write_atomically
 if TYPE_CHECKING: # annotations alone need it here
     import pandas as pd
 

@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from .modalities import labels
 from .dialogues import DataError, Dialogues, Splits, Task, fingerprint, resolve_device, split, to
-from .sources import LAYOUTS, OutputError, brief, fit_scale, scale, write_atomically
+from .files import OutputError, brief, write_atomically
+from .sources import LAYOUTS, fit_scale, scale
 from .twins import repo_root
 from .own import FILES, Columns, is_own, open_data
 from .method import Method, Settings, Stage, create, methods, read_settings

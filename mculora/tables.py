@@ -16,7 +16,7 @@ import json, math, os, re, tempfile, textwrap
 from .evaluation import AVERAGES, with_averages
 from .results import against, beside, collect, interval, read_result
 from .runs import said_missing
-from .sources import write_atomically
+from .files import write_atomically
 from .studies import Sweep, Variant, find
 from .twins import bayes_limit, repo_root
 if TYPE_CHECKING: # annotations alone need it here

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from .modalities import labels
 from .dialogues import DataError, Dialogues, Splits, batch, batches, onto
-from .sources import load_sealed, save_sealed
+from .files import load_sealed, save_sealed
 from .masking import sample
 from .method import Method, Stage
 from .replicas import Together, side_by_side

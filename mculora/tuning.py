@@ -18,7 +18,7 @@ from .evaluation import AVERAGES, evaluate, metric_names
 from .method import Settings, create, methods, settings_of
 from .results import config_hash
 from .runs import Missing, load_method, locked, output_folder, prepare, run_all
-from .sources import write_atomically
+from .files import write_atomically
 from .studies import Sweep, Variant
 from .twins import repo_root
 if TYPE_CHECKING: # annotations alone need it here

@@ -19,7 +19,8 @@ from mculora.dialogues import DataError, fingerprint
 from mculora.masking import load_mask
 from mculora.results import beside, read_result
 from mculora.runs import RunConfig, finished, load_method, prepare, run
-from mculora.sources import example, load_dialogues, load_sealed, write_layout
+from mculora.files import load_sealed
+from mculora.sources import example, load_dialogues, write_layout
 from mculora.training import earlier, load_checkpoint
 
 

@@ -21,12 +21,12 @@ EYES = ('open', 'os.listdir', 'os.scandir')
 
 
 def readers():
-    from mculora import masking, observation, results, runs, sources
+    from mculora import masking, observation, pickles, results, runs, sources
     from mculora.dialogues import DataError, random_dialogues
     def whole(read): # the rows, if there are no problems
         if read[1]: raise DataError('; '.join(read[1]))
         return read[0]
-    return {'pickle': lambda p: sources.read_pickle(p/'x.pkl'), 'npy': lambda p: sources.read_npy(p/'x.npy'), 'labels': lambda p: whole(sources.read_labels(p, 'mosi')),
+    return {'pickle': lambda p: pickles.read_pickle(p/'x.pkl'), 'npy': lambda p: sources.read_npy(p/'x.npy'), 'labels': lambda p: whole(sources.read_labels(p, 'mosi')),
         'layout': lambda p: sources.load_layout(p/'data', 'mosi', cache_dir=p/'data'/'cache', progress=False), 'dialogues': lambda p: sources.load_dialogues(p/'x.safetensors'),
         'mask': lambda p: masking.load_mask(p/'x.safetensors', random_dialogues()), 'model': runs.load_method, 'observed': lambda p: observation.load_observed(p/'x.safetensors'), 'result': results.read_result,
         'control': lambda p: pickle.loads((p/'x.pkl').read_bytes()), 'control open': lambda p: (p/'..'/'control'/'x.pkl').read_bytes()}
@@ -150,7 +150,7 @@ for name, data in {
     'a long number of a million digits': b'L' + b'9'*10**6 + b'L\n.', 'a frame in a frame': b'\x80\x04\x95' + struct.pack('<Q', 9) + b'\x95' + bytes(8) + b'.', 'PERSID': b'Pos.system\n.', 'BINPERSID': b'\x80\x02' + text('os.system') + b'Q.',
     **{f'EXT{len(code)}': b'\x80\x02' + op + code + text(COMMAND) + b'\x85R.' for op, code in ((b'\x82', b'\x01'), (b'\x83', b'\x01\0'), (b'\x84', b'\x01\0\0\0'))}, 'NEXT_BUFFER': b'\x80\x05\x97.', 'READONLY_BUFFER': b'\x80\x05C\x01a\x98.', 'STACK_GLOBAL of numbers': b'\x80\x04K\x01K\x02\x93.',
     'STACK_GLOBAL of lists': b'\x80\x04]]\x93.', 'a method of an array': b'\x80\x04' + short('numpy') + short('ndarray.tofile') + b'\x93.', 'a name within a name': b'\x80\x04' + short('builtins') + short('set.__class__') + b'\x93.', 'a function of the reader': b'c__main__\nworker\n.',
-    'the reader itself': b'cmculora.sources\n_Unpickler\n.', 'a name of two lines': b'\x80\x04' + short('os\nall is well') + short('\x1b[31msystem') + b'\x93.', 'a name of a megabyte': lambda: b'c' + b'm'*2**20 + b'\nn\n.', 'a bytes subclass': b'\x80\x02cnumpy\nstr_\n' + text('a') + b'\x85R.',
+    'the reader itself': b'cmculora.pickles\n_Unpickler\n.', 'a name of two lines': b'\x80\x04' + short('os\nall is well') + short('\x1b[31msystem') + b'\x93.', 'a name of a megabyte': lambda: b'c' + b'm'*2**20 + b'\nn\n.', 'a bytes subclass': b'\x80\x02cnumpy\nstr_\n' + text('a') + b'\x85R.',
     'a call of a text': b'\x80\x02' + text('os.system') + b')R.', 'a call of a number': b'\x80\x02K\x01)R.', 'a new object of a number': b'\x80\x02K\x01)\x81.', 'protocol 255': b'\x80\xff].', 'nothing': b'', 'a stop alone': b'.', 'no stop': b'\x80\x02K\x01', 'a zip file': b'PK\x03\x04' + bytes(99), 'zeros': bytes(9999)}.items(): pickled(name, data)
 
 HARMLESS = {'pickle: ' + name for name in ( # read without complaint, and nothing comes of it

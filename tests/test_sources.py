@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from mculora import sources
 from mculora.cli import app
 from mculora.dialogues import DataError, fingerprint, select
+from mculora.pickles import read_pickle
 from mculora.sources import (LAYOUTS, describe, example, feature_folders, find, find_all, fit_scale, load_dialogues, load_layout, read_labels,
-    read_layout, read_npy, read_pickle, save_dialogues, scale, write_layout)
+    read_layout, read_npy, save_dialogues, scale, write_layout)
 
 def written(path, data): path.write_bytes(data); return path
 def tables_of(folder, dataset): return folder/LAYOUTS[dataset].labels
