@@ -49,7 +49,7 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 			"Ubuntu: python3 and python3-venv), or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 		echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear "$(VENV)"; }
 	@echo "installing the pinned packages into $(VENV): some minutes, the first time"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.txt -c constraints.txt -e .
+	@$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -r requirements.txt -c constraints.txt -e .
 	@$(BIN)/python -m ipykernel install --sys-prefix --name python3 >/dev/null
 	@touch $@
 

@@ -152,17 +152,17 @@ def differences(
     return out
 
 # %% ../nbs/12_results.ipynb #af9e912e
-_READ:dict[Path, tuple] = {} # path -> what it was when it was read, and what it said: notebooks of tables ask for the same results several times
+_READ:dict[tuple, tuple] = {} # which file, as it was when it was read -> what it said: notebooks of tables ask for the same results several times
 
 def _scores(path): # of one run: what tells it from others, and its scores
     try: s = path.stat()
     except OSError: s = None                                                               # reading it says what is wrong
     stamp = s and (s.st_dev, s.st_ino, s.st_size, s.st_ctime_ns)
-    if s and _READ.get(path, (None,))[0] == stamp: return _READ[path][1]
+    if s and stamp in _READ: return _READ[stamp]
     r = read_result(path)
-    run = {k: r.config.get(k) for k in ('method', 'fold', 'seed', 'schedule', 'size')} | dict(precision=r.config.get('precision', 'float32'), missing=json.dumps(r.config.get('missing', 0.), sort_keys=True), hold=r.config.get('hold', 'dialogues'), dataset=r.data.get('name'), simulated=r.data.get('simulated'), data_hash=r.data.get('hash'), views=json.dumps(r.data.get('views', {})), utterances=r.data.get('utterances', {}).get('test'), version=r.config.get('version'), options=json.dumps(r.config.get('options', {}), sort_keys=True), config_hash=r.config_hash, machine=r.environment.get('accelerator') or 'CPU', file=str(path))
+    run = {k: r.config.get(k) for k in ('method', 'fold', 'seed', 'schedule', 'size')} | dict(precision=r.config.get('precision', 'float32'), missing=json.dumps(r.config.get('missing', 0.), sort_keys=True), hold=r.config.get('hold', 'dialogues'), dataset=r.data.get('name'), simulated=r.data.get('simulated'), data_hash=r.data.get('hash'), views=json.dumps(r.data.get('views', {})), utterances=r.data.get('utterances', {}).get('test'), version=r.config.get('version'), options=json.dumps(r.config.get('options', {}), sort_keys=True), config_hash=r.config_hash, machine=r.environment.get('accelerator') or 'CPU')
     said = run, [tuple(getattr(s, k) for k in Score.model_fields) for s in r.scores]
-    if s and time.time_ns() - s.st_ctime_ns > 2e9: _READ[path] = stamp, said               # a younger one may change again within a tick of its clock
+    if s and time.time_ns() - s.st_ctime_ns > 2e9: _READ[stamp] = said                     # a younger one may change again within a tick of its clock
     return said
 
 def collect(
@@ -172,7 +172,7 @@ def collect(
     "All results below a folder as one table."
     import pandas as pd # here, because pandas and SciPy together take a second and 130 MB, and training needs neither
     names = list(Score.model_fields)
-    found = [(run, mine) for run, scores in map(_scores, sorted(Path(root).rglob('result.json'))) if (mine := [s for s in scores if s[names.index('protocol')] == protocol])]
+    found = [(run | dict(file=str(path)), mine) for path in sorted(Path(root).rglob('result.json')) for run, scores in [_scores(path)] if (mine := [s for s in scores if s[names.index('protocol')] == protocol])]
     if not found: return pd.DataFrame()
     runs = pd.DataFrame([run for run, _ in found])
     runs = runs.loc[np.repeat(runs.index, [len(mine) for _, mine in found])].reset_index(drop=True)

@@ -31,7 +31,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
-def pytest_collection_finish(): gc.freeze()    # torch, pandas and all others stay to the end: the collector need not look at them again
+def pytest_collection_finish():
+    "torch, pandas and all others stay to the end: the collector need not look at them again, nor so often."
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 # --- where the time goes: CPU seconds of a test and of the processes that it waited for, which a busy machine does not change ---

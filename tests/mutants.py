@@ -11,6 +11,7 @@ part of `make test`."""
 import argparse
 import ast
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -111,6 +112,7 @@ def attempt(copy, notebook, tests, out):
     import pytest
     import torch
     torch.set_num_threads(1)
+    gc.freeze()                             # the collector would touch, and so copy, all that the fork shares
     pid = os.fork()                         # the notebook's process is not that of the tests
     if not pid:
         said = 'the notebook dies'

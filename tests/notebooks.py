@@ -94,6 +94,7 @@ def serve():
     sys.modules['rfc3987_syntax'] = None    # as in conftest
     for name in PRELOAD: importlib.import_module(name)
     gc.freeze()           # the collector of a fork would touch, and so copy, all of this memory
+    gc.set_threshold(20_000, 20, 20)
     other = None
     for line in sys.stdin:
         asked = json.loads(line)

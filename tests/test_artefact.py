@@ -74,7 +74,7 @@ def same_as_merged(a, d, smaller=True):
         if row.sum() < len(row) and smaller: assert size(small) < size(a.method)
 
 
-@pytest.mark.parametrize('shape, label', [pytest.param('two', 'text', marks=pytest.mark.slow), ('two', 'text+audio'), ('four', 'bd')])
+@pytest.mark.parametrize('shape, label', [pytest.param('two', 'text', marks=pytest.mark.slow), pytest.param('two', 'text+audio', marks=pytest.mark.slow), ('four', 'bd')])
 def test_a_program_takes_any_number_of_dialogues_of_any_length(tmp_path, shape, label):
     a, d = new('mculora', shape)
     write_program(a, label, tmp_path/'one.pt2')

@@ -130,15 +130,15 @@ def frozen(n): # two sets that are equal and 2**n comparisons apart
     return b'\x80\x04' + one(0) + one(n + 1) + b'}' + get(n) + b'K\x01s' + get(2*n + 1) + b'K\x01s.'
 def objects(n): return b'\x80\x02' + ARRAY + put(0) + b''.join(b'0' + ARRAY + state(b'K\x02\x85', b'O8', b'(' + get(i)*2 + b'l') + put(i + 1) for i in range(n)) + b'.'
 def laughs(n): return b'\x80\x02(' + text('ha')*10 + b'l' + put(0) + b''.join(b'0(' + get(i)*10 + b'l' + put(i + 1) for i in range(n))
-S, MANY = 2**61 - 1, 300_000
+S, MANY = 2**61 - 1, 100_000
 
 for name, data in {
     'sets in sets, compared for ever': lambda: frozen(60), 'arrays in arrays, compared for ever': lambda: objects(60), 'numbers of one hash': lambda: b'\x80\x04\x8f(' + b''.join(long(i*S) for i in range(1, 20_000)) + b'\x90.',
     'numbers of one hash as keys': lambda: b'\x80\x04}(' + b''.join(long(i*S) + b'N' for i in range(1, 20_000)) + b'u.', 'pairs of one hash as keys': lambda: b'\x80\x04}(' + b''.join(number(i) + number(-i) + b'\x86N' for i in range(20_000)) + b'u.',
     'long texts as keys': lambda: b'\x80\x04' + text('a'*2**20) + put(0) + text('a'*2**20) + put(1) + b'}' + (get(0) + b'Ns' + get(1) + b'Ns')*20_000 + b'.', 'a list as a key': b'\x80\x02}]Ns.', 'a tuple as a key': b'\x80\x02}K\x01\x85Ns.',
-    'a thousand million laughs in a set': lambda: laughs(9) + b'\x85(' + get(9) + b'\x91.', 'a million empty sets': b'\x80\x04(' + b'\x8f'*MANY + b't.', 'a million empty dictionaries': b'\x80\x02(' + b'}'*MANY + b't.', 'a million marks': b'('*MANY + b't'*MANY + b'.',
-    'a million memos': b'\x80\x04N' + b'\x94'*MANY + b'.', 'a million types': lambda: b'\x80\x02cnumpy\ndtype\n' + put(0) + b'(' + text('S7') + put(1) + b'(' + (get(0) + get(1) + b'\x85R')*MANY + b't.',
-    'a million arrays': lambda: b'\x80\x02cnumpy\nndarray\n' + put(0) + b'(' + (b'h\x00)R')*MANY + b't.', 'a scalar of a megabyte, again and again': lambda: b'\x80\x02cnumpy.core.multiarray\nscalar\n' + put(0) + dtype(b'S1000000') + put(1) +
+    'a thousand million laughs in a set': lambda: laughs(9) + b'\x85(' + get(9) + b'\x91.', 'very many empty sets': b'\x80\x04(' + b'\x8f'*MANY + b't.', 'very many empty dictionaries': b'\x80\x02(' + b'}'*3*MANY + b't.', 'very many marks': b'('*MANY + b't'*MANY + b'.',
+    'very many memos': b'\x80\x04N' + b'\x94'*MANY + b'.', 'very many types': lambda: b'\x80\x02cnumpy\ndtype\n' + put(0) + b'(' + text('S7') + put(1) + b'(' + (get(0) + get(1) + b'\x85R')*MANY + b't.',
+    'very many arrays': lambda: b'\x80\x02cnumpy\nndarray\n' + put(0) + b'(' + (b'h\x00)R')*MANY + b't.', 'a scalar of a megabyte, again and again': lambda: b'\x80\x02cnumpy.core.multiarray\nscalar\n' + put(0) + dtype(b'S1000000') + put(1) +
         b'B' + struct.pack('<I', 10**6) + bytes(10**6) + put(2) + b'(' + (get(0) + get(1) + get(2) + b'\x86R')*3000 + b't.', 'a text made bytes again and again': lambda: b'\x80\x02c_codecs\nencode\n' + put(0) + text('a'*2**20) + put(1) + b'(' + (get(0) + get(1) + b'U\x06latin1\x86R')*3000 + b't.',
     'a list copied again and again': lambda: b'\x80\x02cbuiltins\nset\n' + put(0) + b'(' + b''.join(map(number, range(5000))) + b'l' + put(1) + b'(' + (get(0) + get(1) + b'\x85R')*3000 + b't.', 'a set of an array': b'\x80\x02cbuiltins\nset\n' + ARRAY + b'\x85R.',
     'a shape of two huge numbers': lambda: b'\x80\x02' + ARRAY + state(b'(' + long(2**(8*10**6))*2 + b't', b'f8', b'U\x08abcdefgh') + b'.', 'a shape of many numbers': lambda: b'\x80\x02' + ARRAY + state(b'(' + number(2**31 - 1)*100_000 + b't', b'f8', b'U\x08abcdefgh') + b'.',
@@ -154,8 +154,8 @@ for name, data in {
     'a call of a text': b'\x80\x02' + text('os.system') + b')R.', 'a call of a number': b'\x80\x02K\x01)R.', 'a new object of a number': b'\x80\x02K\x01)\x81.', 'protocol 255': b'\x80\xff].', 'nothing': b'', 'a stop alone': b'.', 'no stop': b'\x80\x02K\x01', 'a zip file': b'PK\x03\x04' + bytes(99), 'zeros': bytes(9999)}.items(): pickled(name, data)
 
 HARMLESS = {'pickle: ' + name for name in ( # read without complaint, and nothing comes of it
-    'lists 200000 deep', 'tuples 200000 deep', 'an index of 4 GB', 'a million marks', 'a million types')}
-pickled('lists 200000 deep', lambda: b']'*200_000 + b'a'*199_999 + b'.'); pickled('tuples 200000 deep', lambda: b')' + b'\x85'*200_000 + b'.'); pickled('a list in itself', b']p0\ng0\na.')
+    'lists 50000 deep', 'tuples 50000 deep', 'an index of 4 GB', 'very many marks', 'very many types')}
+pickled('lists 50000 deep', lambda: b']'*50_000 + b'a'*49_999 + b'.'); pickled('tuples 50000 deep', lambda: b')' + b'\x85'*50_000 + b'.'); pickled('a list in itself', b']p0\ng0\na.')
 pickled('a dictionary in itself', b'}p0\nNg0\ns.'); pickled('a thousand million laughs', lambda: laughs(9) + b'.'); pickled('an index of 4 GB', b'\x80\x02]' + put(2**32 - 1) + b'.')
 
 def sparse(path, size, data=b''): path.write_bytes(data); os.truncate(path, size)

@@ -27,7 +27,10 @@ def test_there_are_notebooks():
     assert len(RUN_HERE) > 40 and len(NOTEBOOKS) == len(RUN_HERE) + len(PAPER) and ONE_OF_PAPER in PAPER
 
 
-@pytest.mark.parametrize('notebook', RUN_HERE)
+SLOW = 'nbs/speed.ipynb'             # measures at tiny size what 13a_bench tests
+
+
+@pytest.mark.parametrize('notebook', [pytest.param(n, marks=[pytest.mark.slow]*(n == SLOW)) for n in RUN_HERE])
 def test_notebook_runs(notebook):
     passes(notebook)
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from forks import EPOCH, Place, die_after, outcome, small_files
+from notebooks import passes
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -123,7 +124,6 @@ def test_bad_parameters_are_refused_before_any_work(tmp_path, bad, message):
 
 GAPS = (.6, {'v': .8, 't': .3})                                # of all entries; of single modalities
 LESS = dict(width=8, depth=1, rank=2, epochs=1, batch_size=16, steps=2, heads=1, blocks=1, couplings=1)
-SEVERAL = {m for m in methods() if m.endswith('-per-condition') and not m.startswith('logistic')}   # a network for each condition
 
 
 def learns_from_what_is_left(tmp_path, method, missing, options):
@@ -139,9 +139,13 @@ def learns_from_what_is_left(tmp_path, method, missing, options):
     assert all(x.value == x.value for x in r.scores)
 
 
-@pytest.mark.parametrize('method', sorted(methods().keys() - SEVERAL - {'majority'}))
+# all others are trained where nobody is complete by test_own, and with gaps by `make test-all`
+OF_EACH_KIND = ('gcnet', 'knn-imputation', 'logistic', 'logistic-per-condition', 'mculora', 'mculora-plus', 'mmin', 'momke')
+
+
+@pytest.mark.parametrize('method', OF_EACH_KIND)
 def test_training_with_gaps(tmp_path, method):
-    "Every method learns from what is left, is measured under every condition on all of the test part, and says what was gone."
+    "A method learns from what is left, is measured under every condition on all of the test part, and says what was gone."
     for missing in GAPS[:1 + (method == 'mculora')]: learns_from_what_is_left(tmp_path, method, missing, LESS)
 
 
@@ -186,17 +190,27 @@ def papermill(out, *args):
         env={**{k: v for k, v in os.environ.items() if k != 'IN_TEST'}, 'OMP_NUM_THREADS': '1', 'JUPYTER_PREFER_ENV_PATH': '1'})
 
 
-def test_train_notebook(tmp_path):
-    done = papermill(tmp_path/'out.ipynb', '-p', 'size', 'tiny', '-p', 'dataset', 'mosei', '-p', 'out_dir', tmp_path/'runs', '-y', 'options: {epochs: 3}')
-    assert done.returncode == 0, done.stderr[-3000:]
-    r, = (tmp_path/'runs').rglob('result.json')
+def trained_notebook(folder, printed):
+    "What the training notebook has left, of three epochs on the tiny twin of CMU-MOSEI."
+    r, = folder.rglob('result.json')
     c = read_result(r).config
     assert c['options']['epochs'] == 3 and c['dataset'] == 'mosei' and c['schedule'] == ('paper' if c['device'] == 'cuda' else 'quick')
     pictures = [p.name for p in r.parent.glob('*.png')]
     assert sorted(p.rsplit('-', 1)[1] for p in pictures) == ['adapters.png', 'conditions.png', 'curves.png', 'dpft.png', 'errors.png', 'weight.png']
     assert all('simulated' in p and c['schedule'] in p for p in pictures)
-    text = (tmp_path/'out.ipynb').read_text()
-    assert 'SIMULATED twin' in text and 'selected on test' in text and 'incomplete' in text
+    assert 'SIMULATED twin' in printed and 'selected on test' in printed and 'incomplete' in printed
+
+
+def test_train_notebook_with_parameters(tmp_path):
+    given = dict(size='tiny', dataset='mosei', out_dir=str(tmp_path/'runs'), options=dict(epochs=3))
+    trained_notebook(tmp_path/'runs', passes('nbs/train.ipynb', given).text)
+
+
+@pytest.mark.slow
+def test_train_notebook_by_papermill(tmp_path):
+    done = papermill(tmp_path/'out.ipynb', '-p', 'size', 'tiny', '-p', 'dataset', 'mosei', '-p', 'out_dir', tmp_path/'runs', '-y', 'options: {epochs: 3}')
+    assert done.returncode == 0, done.stderr[-3000:]
+    trained_notebook(tmp_path/'runs', (tmp_path/'out.ipynb').read_text())
 
 
 @pytest.mark.slow
@@ -207,8 +221,7 @@ def test_train_notebook_with_a_model_per_condition(tmp_path):
     assert [s['selected_on'] for s in read_result(r).stages] == list(labels('atv')) and [p.name for p in r.parent.glob('*-curves.png')]
 
 
-@pytest.mark.slow                 # its first cells refuse in this process, below
-def test_train_notebook_refuses(tmp_path):
+def test_papermill_refuses(tmp_path):
     done = papermill(tmp_path/'out.ipynb', '-p', 'out_dir', tmp_path/'runs', '-p', 'datset', 'mosei')
     assert done.returncode != 0 and 'datset: found' in re.sub(r'\x1b\[[0-9;]*m', '', done.stderr)
     assert not (tmp_path/'runs').exists()
@@ -243,6 +256,7 @@ def test_the_training_notebook_says_what_it_will_train_on(tmp_path, monkeypatch,
     assert 'utterances that have all of it' in capsys.readouterr().out and space['s'].train.modalities == ('text', 'audio')
 
 
+@pytest.mark.slow
 def test_tiny_twin_is_learnt_within_its_limit(tmp_path):
     "Every condition above chance and none above the Bayes limit by more than its interval: pooled over the five folds of the tiny twin, for the linear models (MCULoRA on the full twin: results/)."
     rows = []
