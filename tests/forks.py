@@ -20,8 +20,8 @@ import pandas as pd
 import psutil
 import torch
 
-from mculora.results import beside, file_hash, read_result
-from mculora.runs import RunConfig, run
+from mculora.experiments.results import beside, file_hash, read_result
+from mculora.experiments.runs import RunConfig, run
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = dict(width=8, depth=1, rank=2, epochs=4, batch_size=4)    # two stages of four epochs
@@ -118,7 +118,7 @@ def until(log, what, p=None):
 def server():
     "Starts the process that all others are forks of."
     said = {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE', 'PYTHONPATH': f'{ROOT/"tests"}{os.pathsep}{ROOT}'}
-    SERVER.set_forkserver_preload(['mculora.model', *BASELINES, 'pyarrow.parquet', 'torch._dynamo', 'forks'])  # Adam imports the last but one
+    SERVER.set_forkserver_preload(['mculora.model.mculora', *BASELINES, 'pyarrow.parquet', 'torch._dynamo', 'forks'])  # Adam imports the last but one
     with patch.dict(os.environ, said): multiprocessing.forkserver.ensure_running()
     conftest.SERVERS.append(psutil.Process(multiprocessing.forkserver._forkserver._forkserver_pid))
 

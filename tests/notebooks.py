@@ -127,7 +127,7 @@ def with_package():
     sys.path.insert(0, str(ROOT))
     for path in sorted((ROOT/'mculora').rglob('[a-z]*.py')):
         importlib.import_module('.'.join(path.relative_to(ROOT).with_suffix('').parts))
-    from mculora.results import collect
+    from mculora.experiments.results import collect
     collect(ROOT/'results')
     gc.freeze()
     with open(asks) as questions, open(answered, 'w') as replies:

@@ -9,17 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mculora.artefact import Artefact, Standalone, card, from_run, load, save, write_program
-from mculora.calibration import Calibration, calibrate, calibration_report
-from mculora.dialogues import DataError, batch, keep, random_dialogues
-from mculora.masking import drop
-from mculora.merge import merge, size
-from mculora.method import create, methods
-from mculora.modalities import labels, members
-from mculora.prediction import Predictor
-from mculora.results import read_result, write_result
-from mculora.runs import RunConfig, run
-from mculora.sources import fit_scale, scale
+from mculora.use.artefact import Artefact, Standalone, card, from_run, load, save, write_program
+from mculora.training.calibration import Calibration, calibrate, calibration_report
+from mculora.basics.dialogues import DataError, batch, keep, random_dialogues
+from mculora.basics.masking import drop
+from mculora.use.merge import merge, size
+from mculora.basics.method import create, methods
+from mculora.basics.modalities import labels, members
+from mculora.use.prediction import Predictor
+from mculora.experiments.results import read_result, write_result
+from mculora.experiments.runs import RunConfig, run
+from mculora.data.sources import fit_scale, scale
 
 SMALL = dict(width=16, depth=1, rank=2, epochs=1, lr=1e-2, batch_size=4, C=.01)
 SHAPES = {'two': ({'text': 6, 'audio': 4}, 0), 'three': ({'a': 4, 't': 6, 'v': 5}, 4), 'four': ({'a': 2, 'b': 3, 'c': 4, 'd': 5}, 2)}

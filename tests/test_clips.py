@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from mculora import clips as C
-from mculora.cli import app
-from mculora.clips import RATE, Clip, Extractor, extract, read_frames, read_manifest, read_wav, to_layout, to_table, write_clips
-from mculora.dialogues import DataError
-from mculora.sources import read_layout
+from mculora.data import clips as C
+from mculora.use.cli import app
+from mculora.data.clips import RATE, Clip, Extractor, extract, read_frames, read_manifest, read_wav, to_layout, to_table, write_clips
+from mculora.basics.dialogues import DataError
+from mculora.data.sources import read_layout
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -377,7 +377,7 @@ def test_the_module_imports_nothing_heavy_and_says_what_is_missing():
     code = '''
 import sys
 sys.modules['soundfile'] = None                      # as if it were not installed
-import mculora.clips as c
+import mculora.data.clips as c
 assert not {'transformers', 'cv2', 'opensmile', 'pandas'} & set(sys.modules)
 try: c.read_wav('x.wav')
 except ImportError as e: print(e)

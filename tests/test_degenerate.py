@@ -5,14 +5,14 @@ import math, tempfile
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
-from mculora.dialogues import DataError, Splits, batch, batches, fingerprint, folds, problems, random_dialogues, select, split
-from mculora.evaluation import evaluate, evaluate_random
-from mculora.masking import random_mask
-from mculora.method import create, methods
-from mculora.modalities import labels
-from mculora.runs import RunConfig, new_method, prepare
-from mculora.sources import example, fit_scale, read_layout, scale, write_layout
-from mculora.training import fit
+from mculora.basics.dialogues import DataError, Splits, batch, batches, fingerprint, folds, problems, random_dialogues, select, split
+from mculora.training.evaluation import evaluate, evaluate_random
+from mculora.basics.masking import random_mask
+from mculora.basics.method import create, methods
+from mculora.basics.modalities import labels
+from mculora.experiments.runs import RunConfig, new_method, prepare
+from mculora.data.sources import example, fit_scale, read_layout, scale, write_layout
+from mculora.training.trainer import fit
 
 SMALL = dict(width=8, depth=1, rank=1, epochs=2, lr=1e-2, batch_size=4, C=.01, heads=1, blocks=1, couplings=1, steps=2)
 def small(method, **more): return {k: v for k, v in {**SMALL, **more}.items() if k in methods()[method].Settings.model_fields}

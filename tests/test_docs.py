@@ -21,9 +21,9 @@ import yaml
 from fastcore.script import anno_parser
 from notebooks import passes
 
-from mculora.cli import app
-from mculora.results import Result, Score, read_result, write_result
-from mculora.runs import RunConfig
+from mculora.use.cli import app
+from mculora.experiments.results import Result, Score, read_result, write_result
+from mculora.experiments.runs import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -47,8 +47,8 @@ def test_every_block_is_of_a_known_kind():
 # --- Python ---
 
 BEFORE = {'README.md': '''                              # what the commands before the block leave behind, of a smaller model
-from mculora.artefact import from_run, save
-from mculora.runs import RunConfig, run
+from mculora.use.artefact import from_run, save
+from mculora.experiments.runs import RunConfig, run
 save(from_run(run(RunConfig(size='tiny', device='cpu', options=dict(width=16, depth=1, epochs=2)), progress=False)[1]), 'model')
 '''}
 
@@ -57,7 +57,7 @@ save(from_run(run(RunConfig(size='tiny', device='cpu', options=dict(width=16, de
 def test_python_blocks_run_in_order(page, tmp_path):
     "As a notebook in a process of its own; what they write goes to a temporary folder, what they read is the repository's."
     for name in ('results', 'figures', 'nbs', 'workflow'): (tmp_path/name).symlink_to(ROOT/name)
-    start = f'import os, sys, mculora.runs; from pathlib import Path; os.chdir({str(tmp_path)!r}); sys.path.insert(0, {str(ROOT)!r}); mculora.runs.repo_root = lambda: Path({str(tmp_path)!r})'
+    start = f'import os, sys, mculora.experiments.runs; from pathlib import Path; os.chdir({str(tmp_path)!r}); sys.path.insert(0, {str(ROOT)!r}); mculora.experiments.runs.repo_root = lambda: Path({str(tmp_path)!r})'
     cells = [start, BEFORE.get(page.name, ''), *(text for p, text in of('python') if p == page)]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     nbformat.write(notebook, tmp_path/f'{page.stem}.ipynb')

@@ -7,14 +7,14 @@ from html import unescape
 import pytest
 import torch
 
-from mculora.artefact import Artefact
-from mculora.calibration import Calibration
-from mculora.dialogues import random_dialogues
-from mculora.explorer import explore, page
-from mculora.masking import drop
-from mculora.method import create
-from mculora.modalities import labels
-from mculora.prediction import Predictor
+from mculora.use.artefact import Artefact
+from mculora.training.calibration import Calibration
+from mculora.basics.dialogues import random_dialogues
+from mculora.use.explorer import explore, page
+from mculora.basics.masking import drop
+from mculora.basics.method import create
+from mculora.basics.modalities import labels
+from mculora.use.prediction import Predictor
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 browser = pytest.mark.skipif(not BROWSER, reason='no Chromium or Chrome is installed here (Debian: apt-get install chromium)')

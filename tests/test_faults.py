@@ -15,13 +15,13 @@ import pytest
 import torch
 from forks import EPOCH, KILLED, OPTIONS, Place, at_call, die, fill, jump, nobody, outcome, small_files, until
 
-from mculora.dialogues import DataError, fingerprint
-from mculora.masking import load_mask
-from mculora.results import beside, read_result
-from mculora.runs import RunConfig, finished, load_method, prepare, run
-from mculora.files import load_sealed
-from mculora.sources import example, load_dialogues, write_layout
-from mculora.training import earlier, load_checkpoint
+from mculora.basics.dialogues import DataError, fingerprint
+from mculora.basics.masking import load_mask
+from mculora.experiments.results import beside, read_result
+from mculora.experiments.runs import RunConfig, finished, load_method, prepare, run
+from mculora.basics.files import load_sealed
+from mculora.data.sources import example, load_dialogues, write_layout
+from mculora.training.trainer import earlier, load_checkpoint
 
 
 # --- what a place holds ---
@@ -402,7 +402,7 @@ def test_different_runs_at_once_share_cache_masks_and_stages(campaign, tmp_path,
 def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(campaign, tmp_path, data, monkeypatch):
     monkeypatch.setenv('MCULORA_CACHE', str(tmp_path/'cache'))
     c = RunConfig(data_root=str(data), out_dir=str(tmp_path/'runs'), device='cpu', schedule='paper', options=OPTIONS)
-    from mculora.model import MCULoRA
+    from mculora.model.mculora import MCULoRA
     real, steps = MCULoRA.loss, count()
 
     def loss(self, b, stage):

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mculora.dialogues import Splits, split
-from mculora.evaluation import predictions
-from mculora.masking import mask_hash, random_mask
-from mculora.method import create, methods
-from mculora.sources import fit_scale, scale
-from mculora.training import fit, plan_epoch
-from mculora.twins import twin
+from mculora.basics.dialogues import Splits, split
+from mculora.training.evaluation import predictions
+from mculora.basics.masking import mask_hash, random_mask
+from mculora.basics.method import create, methods
+from mculora.data.sources import fit_scale, scale
+from mculora.training.trainer import fit, plan_epoch
+from mculora.data.twins import twin
 
 FILE = Path(__file__).with_name('golden-simulated.json')
 SMALL = dict(width=16, depth=2, rank=2, epochs=2, lr=1e-3, batch_size=4, dropout=.2, weight_decay=.01,

@@ -7,10 +7,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mculora.cli import app
-from mculora.dialogues import Task
-from mculora.method import create, methods
-from mculora.runs import load_method, save_method
+from mculora.use.cli import app
+from mculora.basics.dialogues import Task
+from mculora.basics.method import create, methods
+from mculora.experiments.runs import load_method, save_method
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,8 +21,13 @@ EYES = ('open', 'os.listdir', 'os.scandir')
 
 
 def readers():
-    from mculora import masking, observation, pickles, results, runs, sources
-    from mculora.dialogues import DataError, random_dialogues
+    from mculora.basics import masking
+    from mculora.training import recording as observation
+    from mculora.data import pickles
+    from mculora.experiments import results
+    from mculora.experiments import runs
+    from mculora.data import sources
+    from mculora.basics.dialogues import DataError, random_dialogues
     def whole(read): # the rows, if there are no problems
         if read[1]: raise DataError('; '.join(read[1]))
         return read[0]

@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import mculora.runs
-from mculora.calibration import calibrate, calibration_report
-from mculora.dialogues import random_dialogues, split
-from mculora.method import Method, create, methods
-from mculora.own import open_data
-from mculora.runs import RunConfig, load_method, prepare, run
-from mculora.training import fit
+import mculora.experiments.runs
+from mculora.training.calibration import calibrate, calibration_report
+from mculora.basics.dialogues import random_dialogues, split
+from mculora.basics.method import Method, create, methods
+from mculora.data.tables import open_data
+from mculora.experiments.runs import RunConfig, load_method, prepare, run
+from mculora.training.trainer import fit
 
 SMALL = dict(width=8, depth=1, rank=2, epochs=2, lr=1e-2, batch_size=4, C=.01, heads=1, blocks=1,
              couplings=1, steps=2)
@@ -84,10 +84,10 @@ def pair(request, tmp_path_factory):
     "A run, and the same run on data whose test part is another: (result, folder, temperatures) of each."
     with pytest.MonkeyPatch.context() as patch:
         fitted = []
-        patch.setattr(mculora.runs, 'calibrate', lambda *a: fitted.append(calibrate(*a)) or fitted[-1])
+        patch.setattr(mculora.experiments.runs, 'calibrate', lambda *a: fitted.append(calibrate(*a)) or fitted[-1])
         out = []
         for opened in (open_data, altered):
-            patch.setattr(mculora.runs, 'open_data', opened)
+            patch.setattr(mculora.experiments.runs, 'open_data', opened)
             c = RunConfig(size='tiny', method=request.param, device='cpu', missing=.2,
                           out_dir=str(tmp_path_factory.mktemp('run')), options=small(request.param))
             result, folder = run(c, progress=False)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from mculora.dialogues import DataError, batch, keep, random_dialogues, split
-from mculora.evaluation import evaluate, predictions, predictions_of
-from mculora.masking import drop, random_mask, sample
-from mculora.method import create, methods
-from mculora.modalities import members
-from mculora.replicas import Together, side_by_side
-from mculora.training import encoded, fit, thaw, train_mode
+from mculora.basics.dialogues import DataError, batch, keep, random_dialogues, split
+from mculora.training.evaluation import evaluate, predictions, predictions_of
+from mculora.basics.masking import drop, random_mask, sample
+from mculora.basics.method import create, methods
+from mculora.basics.modalities import members
+from mculora.training.replicas import Together, side_by_side
+from mculora.training.trainer import encoded, fit, thaw, train_mode
 
 SMALL = dict(width=16, depth=1, rank=2, epochs=1, lr=1e-2, batch_size=4, C=.01, blocks=2, couplings=2)
 MORE = {'mculora-plus': dict(speakers=True, level=True, nested=True, scales=True, every=True, distil=.5, tie=.1, context=1, average=.8, lr_fine=2e-2)} # all additions that every task can have

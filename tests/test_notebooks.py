@@ -27,7 +27,7 @@ def test_there_are_notebooks():
     assert len(RUN_HERE) > 40 and len(NOTEBOOKS) == len(RUN_HERE) + len(PAPER) and ONE_OF_PAPER in PAPER
 
 
-SLOW = 'nbs/speed.ipynb'             # measures at tiny size what 13a_bench tests
+SLOW = 'nbs/experiments/speed.ipynb'             # measures at tiny size what experiments/05_bench tests
 
 
 @pytest.mark.parametrize('notebook', [pytest.param(n, marks=[pytest.mark.slow]*(n == SLOW)) for n in RUN_HERE])
@@ -44,7 +44,7 @@ def test_slow_cells_run(notebook):
 def test_a_notebook_of_the_paper_runs_as_it_is_and_leaves_the_committed_files_alone():
     files = sorted((ROOT/'figures').glob(f'{ONE_OF_PAPER}-*'))
     before = [p.stat().st_mtime_ns for p in files]
-    passes(f'nbs/{ONE_OF_PAPER}.ipynb')
+    passes(f'nbs/experiments/{ONE_OF_PAPER}.ipynb')
     assert files and [p.stat().st_mtime_ns for p in files] == before
 
 
@@ -59,7 +59,7 @@ def write(path, *cells, tags=()):
 
 
 def test_nbdev_test_itself():
-    done = nbdev_test('nbs/00_modalities.ipynb')
+    done = nbdev_test('nbs/basics/00_modalities.ipynb')
     assert done.returncode == 0 and SUCCESS in done.stdout, done.stdout + done.stderr
 
 

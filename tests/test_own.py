@@ -16,18 +16,18 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from mculora.artefact import from_run, load, save
-from mculora.dialogues import DataError, batch, fingerprint, keep, random_dialogues, split
-from mculora.dpft import update_probabilities
-from mculora.evaluation import evaluate, evaluate_random, predictions
-from mculora.masking import protocol_masks, random_mask, sample
-from mculora.method import create, methods
-from mculora.modalities import combination_index, labels, members, supports
-from mculora.own import Columns, as_table, is_own, load_own, pool, read_mmsa, read_own, read_table
-from mculora.results import config_hash, read_result
-from mculora.runs import RunConfig, prepare, ready, run
-from mculora.sources import fit_scale, scale
-from mculora.training import fit, plan_epoch
+from mculora.use.artefact import from_run, load, save
+from mculora.basics.dialogues import DataError, batch, fingerprint, keep, random_dialogues, split
+from mculora.model.dpft import update_probabilities
+from mculora.training.evaluation import evaluate, evaluate_random, predictions
+from mculora.basics.masking import protocol_masks, random_mask, sample
+from mculora.basics.method import create, methods
+from mculora.basics.modalities import combination_index, labels, members, supports
+from mculora.data.tables import Columns, as_table, is_own, load_own, pool, read_mmsa, read_own, read_table
+from mculora.experiments.results import config_hash, read_result
+from mculora.experiments.runs import RunConfig, prepare, ready, run
+from mculora.data.sources import fit_scale, scale
+from mculora.training.trainer import fit, plan_epoch
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(width=8, depth=1, rank=1, epochs=2, lr=1e-2, batch_size=4)

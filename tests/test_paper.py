@@ -14,7 +14,8 @@ BIN = Path(sys.executable).parent
 SNAKEFILE = (ROOT/'workflow'/'Snakefile').read_text()
 CONFIG = yaml.safe_load((ROOT/'workflow'/'config.yaml').read_text())
 WRITES = re.findall(r'"(\w+)": "md tex csv', SNAKEFILE)
-PAPER = sorted(p.stem for p in (ROOT/'nbs').glob('*.ipynb') if not p.name[0].isdigit() and p.stem not in ('train', 'speed', 'own_data'))
+EXPERIMENTS = ROOT/'nbs'/'experiments'
+PAPER = sorted(p.stem for p in EXPERIMENTS.glob('[a-z]*.ipynb') if p.stem != 'speed')
 COMMITTED = [(nb, name) for name, said in CONFIG['committed'].items() for nb in said.get('only', WRITES) if nb not in said.get('without', [])]
 MADE_FROM = {                # of a notebook with several data, what it is run with by default; with the others by `make test-all`
     'table1_fixed': 'iemocap', 'table2_ablation': 'mosei_video', 'table3_random': 'iemocap-simulated', 'fig3_rank': 'mosi', 'table8_choices': 'iemocap'}
@@ -31,7 +32,7 @@ def parameters(notebook, name, figures, results='results'):
 
 def make(notebook, name, figures, results='results'):
     "Run a notebook of the paper; the files that it writes."
-    passes(f'nbs/{notebook}.ipynb', parameters(notebook, name, figures, results))
+    passes(f'nbs/experiments/{notebook}.ipynb', parameters(notebook, name, figures, results))
     return sorted(figures.iterdir())
 
 
@@ -62,7 +63,7 @@ def test_papermill_itself_makes_a_committed_table(tmp_path):
     "The command that the workflow calls, with a kernel of its own."
     notebook, name, figures = 'table8_choices', 'mosi', tmp_path/'figures'
     said = yaml.safe_dump(parameters(notebook, name, figures))
-    done = subprocess.run([BIN/'papermill', '--kernel', 'python3', '--no-progress-bar', '--log-level', 'WARNING', '-y', said, ROOT/'nbs'/f'{notebook}.ipynb', tmp_path/'out.ipynb'],
+    done = subprocess.run([BIN/'papermill', '--kernel', 'python3', '--no-progress-bar', '--log-level', 'WARNING', '-y', said, EXPERIMENTS/f'{notebook}.ipynb', tmp_path/'out.ipynb'],
                           cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     same_as_committed(notebook, name, sorted(figures.iterdir()))

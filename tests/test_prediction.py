@@ -12,16 +12,16 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from typer.testing import CliRunner
 
-from mculora.artefact import Artefact, save
-from mculora.calibration import Calibration, ece, fit_temperature, nll, reliability
-from mculora.cli import app
-from mculora.dialogues import DataError, random_dialogues, select
-from mculora.method import create, methods
-from mculora.modalities import labels
-from mculora.model import MCULoRA
-from mculora.own import Columns, as_table, read_table
-from mculora.prediction import Predictor, as_rows, read_input
-from mculora.sources import example, fit_scale, read_layout, scale, write_layout
+from mculora.use.artefact import Artefact, save
+from mculora.training.calibration import Calibration, ece, fit_temperature, nll, reliability
+from mculora.use.cli import app
+from mculora.basics.dialogues import DataError, random_dialogues, select
+from mculora.basics.method import create, methods
+from mculora.basics.modalities import labels
+from mculora.model.mculora import MCULoRA
+from mculora.data.tables import Columns, as_table, read_table
+from mculora.use.prediction import Predictor, as_rows, read_input
+from mculora.data.sources import example, fit_scale, read_layout, scale, write_layout
 
 WIDTHS = {'a': 4, 't': 6, 'v': 5}
 SMALL = dict(width=16, depth=1, rank=2, epochs=1, lr=1e-2, batch_size=4, C=.01)

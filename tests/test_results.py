@@ -11,14 +11,14 @@ from optuna import load_study
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from mculora.bench import markdown
-from mculora.dialogues import Task
-from mculora.method import methods, settings_of
-from mculora.results import against, collect, compare, config_hash, interval, read_result, report
-from mculora.tables import Report
-from mculora.studies import ABLATION, RANKS, SPEAKERS, Sweep, Variant, find, studies, validation_of
-from mculora.tuning import FINAL, chosen, trials_of
-from mculora.twins import bayes_limit
+from mculora.experiments.bench import markdown
+from mculora.basics.dialogues import Task
+from mculora.basics.method import methods, settings_of
+from mculora.experiments.results import against, collect, compare, config_hash, interval, read_result, report
+from mculora.experiments.reports import Report
+from mculora.experiments.studies import ABLATION, RANKS, SPEAKERS, Sweep, Variant, find, studies, validation_of
+from mculora.experiments.tuning import FINAL, chosen, trials_of
+from mculora.data.twins import bayes_limit
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT/'results').rglob('result.json'))

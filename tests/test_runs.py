@@ -16,17 +16,17 @@ from notebooks import passes
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from mculora.cli import app
-from mculora.dialogues import DataError, random_dialogues
-from mculora.evaluation import metric_names
-from mculora.method import methods, read_settings
-from mculora.modalities import labels
-from mculora.results import collect, read_result
-from mculora.own import as_table, open_data
-from mculora.runs import OutputError, RunConfig, load_method, prepare, ready, run
-from mculora.sources import example, write_layout
-from mculora.studies import Sweep, Variant, find
-from mculora.twins import bayes_limit
+from mculora.use.cli import app
+from mculora.basics.dialogues import DataError, random_dialogues
+from mculora.training.evaluation import metric_names
+from mculora.basics.method import methods, read_settings
+from mculora.basics.modalities import labels
+from mculora.experiments.results import collect, read_result
+from mculora.data.tables import as_table, open_data
+from mculora.experiments.runs import OutputError, RunConfig, load_method, prepare, ready, run
+from mculora.data.sources import example, write_layout
+from mculora.experiments.studies import Sweep, Variant, find
+from mculora.data.twins import bayes_limit
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(width=16, depth=1, rank=2, epochs=6, batch_size=4)

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from typer.testing import CliRunner
-from mculora import sources
-from mculora.cli import app
-from mculora.dialogues import DataError, fingerprint, select
-from mculora.pickles import read_pickle
-from mculora.sources import (LAYOUTS, describe, example, feature_folders, find, find_all, fit_scale, load_dialogues, load_layout, read_labels,
+from mculora.data import sources
+from mculora.use.cli import app
+from mculora.basics.dialogues import DataError, fingerprint, select
+from mculora.data.pickles import read_pickle
+from mculora.data.sources import (LAYOUTS, describe, example, feature_folders, find, find_all, fit_scale, load_dialogues, load_layout, read_labels,
     read_layout, read_npy, save_dialogues, scale, write_layout)
 
 def written(path, data): path.write_bytes(data); return path

@@ -89,7 +89,7 @@ def test_parameters_cell(path):
     nb = load(path)
     cells = parameter_cells(nb)
     # train, tables and figures have no number, and papermill runs them
-    needs_one = path.parent == ROOT/'nbs' and not path.name[0].isdigit() and path.stem != 'index'
+    needs_one = not path.name[0].isdigit()
     assert len(cells) == 1 if needs_one else len(cells) <= 1
     for cell in cells:
         assert cell['cell_type'] == 'code'
@@ -178,9 +178,25 @@ def test_relative_imports_are_resolved():
     assert {'mculora.x.a', 'mculora.c', 'e.f', 'mculora.x.g'} <= set(imported(tree, 'mculora.x'))
 
 
+PARTS = ('basics', 'model', 'data', 'baselines', 'training', 'beyond', 'experiments', 'use')     # in this order
+
+
 def place(notebook):
-    "By number; a folder, such as baselines/, comes after all that is not in one."
-    return notebook.count('/'), notebook
+    "By part, then by number."
+    part, name = notebook.split('/')
+    return PARTS.index(part), name
+
+
+def test_a_notebooks_folder_is_its_modules_package():
+    for name, notebook in NOTEBOOK_OF.items():
+        part, file = notebook.removesuffix('.ipynb').split('/')
+        assert name == f'mculora.{part}.{file.split("_", 1)[1]}' and re.match(r'\d\d_', file), notebook
+    assert {p.name for p in (ROOT/'nbs').iterdir() if p.is_dir() and p.name[0] not in '._'} == set(PARTS)
+
+
+def test_the_site_lists_the_parts_in_their_order():
+    listed = re.findall(r'^nbs/(\w+)/\*$', (ROOT/'docs'/'index.md').read_text(), flags=re.M)
+    assert tuple(listed) == PARTS
 
 
 def package_of(path): return '.'.join(path.relative_to(ROOT).parent.parts)

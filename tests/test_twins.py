@@ -4,10 +4,10 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from mculora import sources
-from mculora.dialogues import DataError, fingerprint, random_dialogues, split
-from mculora.modalities import labels, members
-from mculora.twins import (SHAPES, SPECS, Shape, Spec, bayes_limit, chance, columns, draw_latents, draw_lengths, draw_turns, features, frame,
+from mculora.data import sources
+from mculora.basics.dialogues import DataError, fingerprint, random_dialogues, split
+from mculora.basics.modalities import labels, members
+from mculora.data.twins import (SHAPES, SPECS, Shape, Spec, bayes_limit, chance, columns, draw_latents, draw_lengths, draw_turns, features, frame,
     limits, log_likelihood, measure, moments, open_dataset, oracle, posterior, repo_root, simulate, states, twin)
 
 NAMES = tuple(SPECS)

@@ -12,13 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from pydantic import Field
-from ..modalities import labels
-from ..dialogues import Batch, Task, flat, unflat
-from ..encoders import attend, attention_mask
-from ..losses import task_loss
-from ..method import register
-from ..noise import Dropout
-from ..twins import SIGMA, Spec, columns, frame, log_likelihood, moments
+from ..basics.modalities import labels
+from ..basics.dialogues import Batch, Task, flat, unflat
+from ..model.encoders import attend, attention_mask
+from ..model.losses import task_loss
+from ..basics.method import register
+from ..basics.randomness import Dropout
+from ..data.twins import SIGMA, Spec, columns, frame, log_likelihood, moments
 from .recipe import GRID, Baseline, Recipe
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #b3ae824d

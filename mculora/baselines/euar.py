@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from pydantic import Field
-from ..dialogues import flat, unflat
-from ..method import register
-from ..noise import Dropout, random_integers
-from ..losses import task_loss
+from ..basics.dialogues import flat, unflat
+from ..basics.method import register
+from ..basics.randomness import Dropout, random_integers
+from ..model.losses import task_loss
 from .recipe import GRID, Baseline, Recipe
 
 # %% ../../nbs/baselines/07_euar.ipynb #26ff272f

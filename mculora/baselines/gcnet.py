@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from pydantic import Field
-from ..dialogues import Batch
-from ..noise import Dropout
-from ..losses import task_loss
-from ..method import register
+from ..basics.dialogues import Batch
+from ..basics.randomness import Dropout
+from ..model.losses import task_loss
+from ..basics.method import register
 from .recipe import Baseline, Recipe
 from .mctn import LSTM, recur, reverse
 

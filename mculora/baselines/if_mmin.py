@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from pydantic import Field
-from ..dialogues import flat, unflat
-from ..losses import task_loss
-from ..method import register
+from ..basics.dialogues import flat, unflat
+from ..model.losses import task_loss
+from ..basics.method import register
 from .mmin import CRA, Imagining, ImaginingSettings, Mlp, slot_error
 from .recipe import GRID
 

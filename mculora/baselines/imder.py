@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from pydantic import Field
-from ..dialogues import Task
-from ..method import register
-from ..noise import random_integers, seeded
+from ..basics.dialogues import Task
+from ..basics.method import register
+from ..basics.randomness import random_integers, seeded
 from .euar import gaussian
 from .dicmor import Recovering, RecoveringSettings, positions
 

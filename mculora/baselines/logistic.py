@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from pydantic import Field
 from sklearn.linear_model import LogisticRegression, Ridge
-from ..modalities import members
-from ..dialogues import DataError
-from ..method import NEVER, Method, Settings, register
+from ..basics.modalities import members
+from ..basics.dialogues import DataError
+from ..basics.method import NEVER, Method, Settings, register
 
 # %% ../../nbs/baselines/00_logistic.ipynb #5904677b
 class LogisticSettings(Settings):

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from pydantic import Field
-from ..method import register
-from ..noise import Dropout
-from ..losses import task_loss
+from ..basics.method import register
+from ..basics.randomness import Dropout
+from ..model.losses import task_loss
 from .recipe import Baseline, Recipe, Specialists
 
 # %% ../../nbs/baselines/03_mctn.ipynb #6c5613e2

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from pydantic import Field
-from ..modalities import labels
-from ..dialogues import Batch, flat, unflat
-from ..noise import Dropout
-from ..losses import task_loss
-from ..method import register
+from ..basics.modalities import labels
+from ..basics.dialogues import Batch, flat, unflat
+from ..basics.randomness import Dropout
+from ..model.losses import task_loss
+from ..basics.method import register
 from .recipe import Baseline, Recipe
 
 # %% ../../nbs/baselines/04_mmin.ipynb #0f458d7b

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from pydantic import Field
-from ..modalities import labels
-from ..dialogues import Batch, Task, flat, unflat
-from ..encoders import attend, attention_mask
-from ..losses import task_loss
-from ..method import register
-from ..noise import Dropout
+from ..basics.modalities import labels
+from ..basics.dialogues import Batch, Task, flat, unflat
+from ..model.encoders import attend, attention_mask
+from ..model.losses import task_loss
+from ..basics.method import register
+from ..basics.randomness import Dropout
 from .recipe import Baseline, Recipe, Specialists
 
 # %% ../../nbs/baselines/06_momke.ipynb #8ad5ecbd

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from pydantic import Field
-from ..modalities import combination_index
-from ..dialogues import Batch, Task, flat, unflat
-from ..noise import Dropout
-from ..losses import task_loss
-from ..method import register
+from ..basics.modalities import combination_index
+from ..basics.dialogues import Batch, Task, flat, unflat
+from ..basics.randomness import Dropout
+from ..model.losses import task_loss
+from ..basics.method import register
 from .recipe import GRID, Recipe
 from .mmin import CRA, Imagining, Mlp
 

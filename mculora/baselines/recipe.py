@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import nn
 from pydantic import Field
-from ..modalities import labels, members
-from ..dialogues import keep
-from ..method import Method, Settings, Stage
+from ..basics.modalities import labels, members
+from ..basics.dialogues import keep
+from ..basics.method import Method, Settings, Stage
 
 # %% ../../nbs/baselines/01_recipe.ipynb #18bc2fb7
 GRID = (1e-3, 5e-4, 2e-4, 1e-4) # learning rates that every baseline may choose from

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from pydantic import Field
-from ..dialogues import Batch, Task, flat, unflat
-from ..encoders import UnimodalEncoder, unimodal_heads
-from ..losses import task_loss
-from ..method import register
-from ..noise import Dropout
+from ..basics.dialogues import Batch, Task, flat, unflat
+from ..model.encoders import UnimodalEncoder, unimodal_heads
+from ..model.losses import task_loss
+from ..basics.method import register
+from ..basics.randomness import Dropout
 from .recipe import GRID, Baseline, Recipe, Specialists
 
 # %% ../../nbs/baselines/02_reference.ipynb #1973ff60

@@ -11,13 +11,13 @@ import math
 import torch
 from torch import Tensor, nn
 from pydantic import Field
-from ..modalities import members
-from ..dialogues import Dialogues, Task, batch, batches, flat, unflat
-from ..losses import task_loss
-from ..masking import from_modalities
-from ..method import register
-from ..noise import Dropout
-from ..model import High, Low
+from ..basics.modalities import members
+from ..basics.dialogues import Dialogues, Task, batch, batches, flat, unflat
+from ..model.losses import task_loss
+from ..basics.masking import from_modalities
+from ..basics.method import register
+from ..basics.randomness import Dropout
+from ..model.mculora import High, Low
 from .recipe import Baseline, Recipe
 from .momke import Experts, Maps, looks
 
