@@ -125,9 +125,10 @@ coverage: $(STAMP) ## which lines the tests run; a notebook's own cells are not 
 	@$(PYTEST) --dist loadgroup --cov --cov-report= $(ARGS)
 	@$(BIN)/coverage report
 
-lint: $(STAMP) ## what is not run: ruff over package, notebooks and tests, types, clean notebooks, the package as exported; changes nothing
+lint: $(STAMP) ## what is not run: ruff over package, notebooks and tests, types, who imports whom, clean notebooks, the package as exported; changes nothing
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy --no-error-summary
+	@said=$$(PYTHONPATH=. $(BIN)/lint-imports --no-cache) || { echo "$$said"; exit 1; }
 	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_toolchain.py -k 'exactly_what or are_clean'
 
 # One at a time: the lock is the kernel's, so a pass that was killed leaves none (Snakemake's own would stay).
