@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from typer.testing import CliRunner
+from mculora.basics import files
 from mculora.data import sources
 from mculora.use.cli import app
 from mculora.basics.dialogues import DataError, fingerprint, select
@@ -377,7 +378,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(mosi, tmp_path, monkeypatch
     (tmp_path/'file').write_text('not a folder')
     with pytest.warns(UserWarning, match='cannot keep a copy'): load_layout(tmp_path, 'mosi', cache_dir=tmp_path/'file')
     def full(*args, **kw): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(sources, 'save_file', full)
+    monkeypatch.setattr(files, 'save_file', full)
     with pytest.warns(UserWarning, match='No space left'): load_layout(tmp_path, 'mosi', cache_dir=tmp_path/'cache')
     assert list((tmp_path/'cache').iterdir()) == []                        # nothing half-written stays
 
