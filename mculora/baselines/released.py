@@ -45,6 +45,7 @@ class Pairs(nn.Module):
         x:Tensor,          # [K, n, d_in]; without an index [K, I, n, d_in] or [K, 1, n, d_in]
         index:Tensor|None, # [n] the adapter i of each row; None: every adapter for every row
     )->Tensor:             # [K, n, d_out] B_i A_i x; without an index [K, I, n, d_out]
+        "The private adapters, each row by its own."
         if index is None: return x @ self.A.mT @ self.B.mT
         I, r = self.A.shape[1:3]
         own = (index[:, None] == torch.arange(I, device=x.device)).repeat_interleave(r, 1)   # [n, I r]: one product with all A, the rows of others' zeroed
