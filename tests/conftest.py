@@ -1,29 +1,34 @@
 "What all tests share: which of them run, who shares a process, and, at the end, where the time went and what the faults did."
+
 import gc
 import json
 import os
 import sys
 from collections import Counter
 
-sys.modules['rfc3987_syntax'] = None    # two seconds to import; jsonschema does without, and no notebook here has web addresses
+# two seconds to import; jsonschema does without, and no notebook here has web addresses
+sys.modules['rfc3987_syntax'] = None
 
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile('suite', derandomize=True, deadline=None)   # the same examples each time, on any machine
+# the same examples each time, on any machine
+hypothesis.settings.register_profile('suite', derandomize=True, deadline=None)
 hypothesis.settings.load_profile('suite')
 
 
 # --- who shares a process ---
 
-ALONE = ('test_notebooks.py', 'test_paper.py')   # notebooks share nothing
+ALONE = ('test_notebooks.py', 'test_paper.py')  # notebooks share nothing
 
 
-LINUX = ('test_faults.py', 'test_hostile.py')    # they read /proc, and lean on limits that Linux keeps
+# they read /proc, and lean on limits that Linux keeps
+LINUX = ('test_faults.py', 'test_hostile.py')
 
 
 def pytest_collection_modifyitems(items):
-    "Side by side, the tests of a file run in one process, which then shares what they prepare; a test may name another group."
+    """Side by side, the tests of a file run in one process, which then shares what they prepare; a
+    test may name another group."""
     for item in items:
         if item.path.name in LINUX and sys.platform != 'linux':
             item.add_marker(pytest.mark.skip(reason='on Linux only'))
@@ -32,16 +37,19 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    "torch, pandas and all others stay to the end: the collector need not look at them again, nor so often."
+    """torch, pandas and all others stay to the end: the collector need not look at them again, nor
+    so often."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
 
 
-# --- where the time goes: CPU seconds of a test and of the processes that it waited for, which a busy machine does not change ---
+# --- where the time goes: CPU seconds of a test and of the processes that it waited for, which a
+# busy machine does not change ---
 
 BEFORE = pytest.StashKey()
 SPENT, TESTS = Counter(), Counter()
-SERVERS = []   # psutil.Process: what tests/forks.py and tests/notebooks.py have started and not waited for
+# psutil.Process: what tests/forks.py and tests/notebooks.py have started and not waited for
+SERVERS = []
 
 
 def spent():
@@ -58,13 +66,21 @@ def pytest_runtest_protocol(item):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
-    if call.when == 'teardown': report.user_properties.append(('spent', spent() - item.stash[BEFORE]))
+    if call.when == 'teardown':
+        report.user_properties.append(('spent', spent() - item.stash[BEFORE]))
     return report
 
 
 # --- the campaign: what was broken on purpose in these tests, and what came of it ---
 
-KINDS = ('faults injected', 'survived', 'results lost', 'wrong results accepted', 'bad inputs tried', 'code executed')
+KINDS = (
+    'faults injected',
+    'survived',
+    'results lost',
+    'wrong results accepted',
+    'bad inputs tried',
+    'code executed',
+)
 TOTAL = Counter()
 
 
@@ -79,12 +95,14 @@ def campaign(record_property):
 
 # --- the end ---
 
+
 def pytest_runtest_logreport(report):
-    if report.when != 'teardown': return
+    if report.when != 'teardown':
+        return
     said = dict(report.user_properties)
     TOTAL.update(json.loads(said.get('campaign', '{}')))
     file = report.nodeid.partition('::')[0]
-    SPENT[file] += said.get('spent', 0.)
+    SPENT[file] += said.get('spent', 0.0)
     TESTS[file] += 1
 
 
@@ -93,6 +111,8 @@ def pytest_terminal_summary(terminalreporter):
     for file, seconds in SPENT.most_common():
         terminalreporter.line(f'{file:32}{TESTS[file]:6} tests {seconds:8.1f} CPU seconds')
     terminalreporter.line(f'{"in all":32}{TESTS.total():6} tests {SPENT.total():8.1f} CPU seconds')
-    if not TOTAL: return
+    if not TOTAL:
+        return
     terminalreporter.section('faults on purpose')
-    for kind in KINDS: terminalreporter.line(f'{kind:24}{TOTAL[kind]:8}')
+    for kind in KINDS:
+        terminalreporter.line(f'{kind:24}{TOTAL[kind]:8}')

@@ -1,4 +1,5 @@
 "The public CI: valid, pinned, with the least rights, and every step a command that anybody can run here."
+
 import re
 import subprocess
 import sys
@@ -10,23 +11,33 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-GITHUB = ROOT/'.github'
-WORKFLOWS = sorted((GITHUB/'workflows').glob('*.yml'))
-TARGETS = set(re.findall(r'^([a-z][a-z-]*):', (ROOT/'Makefile').read_text(), flags=re.M))
-JOBS = [(p.stem, name, job) for p in WORKFLOWS
-        for name, job in yaml.safe_load(p.read_text())['jobs'].items()]
-MADE = {(flow, m[1]) for flow, _, job in JOBS for step in job['steps']
-        if (m := re.fullmatch(r'make ([a-z-]+)', step.get('run', '')))}
+GITHUB = ROOT / '.github'
+WORKFLOWS = sorted((GITHUB / 'workflows').glob('*.yml'))
+TARGETS = set(re.findall(r'^([a-z][a-z-]*):', (ROOT / 'Makefile').read_text(), flags=re.M))
+JOBS = [
+    (p.stem, name, job)
+    for p in WORKFLOWS
+    for name, job in yaml.safe_load(p.read_text())['jobs'].items()
+]
+MADE = {
+    (flow, m[1])
+    for flow, _, job in JOBS
+    for step in job['steps']
+    if (m := re.fullmatch(r'make ([a-z-]+)', step.get('run', '')))
+}
 
 each_job = pytest.mark.parametrize('flow, name, job', JOBS, ids=[f'{f}-{n}' for f, n, _ in JOBS])
 
 
 def said_by(*command):
-    done = subprocess.run([BIN/command[0], *map(str, command[1:])], text=True, capture_output=True)
+    done = subprocess.run(
+        [BIN / command[0], *map(str, command[1:])], text=True, capture_output=True
+    )
     return done.returncode, done.stdout + done.stderr
 
 
 # --- tools that know GitHub ---
+
 
 def schema_errors(schema, path):
     return said_by('check-jsonschema', '--builtin-schema', f'vendor.{schema}', path)
@@ -39,16 +50,17 @@ def test_workflows_fit_githubs_schema(path):
 
 
 def test_dependabot_fits_its_schema():
-    code, said = schema_errors('dependabot', GITHUB/'dependabot.yml')
+    code, said = schema_errors('dependabot', GITHUB / 'dependabot.yml')
     assert code == 0, said
 
 
 def test_a_wrong_workflow_is_noticed(tmp_path):
-    (tmp_path/'ci.yml').write_text(WORKFLOWS[0].read_text().replace('runs-on:', 'runs_on:'))
-    assert schema_errors('github-workflows', tmp_path/'ci.yml')[0] != 0
+    (tmp_path / 'ci.yml').write_text(WORKFLOWS[0].read_text().replace('runs-on:', 'runs_on:'))
+    assert schema_errors('github-workflows', tmp_path / 'ci.yml')[0] != 0
 
 
-def zizmor(path): return said_by('zizmor', '--offline', '--no-progress', path)
+def zizmor(path):
+    return said_by('zizmor', '--offline', '--no-progress', path)
 
 
 def test_zizmor_finds_nothing():
@@ -56,24 +68,31 @@ def test_zizmor_finds_nothing():
     assert code == 0, said
 
 
-@pytest.mark.parametrize('good, bad', [
-    ('pull_request:', 'pull_request_target:'),
-    (r'@[0-9a-f]{40} # (v\d+)[\d.]*', r'@\1'),
-    ('run: make lint', 'run: echo ${{ github.event.pull_request.title }}')])
+@pytest.mark.parametrize(
+    'good, bad',
+    [
+        ('pull_request:', 'pull_request_target:'),
+        (r'@[0-9a-f]{40} # (v\d+)[\d.]*', r'@\1'),
+        ('run: make lint', 'run: echo ${{ github.event.pull_request.title }}'),
+    ],
+)
 def test_zizmor_finds_what_is_wrong(tmp_path, good, bad):
-    text = (GITHUB/'workflows'/'ci.yml').read_text()
+    text = (GITHUB / 'workflows' / 'ci.yml').read_text()
     changed, n = re.subn(good, bad, text)
     assert n
-    (tmp_path/'ci.yml').write_text(changed)
-    assert zizmor(tmp_path/'ci.yml')[0] != 0
+    (tmp_path / 'ci.yml').write_text(changed)
+    assert zizmor(tmp_path / 'ci.yml')[0] != 0
 
 
 # --- rules of this project ---
 
+
 def test_actions_are_pinned_by_hash_with_their_version():
     used = re.findall(r'uses: (.*)', ''.join(p.read_text() for p in WORKFLOWS))
     assert used
-    assert not [u for u in used if not re.fullmatch(r'[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+(\.\d+)*', u)]
+    assert not [
+        u for u in used if not re.fullmatch(r'[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+(\.\d+)*', u)
+    ]
 
 
 @each_job
@@ -91,7 +110,10 @@ def test_a_workflow_has_no_rights_of_its_own(path):
 def test_every_step_is_a_target_of_make(flow, name, job):
     "After checkout and Python: what fails in CI can be run here as it stands."
     steps = job['steps']
-    assert [s['uses'].partition('@')[0] for s in steps[:2]] == ['actions/checkout', 'actions/setup-python']
+    assert [s['uses'].partition('@')[0] for s in steps[:2]] == [
+        'actions/checkout',
+        'actions/setup-python',
+    ]
     assert steps[2:]
     for step in steps[2:]:
         assert set(step) <= {'name', 'run'}
@@ -99,19 +121,32 @@ def test_every_step_is_a_target_of_make(flow, name, job):
 
 
 def test_what_must_run_runs():
-    assert {m for flow, m in MADE if flow == 'ci'} >= {'lint', 'test', 'test-notebooks', 'test-lowest'}
-    assert {m for flow, m in MADE if flow == 'nightly'} >= {'test-all', 'test-faults', 'audit', 'test-newest'}
+    assert {m for flow, m in MADE if flow == 'ci'} >= {
+        'lint',
+        'test',
+        'test-notebooks',
+        'test-lowest',
+    }
+    assert {m for flow, m in MADE if flow == 'nightly'} >= {
+        'test-all',
+        'test-faults',
+        'audit',
+        'test-newest',
+    }
 
 
 def test_every_python_that_the_package_names_is_tested():
-    project = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
     named = set(re.findall(r'Python :: (3\.\d+)', ' '.join(project['classifiers'])))
     pythons = set()
     for flow, _, job in JOBS:
         version = job['steps'][1]['with']['python-version']
         several = job.get('strategy', {}).get('matrix', {}).get('python', [])
-        if flow == 'ci': pythons |= set(several if 'matrix' in version else [version])
-    assert min(pythons, key=lambda v: int(v.split('.')[1])) == project['requires-python'].removeprefix('>=')
+        if flow == 'ci':
+            pythons |= set(several if 'matrix' in version else [version])
+    assert min(pythons, key=lambda v: int(v.split('.')[1])) == project[
+        'requires-python'
+    ].removeprefix('>=')
     assert pythons == named
 
 
@@ -121,8 +156,9 @@ def test_linux_and_macos_are_tested():
 
 
 def test_forms_of_issues_can_be_filled_in():
-    for path in sorted((GITHUB/'ISSUE_TEMPLATE').glob('*.yml')):
+    for path in sorted((GITHUB / 'ISSUE_TEMPLATE').glob('*.yml')):
         form = yaml.safe_load(path.read_text())
-        if path.name == 'config.yml': continue
+        if path.name == 'config.yml':
+            continue
         assert {'name', 'description', 'body'} <= set(form)
         assert all(part['attributes']['label'] for part in form['body'])

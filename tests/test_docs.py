@@ -2,6 +2,7 @@
 
 Commands are not all run: some take hours, open a server or a browser, or change the environment. Each of these is checked as far
 as that goes without running it, and `CHECKED` says how and why."""
+
 import importlib
 import inspect
 import json
@@ -27,41 +28,60 @@ from mculora.experiments.runs import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-PAGES = [ROOT/'README.md', ROOT/'CONTRIBUTING.md', *sorted((ROOT/'docs').glob('*.md'))]
-BLOCKS = [(p, kind, text) for p in PAGES for kind, text in re.findall(r'^```(\w+|\{[\w-]+\}[^\n]*)?\n(.*?)^```', p.read_text(), flags=re.S | re.M)]
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+BLOCKS = [
+    (p, kind, text)
+    for p in PAGES
+    for kind, text in re.findall(
+        r'^```(\w+|\{[\w-]+\}[^\n]*)?\n(.*?)^```', p.read_text(), flags=re.S | re.M
+    )
+]
 
 
-def of(kind): return [(p, text) for p, k, text in BLOCKS if k == kind]
+def of(kind):
+    return [(p, text) for p, k, text in BLOCKS if k == kind]
 
 
-def named(item): return str(item.relative_to(ROOT)) if isinstance(item, Path) else None
+def named(item):
+    return str(item.relative_to(ROOT)) if isinstance(item, Path) else None
 
 
 def test_every_block_is_of_a_known_kind():
     "A block that nobody checks has no language: the layout of folders in README.md, for example."
     assert {k for _, k, _ in BLOCKS if not k.startswith('{')} <= {'', 'sh', 'python'}
     for p, k, text in BLOCKS:
-        if k == '': assert not re.search(r'^\s*(\$ |make |mculora |pip |python |papermill |import |from )', text, flags=re.M), f'{p.name}: a command or code in a block without a language'
+        if k == '':
+            assert not re.search(
+                r'^\s*(\$ |make |mculora |pip |python |papermill |import |from )', text, flags=re.M
+            ), f'{p.name}: a command or code in a block without a language'
 
 
 # --- Python ---
 
-BEFORE = {'README.md': '''                              # what the commands before the block leave behind, of a smaller model
+BEFORE = {
+    'README.md': """                              # what the commands before the block leave behind, of a smaller model
 from mculora.use.artefact import from_run, save
 from mculora.experiments.runs import RunConfig, run
 save(from_run(run(RunConfig(size='tiny', device='cpu', options=dict(width=16, depth=1, epochs=2)), progress=False)[1]), 'model')
-'''}
+"""
+}
 
 
 @pytest.mark.parametrize('page', sorted({p for p, _ in of('python')}), ids=named)
 def test_python_blocks_run_in_order(page, tmp_path):
-    "As a notebook in a process of its own; what they write goes to a temporary folder, what they read is the repository's."
-    for name in ('results', 'figures', 'nbs', 'workflow'): (tmp_path/name).symlink_to(ROOT/name)
-    start = f'import os, sys, mculora.experiments.runs; from pathlib import Path; os.chdir({str(tmp_path)!r}); sys.path.insert(0, {str(ROOT)!r}); mculora.experiments.runs.repo_root = lambda: Path({str(tmp_path)!r})'
+    """As a notebook in a process of its own; what they write goes to a temporary folder, what they
+    read is the repository's."""
+    for name in ('results', 'figures', 'nbs', 'workflow'):
+        (tmp_path / name).symlink_to(ROOT / name)
+    start = (
+        'import os, sys, mculora.experiments.runs; from pathlib import Path; '
+        f'os.chdir({str(tmp_path)!r}); sys.path.insert(0, {str(ROOT)!r}); '
+        f'mculora.experiments.runs.repo_root = lambda: Path({str(tmp_path)!r})'
+    )
     cells = [start, BEFORE.get(page.name, ''), *(text for p, text in of('python') if p == page)]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    nbformat.write(notebook, tmp_path/f'{page.stem}.ipynb')
-    printed = passes(tmp_path/f'{page.stem}.ipynb', {}, timeout=300).text
+    nbformat.write(notebook, tmp_path / f'{page.stem}.ipynb')
+    printed = passes(tmp_path / f'{page.stem}.ipynb', {}, timeout=300).text
     if page.name == 'new-method.md':
         row = next(line for line in printed.splitlines() if line.startswith('| `votes`'))
         floor = next(line for line in printed.splitlines() if line.startswith('| `majority`'))
@@ -71,12 +91,16 @@ def test_python_blocks_run_in_order(page, tmp_path):
 
 # --- commands ---
 
+
 def lines(text):
-    "The commands of a block, without remarks and settings before them; a line that ends with a backslash goes on."
+    """The commands of a block, without remarks and settings before them; a line that ends with a
+    backslash goes on."""
     for line in text.replace('\\\n', ' ').splitlines():
         words = shlex.split(line, comments=True)
-        while words and re.fullmatch(r'[A-Z_]+=\S*', words[0]): words = words[1:]
-        if words: yield words
+        while words and re.fullmatch(r'[A-Z_]+=\S*', words[0]):
+            words = words[1:]
+        if words:
+            yield words
 
 
 COMMANDS = [(p, words) for p, text in of('sh') for words in lines(text)]
@@ -84,11 +108,18 @@ COMMANDS = [(p, words) for p, text in of('sh') for words in lines(text)]
 
 def check_make(words):
     "`make --dry-run` knows the target, and the Makefile its variables."
-    text = (ROOT/'Makefile').read_text()
+    text = (ROOT / 'Makefile').read_text()
     for w in words[1:]:
-        if '=' in w: assert re.search(rf'^{w.split("=")[0]}\s*[?:]?=', text, flags=re.M), w
+        if '=' in w:
+            assert re.search(rf'^{w.split("=")[0]}\s*[?:]?=', text, flags=re.M), w
     env = {k: v for k, v in os.environ.items() if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS')}
-    done = subprocess.run(['make', '--dry-run', f'PYTHON={sys.executable}', *words[1:]], cwd=ROOT, text=True, capture_output=True, env=env)
+    done = subprocess.run(
+        ['make', '--dry-run', f'PYTHON={sys.executable}', *words[1:]],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env=env,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -99,159 +130,257 @@ def parsed(words):
         context = cmd.make_context(cmd.name, list(args), parent=context, resilient_parsing=True)
         name, cmd, args = cmd.resolve_command(context, list(args))
         assert cmd, f'no command of that name in {words}'
-    if '--help' not in args: cmd.make_context(name, list(args), parent=context)
+    if '--help' not in args:
+        cmd.make_context(name, list(args), parent=context)
     return name
 
 
-def check_mculora(words): assert parsed(words)
+def check_mculora(words):
+    assert parsed(words)
 
 
 def check_papermill(words):
     "The notebook is there, and every parameter is one of a run."
-    assert (ROOT/words[1]).is_file() and words[2].endswith('.ipynb')
+    assert (ROOT / words[1]).is_file() and words[2].endswith('.ipynb')
     rest = words[3:]
     while rest:
         flag, rest = rest[0], rest[1:]
         assert flag in ('-p', '-r', '-y'), flag
-        names, rest = (list(yaml.safe_load(rest[0])), rest[1:]) if flag == '-y' else ([rest[0]], rest[2:])
+        names, rest = (
+            (list(yaml.safe_load(rest[0])), rest[1:]) if flag == '-y' else ([rest[0]], rest[2:])
+        )
         assert set(names) <= set(RunConfig.model_fields), names
 
 
-def check_installed(words): assert (BIN/words[0]).is_file(), words[0]
+def check_installed(words):
+    assert (BIN / words[0]).is_file(), words[0]
 
 
 def check_nbdev(words):
     "The command is nbdev's, and its own parser reads the arguments; nothing is run."
     check_installed(words)
-    command, = entry_points(group='console_scripts', name=words[0])
-    try: anno_parser(inspect.unwrap(command.load())).parse_args(words[1:])
-    except SystemExit as e: raise AssertionError(f'{words}: {e}') from None
+    (command,) = entry_points(group='console_scripts', name=words[0])
+    try:
+        anno_parser(inspect.unwrap(command.load())).parse_args(words[1:])
+    except SystemExit as e:
+        raise AssertionError(f'{words}: {e}') from None
 
 
 def check_git(words):
     "The same driver as `make hooks` sets, apart from the path."
-    assert words[1] == 'config' and words[-1].split(' ', 1)[1] in (ROOT/'Makefile').read_text()
+    assert words[1] == 'config' and words[-1].split(' ', 1)[1] in (ROOT / 'Makefile').read_text()
 
 
 def check_pip(words):
     "The files are there, and an extra is one of this package."
     for flag, name in zip(words, words[1:]):
-        if flag in ('-r', '-c'): assert (ROOT/name).is_file()
-    for extra in re.findall(r'\[([\w,-]+)\]', ' '.join(words)): assert all(f'\n{e} = [' in (ROOT/'pyproject.toml').read_text() for e in extra.split(','))
+        if flag in ('-r', '-c'):
+            assert (ROOT / name).is_file()
+    for extra in re.findall(r'\[([\w,-]+)\]', ' '.join(words)):
+        assert all(f'\n{e} = [' in (ROOT / 'pyproject.toml').read_text() for e in extra.split(','))
 
 
-CHECKED = {                       # how; why it is not run here
-    'make': check_make,           # sets up an environment, trains for minutes or hours, opens JupyterLab; what lies behind each target has tests of its own
-    'mculora': check_mculora,     # trains or waits; every command is run by test_runs, test_sources, test_clips and others
-    'papermill': check_papermill, # trains for minutes; test_runs runs the notebook at tiny size
-    'nbdev_test': check_nbdev, # is what test_notebooks runs, minutes long
-    'nbdev_export': check_nbdev, # would write into this checkout; test_toolchain runs it on a copy
+CHECKED = {  # how; why it is not run here
+    # sets up an environment, trains for minutes or hours, opens JupyterLab; what lies behind each
+    # target has tests of its own
+    'make': check_make,
+    # trains or waits; every command is run by test_runs, test_sources, test_clips and others
+    'mculora': check_mculora,
+    # trains for minutes; test_runs runs the notebook at tiny size
+    'papermill': check_papermill,
+    'nbdev_test': check_nbdev,  # is what test_notebooks runs, minutes long
+    # would write into this checkout; test_toolchain runs it on a copy
+    'nbdev_export': check_nbdev,
     'nbdev_clean': check_nbdev,  # the same
-    'git': check_git,             # would change this clone's configuration; test_toolchain reads what it says
-    'pip': check_pip,             # would change this environment
-    'source': lambda words: words[1:] == ['.venv/bin/activate'] or pytest.fail(words[1]), # of a shell; there is nothing more to it
+    # would change this clone's configuration; test_toolchain reads what it says
+    'git': check_git,
+    'pip': check_pip,  # would change this environment
+    # of a shell; there is nothing more to it
+    'source': lambda words: words[1:] == ['.venv/bin/activate'] or pytest.fail(words[1]),
 }
 
 
-@pytest.mark.parametrize('page, words', COMMANDS, ids=[f'{p.name}-{" ".join(w)[:60]}' for p, w in COMMANDS])
+@pytest.mark.parametrize(
+    'page, words', COMMANDS, ids=[f'{p.name}-{" ".join(w)[:60]}' for p, w in COMMANDS]
+)
 def test_commands_are_commands(page, words):
     assert words[0] in CHECKED, f'{page.name}: {words[0]!r} is neither run nor checked by this test'
     CHECKED[words[0]](words)
 
 
 def test_a_wrong_command_is_noticed():
-    for words in ('make trian', 'make train DATASTE=mosei', 'mculora trian', 'mculora train --sede 1', 'mculora data check', 'mculora train --seed x', 'papermill nbs/train.ipynb out.ipynb -p datset mosei', 'nbdev_tset', 'nbdev_test --pth nbs', 'nbdev_clean --fname', 'nbdev_export nbs', 'pip install mculora[clip]'):
+    for words in (
+        'make trian',
+        'make train DATASTE=mosei',
+        'mculora trian',
+        'mculora train --sede 1',
+        'mculora data check',
+        'mculora train --seed x',
+        'papermill nbs/train.ipynb out.ipynb -p datset mosei',
+        'nbdev_tset',
+        'nbdev_test --pth nbs',
+        'nbdev_clean --fname',
+        'nbdev_export nbs',
+        'pip install mculora[clip]',
+    ):
         words = shlex.split(words)
-        with pytest.raises((AssertionError, typer.exceptions.TyperException)): CHECKED.get(words[0], check_installed)(words)
+        with pytest.raises((AssertionError, typer.exceptions.TyperException)):
+            CHECKED.get(words[0], check_installed)(words)
 
 
 def test_make_lists_its_targets():
     "`make` alone is run for real."
-    said = subprocess.run(['make', f'PYTHON={sys.executable}'], cwd=ROOT, text=True, capture_output=True, env={k: v for k, v in os.environ.items() if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS')})
+    said = subprocess.run(
+        ['make', f'PYTHON={sys.executable}'],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={k: v for k, v in os.environ.items() if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS')},
+    )
     assert said.returncode == 0 and 'make train' in said.stdout
 
 
 # --- names ---
+
 
 @pytest.mark.parametrize('page', PAGES, ids=named)
 def test_what_can_be_imported_can_be(page):
     for name in set(re.findall(r'`(mculora(?:\.\w+)+)`', page.read_text())):
         parts, found = name.split('.'), None
         for k in range(len(parts), 0, -1):
-            try: found = importlib.import_module('.'.join(parts[:k])); break
-            except ModuleNotFoundError: continue
-        for p in parts[k:]: found = getattr(found, p)
+            try:
+                found = importlib.import_module('.'.join(parts[:k]))
+                break
+            except ModuleNotFoundError:
+                continue
+        for p in parts[k:]:
+            found = getattr(found, p)
 
 
 @pytest.mark.parametrize('page', [p for p in PAGES if p.parent.name == 'docs'], ids=named)
 def test_pages_link_to_pages_and_files_that_exist(page):
     text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.S | re.M)
     for link in re.findall(r'\]\(([^)\s#]+)[^)]*\)', text):
-        if '://' not in link: assert (page.parent/link).exists(), link
-    for name in re.findall(r'`((?:nbs|tests|results|workflow)/[\w./-]+)`', text): assert (ROOT/name).exists(), name
+        if '://' not in link:
+            assert (page.parent / link).exists(), link
+    for name in re.findall(r'`((?:nbs|tests|results|workflow)/[\w./-]+)`', text):
+        assert (ROOT / name).exists(), name
 
 
 def test_every_page_is_in_the_index():
-    index = (ROOT/'docs'/'index.md').read_text()
-    assert not [p.stem for p in (ROOT/'docs').glob('*.md') if p.stem != 'index' and not re.search(rf'^{p.stem}$', index, flags=re.M)]
-    assert 'docs/*.md' in (ROOT/'Makefile').read_text()
+    index = (ROOT / 'docs' / 'index.md').read_text()
+    assert not [
+        p.stem
+        for p in (ROOT / 'docs').glob('*.md')
+        if p.stem != 'index' and not re.search(rf'^{p.stem}$', index, flags=re.M)
+    ]
+    assert 'docs/*.md' in (ROOT / 'Makefile').read_text()
 
 
 # --- how to read a result file ---
 
+
 def described(section):
-    "First cells of a section's table in docs/results.md: the fields it explains, and what it says of each."
-    text = (ROOT/'docs'/'results.md').read_text().split(f'\n## `{section}`\n')[1].split('\n## ')[0]
+    """First cells of a section's table in docs/results.md: the fields it explains, and what it
+    says of each."""
+    text = (
+        (ROOT / 'docs' / 'results.md').read_text().split(f'\n## `{section}`\n')[1].split('\n## ')[0]
+    )
     rows = [line.strip('|').split('|', 1) for line in text.splitlines() if line.startswith('| `')]
     return {name: row[1].strip() for row in rows for name in re.findall(r'`([\w-]+)`', row[0])}
 
 
 def test_every_field_of_the_file_is_described(tmp_path):
     known = {m: described(m.__name__) for m in (Result, Score)}
-    assert set(known[Score]) == set(Score.model_fields) and all(v for k in known.values() for v in k.values())
-    r = read_result(committed()[0]).model_copy(update=dict(format=Result.model_fields['format'].default))
+    assert set(known[Score]) == set(Score.model_fields) and all(
+        v for k in known.values() for v in k.values()
+    )
+    r = read_result(committed()[0]).model_copy(
+        update=dict(format=Result.model_fields['format'].default)
+    )
     write_result(tmp_path, r)
-    on_disk = json.loads((tmp_path/'result.json').read_text())
-    assert set(on_disk) == set(known[Result]) and known[Result]['format'].startswith(f'{on_disk["format"]};')
+    on_disk = json.loads((tmp_path / 'result.json').read_text())
+    assert set(on_disk) == set(known[Result]) and known[Result]['format'].startswith(
+        f'{on_disk["format"]};'
+    )
 
 
 def committed():
     "One committed result for each version and dataset."
     out = {}
-    for p in sorted((ROOT/'results').rglob('result.json')):
+    for p in sorted((ROOT / 'results').rglob('result.json')):
         version = re.search(r'"version":\s*"([^"]+)"', p.read_text())[1]
-        out.setdefault((version, p.relative_to(ROOT/'results').parts[0]), p)
+        out.setdefault((version, p.relative_to(ROOT / 'results').parts[0]), p)
     return list(out.values())
 
 
-@pytest.mark.parametrize('path', committed(), ids=lambda p: str(p.parent.relative_to(ROOT/'results')))
+@pytest.mark.parametrize(
+    'path', committed(), ids=lambda p: str(p.parent.relative_to(ROOT / 'results'))
+)
 def test_what_results_hold_is_described(path):
     r = read_result(path)
-    for section, found in [('Result', json.loads(path.read_text())), ('config', r.config), ('data', r.data), ('environment', r.environment), *(('stages', s) for s in r.stages)]:
+    for section, found in [
+        ('Result', json.loads(path.read_text())),
+        ('config', r.config),
+        ('data', r.data),
+        ('environment', r.environment),
+        *(('stages', s) for s in r.stages),
+    ]:
         known = described(section)
-        always = {k for k, v in known.items() if not re.search(r'missing in files|own data only|with gaps only|a whole training session only', v)}
+        always = {
+            k
+            for k, v in known.items()
+            if not re.search(
+                r'missing in files|own data only|with gaps only|a whole training session only', v
+            )
+        }
         assert always <= set(found) <= set(known), section
-    left_out = re.search(r'^(`data_root`.*) are parameters of a run', (ROOT/'docs'/'results.md').read_text(), flags=re.M)[1]
-    assert set(re.findall(r'`(\w+)`', left_out)) == set(RunConfig.model_fields) - set(r.config) - {'missing', 'hold'}
+    left_out = re.search(
+        r'^(`data_root`.*) are parameters of a run',
+        (ROOT / 'docs' / 'results.md').read_text(),
+        flags=re.M,
+    )[1]
+    assert set(re.findall(r'`(\w+)`', left_out)) == set(RunConfig.model_fields) - set(r.config) - {
+        'missing',
+        'hold',
+    }
 
 
 # --- citation, changelog ---
 
-VERSION = re.search(r'^version = (\S+)$', (ROOT/'settings.ini').read_text(), flags=re.M)[1]
+VERSION = re.search(r'^version = (\S+)$', (ROOT / 'settings.ini').read_text(), flags=re.M)[1]
 
 
 def test_citation_is_of_this_version_and_names_the_paper():
-    c = yaml.safe_load((ROOT/'CITATION.cff').read_text())
-    assert c['cff-version'] == '1.2.0' and {'message', 'title', 'authors', 'version', 'license'} <= set(c)
-    assert c['version'] == VERSION and c['license'] == 'Apache-2.0' and 'license = "Apache-2.0"' in (ROOT/'pyproject.toml').read_text()
-    paper, = c['references']
-    assert 'unimodal decoupled dynamic low-rank adaptation' in paper['title'] and len(paper['authors']) == 9 and all({'family-names', 'given-names'} == set(a) for a in paper['authors'])
+    c = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert c['cff-version'] == '1.2.0' and {
+        'message',
+        'title',
+        'authors',
+        'version',
+        'license',
+    } <= set(c)
+    assert (
+        c['version'] == VERSION
+        and c['license'] == 'Apache-2.0'
+        and 'license = "Apache-2.0"' in (ROOT / 'pyproject.toml').read_text()
+    )
+    (paper,) = c['references']
+    assert (
+        'unimodal decoupled dynamic low-rank adaptation' in paper['title']
+        and len(paper['authors']) == 9
+        and all({'family-names', 'given-names'} == set(a) for a in paper['authors'])
+    )
 
 
 def test_changelog_knows_every_version():
-    found = re.findall(r'^## (\S+)(?: \((\d{4}-\d\d-\d\d)\))?$', (ROOT/'CHANGELOG.md').read_text(), flags=re.M)
+    found = re.findall(
+        r'^## (\S+)(?: \((\d{4}-\d\d-\d\d)\))?$', (ROOT / 'CHANGELOG.md').read_text(), flags=re.M
+    )
     versions = [v for v, _ in found if v != 'Unreleased']
-    assert VERSION in versions and versions == sorted(versions, key=lambda v: [*map(int, v.split('.'))], reverse=True)
+    assert VERSION in versions and versions == sorted(
+        versions, key=lambda v: [*map(int, v.split('.'))], reverse=True
+    )
     assert all(bool(date) == (v != 'Unreleased') for v, date in found)
     runs = {json.loads(p.read_text())['config']['version'] for p in committed()}
     assert runs <= set(versions), 'results of a version that the changelog does not know'

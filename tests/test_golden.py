@@ -3,6 +3,7 @@
 A test by hand says what one function does; this one notices when a run as a whole no longer does what it did: order of
 batches, draws, dropout, first weights, decay, masks. Where a change is meant, `python tests/test_golden.py` writes the
 numbers anew; say in the commit why they moved."""
+
 import json
 from pathlib import Path
 
@@ -18,20 +19,41 @@ from mculora.training.trainer import fit, plan_epoch
 from mculora.data.twins import twin
 
 FILE = Path(__file__).with_name('golden-simulated.json')
-SMALL = dict(width=16, depth=2, rank=2, epochs=2, lr=1e-3, batch_size=4, dropout=.2, weight_decay=.01,
-             steps=2, blocks=1, couplings=1, amplitude=.3, beta=.1, bounds=(.4, .6))
+SMALL = dict(
+    width=16,
+    depth=2,
+    rank=2,
+    epochs=2,
+    lr=1e-3,
+    batch_size=4,
+    dropout=0.2,
+    weight_decay=0.01,
+    steps=2,
+    blocks=1,
+    couplings=1,
+    amplitude=0.3,
+    beta=0.1,
+    bounds=(0.4, 0.6),
+)
 RUNS = {
     'mculora': ('mculora', {}),
     'literal, squared, per modality': (
-        'mculora', dict(adapter_form='literal', orthogonality='squared', dpft='modality')),
+        'mculora',
+        dict(adapter_form='literal', orthogonality='squared', dpft='modality'),
+    ),
     'in every linear map': ('mculora', dict(adapter_place='linear', depth=1)),
-    'a draw per utterance': ('mculora', dict(sampling='utterance', alpha=2.)),
+    'a draw per utterance': ('mculora', dict(sampling='utterance', alpha=2.0)),
     'momke-per-condition': ('momke-per-condition', dict(depth=1, epochs=1)),
     'dicmor': ('dicmor', dict(depth=1, epochs=1)),
     'imder': ('imder', dict(depth=1, epochs=1)),
 }
-RUNS |= {name: (name, {}) for name in methods() if name not in RUNS and not name.endswith('-per-condition')}
-CLOSE = dict(rel=1e-5, abs=1e-5)   # other processors and versions round differently: by 1e-7 here
+RUNS |= {
+    name: (name, {})
+    for name in methods()
+    if name not in RUNS and not name.endswith('-per-condition')
+}
+# other processors and versions round differently: by 1e-7 here
+CLOSE = dict(rel=1e-5, abs=1e-5)
 
 
 def parts():
@@ -60,20 +82,26 @@ def drawn(s):
     "What a seed decides: who validates, who sits in which batch, what is dropped."
     method = create('mculora', s.train.task, s.train.widths, fitting('mculora', {}))
     steps = plan_epoch(s.train, method.stages()[0], method.q, 3)
-    return dict(val=list(s.val.ids), batches=[rows.tolist() for rows, _, _ in steps],
-                dropped=[mask_hash(mask) for _, mask, _ in steps],
-                protocol=mask_hash(random_mask(50, 3, .5, 66)))
+    return dict(
+        val=list(s.val.ids),
+        batches=[rows.tolist() for rows, _, _ in steps],
+        dropped=[mask_hash(mask) for _, mask, _ in steps],
+        protocol=mask_hash(random_mask(50, 3, 0.5, 66)),
+    )
 
 
 def nearly(x):
     "The same structure, its numbers with a tolerance."
-    if isinstance(x, dict): return {k: nearly(v) for k, v in x.items()}
-    if isinstance(x, list): return [nearly(v) for v in x]
+    if isinstance(x, dict):
+        return {k: nearly(v) for k, v in x.items()}
+    if isinstance(x, list):
+        return [nearly(v) for v in x]
     return pytest.approx(x, **CLOSE)
 
 
 @pytest.fixture(scope='module')
-def s(): return parts()
+def s():
+    return parts()
 
 
 GOLDEN = json.loads(FILE.read_text()) if FILE.exists() else {}
@@ -95,6 +123,8 @@ def test_every_pinned_run_is_there():
 if __name__ == '__main__':
     torch.set_num_threads(1)
     s = parts()
-    found = dict(data=s.train.task.name, drawn=drawn(s), runs={run: numbers(run, s) for run in RUNS})
+    found = dict(
+        data=s.train.task.name, drawn=drawn(s), runs={run: numbers(run, s) for run in RUNS}
+    )
     FILE.write_text(json.dumps(found, indent=1) + '\n')
     print(f'wrote {FILE.name}')

@@ -3,6 +3,7 @@
 Nothing but the test scores may depend on the test part: not the weights, the scale, the masks, the epoch that is kept,
 the probabilities of DPFT or the temperatures. And a stage may be shared by runs only if they agree in all that its
 weights depend on."""
+
 from dataclasses import replace
 from typing import Literal, get_args, get_origin
 
@@ -19,9 +20,20 @@ from mculora.data.tables import open_data
 from mculora.experiments.runs import RunConfig, load_method, prepare, run
 from mculora.training.trainer import fit
 
-SMALL = dict(width=8, depth=1, rank=2, epochs=2, lr=1e-2, batch_size=4, C=.01, heads=1, blocks=1,
-             couplings=1, steps=2)
-PARTS = ('train',)*5 + ('val', 'test', 'test')
+SMALL = dict(
+    width=8,
+    depth=1,
+    rank=2,
+    epochs=2,
+    lr=1e-2,
+    batch_size=4,
+    C=0.01,
+    heads=1,
+    blocks=1,
+    couplings=1,
+    steps=2,
+)
+PARTS = ('train',) * 5 + ('val', 'test', 'test')
 METHODS = sorted(methods())
 
 
@@ -34,39 +46,52 @@ def another(d):
     "The same dialogues with other labels and other features."
     g = torch.Generator().manual_seed(7)
     label = d.label.flip(0)
-    features = {m: (torch.randn(x.shape, generator=g)*5 + 2).masked_fill(~d.present[:, k:k+1], 0)
-                for k, (m, x) in enumerate(d.features.items())}
+    features = {
+        m: (torch.randn(x.shape, generator=g) * 5 + 2).masked_fill(~d.present[:, k : k + 1], 0)
+        for k, (m, x) in enumerate(d.features.items())
+    }
     return replace(d, label=label, features=features)
 
 
 def same(a, b):
     assert a.keys() == b.keys()
-    for k in a: assert torch.equal(a[k], b[k]), k
+    for k in a:
+        assert torch.equal(a[k], b[k]), k
 
 
 # --- no method learns from the test part ---
 
+
 def seen(history):
     "All of a history but what was measured on the test part, and the clock."
-    return [{k: v for k, v in row.items() if not k.startswith(('test/', 'seconds'))} for row in history]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(('test/', 'seconds'))} for row in history
+    ]
 
 
 @pytest.mark.parametrize('name', METHODS)
 def test_training_never_sees_the_test_part(name):
-    s = split(random_dialogues((5, 9, 3, 7, 4, 6, 8, 5), parts=PARTS, missing=.2))
+    s = split(random_dialogues((5, 9, 3, 7, 4, 6, 8, 5), parts=PARTS, missing=0.2))
     ends = []
     for parts in (s, replace(s, test=another(s.test))):
         torch.manual_seed(1)
-        method = create(name, s.train.task, s.train.widths, small(name, epochs=1 + (name in ('mculora', 'mculora-plus'))))
+        method = create(
+            name,
+            s.train.task,
+            s.train.widths,
+            small(name, epochs=1 + (name in ('mculora', 'mculora-plus'))),
+        )
         history = fit(method, parts, 1, progress=False)
         ends.append((method.state_dict(), history))
     (weights, one), (others, two) = ends
     same(weights, others)
     assert seen(one) == seen(two)
-    if one: assert one != two, 'the test part was not measured at all'
+    if one:
+        assert one != two, 'the test part was not measured at all'
 
 
 # --- nor does anything else of a run ---
+
 
 def altered(*args):
     "The tiny twin with another test part (Session1)."
@@ -74,22 +99,37 @@ def altered(*args):
     there = torch.tensor([p == 'Session1' for p in d.part]).repeat_interleave(d.lengths)
     assert there.any() and not there.all()
     other = another(d)
-    return replace(d, label=torch.where(there, other.label, d.label),
-                   features={m: torch.where(there[:, None], other.features[m], x)
-                             for m, x in d.features.items()})
+    return replace(
+        d,
+        label=torch.where(there, other.label, d.label),
+        features={
+            m: torch.where(there[:, None], other.features[m], x) for m, x in d.features.items()
+        },
+    )
 
 
 @pytest.fixture(scope='module', params=['mculora', 'logistic'])
 def pair(request, tmp_path_factory):
-    "A run, and the same run on data whose test part is another: (result, folder, temperatures) of each."
+    """A run, and the same run on data whose test part is another: (result, folder, temperatures)
+    of each."""
     with pytest.MonkeyPatch.context() as patch:
         fitted = []
-        patch.setattr(mculora.experiments.runs, 'calibrate', lambda *a: fitted.append(calibrate(*a)) or fitted[-1])
+        patch.setattr(
+            mculora.experiments.runs,
+            'calibrate',
+            lambda *a: fitted.append(calibrate(*a)) or fitted[-1],
+        )
         out = []
         for opened in (open_data, altered):
             patch.setattr(mculora.experiments.runs, 'open_data', opened)
-            c = RunConfig(size='tiny', method=request.param, device='cpu', missing=.2,
-                          out_dir=str(tmp_path_factory.mktemp('run')), options=small(request.param))
+            c = RunConfig(
+                size='tiny',
+                method=request.param,
+                device='cpu',
+                missing=0.2,
+                out_dir=str(tmp_path_factory.mktemp('run')),
+                options=small(request.param),
+            )
             result, folder = run(c, progress=False)
             out.append((result, folder, fitted.pop().temperature))
     return out
@@ -101,15 +141,17 @@ def test_the_two_runs_were_tested_on_different_data(pair):
 
 
 def test_weights_and_scale_are_the_same(pair):
-    same(*(load_file(folder/'model.safetensors') for _, folder, _ in pair))
+    same(*(load_file(folder / 'model.safetensors') for _, folder, _ in pair))
 
 
 def test_masks_epochs_and_curves_are_the_same(pair):
     (one, _, _), (two, _, _) = pair
     assert one.masks == two.masks and one.data['missing'] == two.data['missing']
-    kept = [[(s['name'], s['epochs'], s['kept'], s['validation']) for s in r.stages] for r in (one, two)]
+    kept = [
+        [(s['name'], s['epochs'], s['kept'], s['validation']) for s in r.stages] for r in (one, two)
+    ]
     assert kept[0] == kept[1]
-    a, b = (pd.read_parquet(folder/'curves.parquet') for _, folder, _ in pair)
+    a, b = (pd.read_parquet(folder / 'curves.parquet') for _, folder, _ in pair)
     ours = [c for c in a if not c.startswith(('test/', 'seconds'))]
     pd.testing.assert_frame_equal(a[ours], b[ours])
 
@@ -126,8 +168,11 @@ def test_the_calibration_error_is_that_of_validation_temperatures(tmp_path):
     s, *_ = prepare(c)
     by_hand = calibration_report(method, calibrate(method, s.val), s.test)
     for condition, row in by_hand.items():
-        at = {x.metric: x.value for x in result.scores
-              if (x.protocol, x.condition) == ('fixed', condition)}
+        at = {
+            x.metric: x.value
+            for x in result.scores
+            if (x.protocol, x.condition) == ('fixed', condition)
+        }
         assert at['ECE, temperature'] == pytest.approx(row['ece_after'])
         assert at['ECE'] == pytest.approx(row['ece_before'])
 
@@ -135,10 +180,14 @@ def test_the_calibration_error_is_that_of_validation_temperatures(tmp_path):
 def test_scores_are_of_the_epoch_that_their_column_names(pair):
     "'Selected on test' is the best epoch of the test curve, 'validation' the one that is kept."
     for r, folder, _ in pair:
-        at = {s.selection: s.value for s in r.scores
-              if (s.protocol, s.condition, s.metric) == ('fixed', 'all', 'WA')}
-        if not r.stages: continue
-        curves = pd.read_parquet(folder/'curves.parquet')
+        at = {
+            s.selection: s.value
+            for s in r.scores
+            if (s.protocol, s.condition, s.metric) == ('fixed', 'all', 'WA')
+        }
+        if not r.stages:
+            continue
+        curves = pd.read_parquet(folder / 'curves.parquet')
         last = curves[curves.stage == r.stages[-1]['name']]
         assert at['test'] == pytest.approx(last['test/all/WA'].max())
         kept = last[last.epoch == r.stages[-1]['kept']]
@@ -147,9 +196,13 @@ def test_scores_are_of_the_epoch_that_their_column_names(pair):
 
 def test_what_training_lacks_follows_the_seed_alone():
     "CMU-MOSI has official parts: the dialogues are the same, and what is gone differs."
+
     def gaps(seed):
-        s, _, about, _ = prepare(RunConfig(dataset='mosi', size='tiny', missing=.3, seed=seed, device='cpu'))
+        s, _, about, _ = prepare(
+            RunConfig(dataset='mosi', size='tiny', missing=0.3, seed=seed, device='cpu')
+        )
         return s.train.ids, about['missing']
+
     (ids, one), (same_ids, again), (others, two) = map(gaps, (66, 66, 67))
     assert ids == same_ids == others
     assert one == again and one['train'] != two['train']
@@ -157,16 +210,24 @@ def test_what_training_lacks_follows_the_seed_alone():
 
 # --- a shared stage depends on its key alone ---
 
+
 def others(field):
     "Other values that a setting might have."
     value, options = field.default, get_args(field.annotation)
-    if get_origin(field.annotation) is Literal: return [x for x in options if x != value]
-    if isinstance(value, bool): return [not value]
-    if isinstance(value, int): return [value*2, value + 1]
-    if isinstance(value, float): return [value*2, value/2, value + .25, value + 1]
-    if isinstance(value, tuple): return [(.4, .6)]
-    if value is None: return [2, .5]
-    if isinstance(value, str): return ['a', 'v']              # a modality
+    if get_origin(field.annotation) is Literal:
+        return [x for x in options if x != value]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value * 2, value + 1]
+    if isinstance(value, float):
+        return [value * 2, value / 2, value + 0.25, value + 1]
+    if isinstance(value, tuple):
+        return [(0.4, 0.6)]
+    if value is None:
+        return [2, 0.5]
+    if isinstance(value, str):
+        return ['a', 'v']  # a modality
     raise AssertionError(f'no other value is known for {field}')
 
 
@@ -180,24 +241,31 @@ def first_stage(name, options, s):
     def weights():
         fit(method, s, 1, progress=False)
         return {n: p for n, p in method.named_parameters() if n.startswith(stage.trainable)}
+
     return method.depends(stage.name), weights
 
 
 @pytest.mark.parametrize('name', [m for m in METHODS if methods()[m].depends is not Method.depends])
 def test_what_a_stage_does_not_depend_on_changes_no_bit_of_it(name):
-    s = split(random_dialogues((5, 9, 3, 7, 4, 6, 8, 5), parts=PARTS, missing=.2))
-    base = small(name, dropout=.2)
+    s = split(random_dialogues((5, 9, 3, 7, 4, 6, 8, 5), parts=PARTS, missing=0.2))
+    base = small(name, dropout=0.2)
     key, weights = first_stage(name, base, s)
     expected, free = weights(), []
     for setting, field in methods()[name].Settings.model_fields.items():
-        if setting in base: field = type(field)(annotation=field.annotation, default=base[setting])
+        if setting in base:
+            field = type(field)(annotation=field.annotation, default=base[setting])
         for value in others(field):
-            try: changed, weights = first_stage(name, base | {setting: value}, s)
-            except ValueError: continue                       # refused, alone or beside the others
+            try:
+                changed, weights = first_stage(name, base | {setting: value}, s)
+            except ValueError:
+                continue  # refused, alone or beside the others
             break
-        else: raise AssertionError(f'{setting}: every other value was refused')
-        if changed != key: continue
+        else:
+            raise AssertionError(f'{setting}: every other value was refused')
+        if changed != key:
+            continue
         free.append(setting)
         found = weights()
-        for n, w in expected.items(): assert torch.equal(w, found[n]), f'{setting} changes {n}'
+        for n, w in expected.items():
+            assert torch.equal(w, found[n]), f'{setting} changes {n}'
     assert free, 'every setting changes the key: nothing would be shared'

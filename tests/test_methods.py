@@ -1,4 +1,5 @@
 "What must hold for every method that is registered: a new one is tested by being there."
+
 from dataclasses import replace
 from functools import cache
 
@@ -14,20 +15,37 @@ from mculora.basics.modalities import members
 from mculora.training.replicas import Together, side_by_side
 from mculora.training.trainer import encoded, fit, thaw, train_mode
 
-SMALL = dict(width=16, depth=1, rank=2, epochs=1, lr=1e-2, batch_size=4, C=.01, blocks=2, couplings=2)
-MORE = {'mculora-plus': dict(speakers=True, level=True, nested=True, scales=True, every=True, distil=.5, tie=.1, context=1, average=.8, lr_fine=2e-2)} # all additions that every task can have
-PARTS = ('train',)*4 + ('val', 'test')
+SMALL = dict(
+    width=16, depth=1, rank=2, epochs=1, lr=1e-2, batch_size=4, C=0.01, blocks=2, couplings=2
+)
+# all additions that every task can have
+MORE = {
+    'mculora-plus': dict(
+        speakers=True,
+        level=True,
+        nested=True,
+        scales=True,
+        every=True,
+        distil=0.5,
+        tie=0.1,
+        context=1,
+        average=0.8,
+        lr_fine=2e-2,
+    )
+}
+PARTS = ('train',) * 4 + ('val', 'test')
 DATA = {
     'three modalities': dict(),
     'scores': dict(n_classes=0),
     'two modalities': dict(widths={'a': 4, 't': 6}),
     'four modalities': dict(widths={'text': 3, 'audio': 4, 'vision': 5, 'turns': 2}, n_classes=2),
-    'gaps in the data': dict(missing=.3),
-    'dialogues without a modality': dict(absent=.4),
+    'gaps in the data': dict(missing=0.3),
+    'dialogues without a modality': dict(absent=0.4),
 }
 
 
-def data(name, lengths=(5, 9, 3, 12, 7, 4, 6, 8, 10, 5, 3, 7)): return random_dialogues(lengths, parts=PARTS, **DATA[name])
+def data(name, lengths=(5, 9, 3, 12, 7, 4, 6, 8, 10, 5, 3, 7)):
+    return random_dialogues(lengths, parts=PARTS, **DATA[name])
 
 
 @torch.enable_grad()
@@ -36,7 +54,12 @@ def trained(method, name, seed=1, **options):
     s = split(d)
     known = methods()[method].Settings.model_fields
     torch.manual_seed(seed)
-    m = create(method, d.task, d.widths, {k: v for k, v in {**SMALL, **MORE.get(method, {}), **options}.items() if k in known})
+    m = create(
+        method,
+        d.task,
+        d.widths,
+        {k: v for k, v in {**SMALL, **MORE.get(method, {}), **options}.items() if k in known},
+    )
     history = fit(m, s, seed, progress=False)
     return m, s, history
 
@@ -45,9 +68,12 @@ def trained(method, name, seed=1, **options):
 def models():
     "Each method trained once on each kind of data."
     made = {}
+
     def get(method, name):
-        if (method, name) not in made: made[method, name] = trained(method, name)
+        if (method, name) not in made:
+            made[method, name] = trained(method, name)
         return made[method, name]
+
     return get
 
 
@@ -64,21 +90,37 @@ def stages_of(method):
 
 
 def usual(method, name):
-    "Every kind of data for the paper's method and for those built least like it; for all others gaps, and as many modalities as they have time for."
-    if method in ('mculora', 'momke', 'gcnet'): return True
-    if method == 'imder': return name == 'gaps in the data'                        # many steps for each prediction
-    if len(stages_of(method)) > 2: return name == 'two modalities'                 # a network for each condition
-    return name in ('gaps in the data', 'two modalities' if method in ('dicmor', 'mculora-plus') else 'four modalities')
+    """Every kind of data for the paper's method and for those built least like it; for all others
+    gaps, and as many modalities as they have time for."""
+    if method in ('mculora', 'momke', 'gcnet'):
+        return True
+    # many steps for each prediction
+    if method == 'imder':
+        return name == 'gaps in the data'
+    # a network for each condition
+    if len(stages_of(method)) > 2:
+        return name == 'two modalities'
+    return name in (
+        'gaps in the data',
+        'two modalities' if method in ('dicmor', 'mculora-plus') else 'four modalities',
+    )
 
 
 def pairs(names):
     rare = pytest.mark.slow
-    return pytest.mark.parametrize('method, name', [
-        of(method, name, marks=[] if usual(method, name) else [rare]) for method in names for name in DATA])
+    return pytest.mark.parametrize(
+        'method, name',
+        [
+            of(method, name, marks=[] if usual(method, name) else [rare])
+            for method in names
+            for name in DATA
+        ],
+    )
 
 
 METHODS = sorted(methods())
-IN_STAGES = [method for method in METHODS if stages_of(method)]      # the others are fitted in `prepare`
+# the others are fitted in `prepare`
+IN_STAGES = [method for method in METHODS if stages_of(method)]
 every = pytest.mark.parametrize('method', [of(method) for method in METHODS])
 each = pairs(METHODS)
 
@@ -90,16 +132,35 @@ def test_prediction_knows_nothing_of_missing_values_padding_and_neighbours(model
     b = batch(s.test, range(len(s.test)))
     M = len(b.features)
     rows = members(M)
-    for mask in [*rows, rows[torch.arange(len(b.rows)) % len(rows)], torch.rand(*b.shape, M, generator=torch.Generator().manual_seed(0)) > .4]:
+    for mask in [
+        *rows,
+        rows[torch.arange(len(b.rows)) % len(rows)],
+        torch.rand(*b.shape, M, generator=torch.Generator().manual_seed(0)) > 0.4,
+    ]:
         y = m.predict(keep(b, mask))
         assert y.shape == (*b.shape, s.test.task.n_outputs) and y[b.valid].isfinite().all()
-        less = keep(b, mask)                                      # values are planted after `keep` has put zeros there: the method must look at `present`
-        wild = replace(less, features={k: x.masked_fill(~less.present[..., j:j+1], 1e3) for j, (k, x) in enumerate(less.features.items())})
+        # values are planted after `keep` has put zeros there: the method must look at `present`
+        less = keep(b, mask)
+        wild = replace(
+            less,
+            features={
+                k: x.masked_fill(~less.present[..., j : j + 1], 1e3)
+                for j, (k, x) in enumerate(less.features.items())
+            },
+        )
         torch.testing.assert_close(m.predict(wild)[b.valid], y[b.valid], rtol=0, atol=1e-4)
-        for j, k in enumerate(b.rows):                            # alone, without padding
+        for j, k in enumerate(b.rows):  # alone, without padding
             one = batch(s.test, [k])
-            own = mask if mask.ndim == 1 else mask[j:j+1] if mask.ndim == 2 else mask[j:j+1, :one.shape[1]]
-            torch.testing.assert_close(m.predict(keep(one, own))[0], y[j][b.valid[j]], rtol=0, atol=1e-4)
+            own = (
+                mask
+                if mask.ndim == 1
+                else mask[j : j + 1]
+                if mask.ndim == 2
+                else mask[j : j + 1, : one.shape[1]]
+            )
+            torch.testing.assert_close(
+                m.predict(keep(one, own))[0], y[j][b.valid[j]], rtol=0, atol=1e-4
+            )
 
 
 @each
@@ -107,7 +168,12 @@ def test_shared_encoding_and_large_batches_change_no_number(models, method, name
     m, s, _ = models(method, name)
     y = predictions(m, s.test)
     with torch.no_grad():
-        slow = torch.stack([torch.cat([m.predict(keep(batch(s.test, [k]), row))[0] for k in range(len(s.test))]) for row in members(len(s.test.features))])
+        slow = torch.stack(
+            [
+                torch.cat([m.predict(keep(batch(s.test, [k]), row))[0] for k in range(len(s.test))])
+                for row in members(len(s.test.features))
+            ]
+        )
     torch.testing.assert_close(y, slow, rtol=0, atol=1e-4)
 
 
@@ -115,53 +181,92 @@ def test_shared_encoding_and_large_batches_change_no_number(models, method, name
 def test_random_protocol_equals_a_mask_per_utterance(models, method, name):
     m, s, _ = models(method, name)
     M = len(s.test.features)
-    mask = random_mask(len(s.test.utterances), M, .5, seed=3)
+    mask = random_mask(len(s.test.utterances), M, 0.5, seed=3)
     gone = drop(s.test, mask)
     y = predictions(m, gone, members(M)[-1:])[0]
     b = batch(s.test, range(len(s.test)))
     per_utterance = torch.ones(*b.shape, M, dtype=torch.bool)
     per_utterance[b.valid] = mask
-    with torch.no_grad(): torch.testing.assert_close(m.predict(keep(b, per_utterance))[b.valid], y, rtol=0, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(m.predict(keep(b, per_utterance))[b.valid], y, rtol=0, atol=1e-4)
 
 
 @every
 def test_same_seed_same_bits(method):
     epochs = 2 if len(stages_of(method)) < 3 else 1
-    (one, _, h1), (two, _, h2) = (trained(method, 'three modalities', seed=5, epochs=epochs) for _ in range(2))
-    for (k, a), (_, b) in zip(one.state_dict().items(), two.state_dict().items()): assert torch.equal(a, b), k
-    assert [{k: v for k, v in r.items() if 'seconds' not in k} for r in h1] == [{k: v for k, v in r.items() if 'seconds' not in k} for r in h2]
+    (one, _, h1), (two, _, h2) = (
+        trained(method, 'three modalities', seed=5, epochs=epochs) for _ in range(2)
+    )
+    for (k, a), (_, b) in zip(one.state_dict().items(), two.state_dict().items()):
+        assert torch.equal(a, b), k
+    assert [{k: v for k, v in r.items() if 'seconds' not in k} for r in h1] == [
+        {k: v for k, v in r.items() if 'seconds' not in k} for r in h2
+    ]
 
 
-@pytest.mark.parametrize('method', [of(method) for method in METHODS if method != 'majority'])   # it is one, by definition
+# it is one, by definition
+@pytest.mark.parametrize('method', [of(method) for method in METHODS if method != 'majority'])
 def test_one_modality_is_not_a_constant(models, method):
     m, s, _ = models(method, 'gaps in the data')
     assert (predictions(m, s.test)[:3].std(1).max(-1).values > 1e-4).all()
 
 
 @every
-@pytest.mark.parametrize('parts, labels', [(('train', 'val', 'test'), 'one class'), (PARTS, 'a class only in the test part')])
+@pytest.mark.parametrize(
+    'parts, labels',
+    [(('train', 'val', 'test'), 'one class'), (PARTS, 'a class only in the test part')],
+)
 def test_degenerate_labels(method, parts, labels):
     d = random_dialogues((5, 4, 6, 3, 5, 4), parts=parts)
     label = torch.zeros_like(d.label) if labels == 'one class' else d.label.clamp(max=2)
-    if labels != 'one class': label[d.offset[5]:] = 3
+    if labels != 'one class':
+        label[d.offset[5] :] = 3
     d = replace(d, label=label)
     known = methods()[method].Settings.model_fields
-    m = create(method, d.task, d.widths, {k: v for k, v in {**SMALL, **MORE.get(method, {})}.items() if k in known})
+    m = create(
+        method,
+        d.task,
+        d.widths,
+        {k: v for k, v in {**SMALL, **MORE.get(method, {})}.items() if k in known},
+    )
     if method.startswith('logistic') and labels == 'one class':
-        with pytest.raises(DataError, match='found one class'): fit(m, split(d), progress=False)
+        with pytest.raises(DataError, match='found one class'):
+            fit(m, split(d), progress=False)
         return
     fit(m, split(d), progress=False)
     assert all(0 <= v <= 1 for row in evaluate(m, split(d).test).values() for v in row.values())
 
 
 @settings(max_examples=15, deadline=None)
-@given(lengths=st.lists(st.integers(1, 20), min_size=6, max_size=9), missing=st.sampled_from([0., .4]), absent=st.sampled_from([0., .5]), scale=st.sampled_from([1e-3, 1., 1e4]), n_classes=st.sampled_from([0, 3]), seed=st.integers(0, 99))
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=6, max_size=9),
+    missing=st.sampled_from([0.0, 0.4]),
+    absent=st.sampled_from([0.0, 0.5]),
+    scale=st.sampled_from([1e-3, 1.0, 1e4]),
+    n_classes=st.sampled_from([0, 3]),
+    seed=st.integers(0, 99),
+)
 def test_mculora_trains_on_anything_well_formed(lengths, missing, absent, scale, n_classes, seed):
-    d = random_dialogues(lengths, parts=('train', 'train', 'train', 'val', 'test'), missing=missing, absent=absent, n_classes=n_classes, seed=seed)
-    d = replace(d, features={m: (x*scale).masked_fill(~d.present[:, k:k+1], 0) for k, (m, x) in enumerate(d.features.items())})
+    d = random_dialogues(
+        lengths,
+        parts=('train', 'train', 'train', 'val', 'test'),
+        missing=missing,
+        absent=absent,
+        n_classes=n_classes,
+        seed=seed,
+    )
+    d = replace(
+        d,
+        features={
+            m: (x * scale).masked_fill(~d.present[:, k : k + 1], 0)
+            for k, (m, x) in enumerate(d.features.items())
+        },
+    )
     m = create('mculora', d.task, d.widths, dict(width=8, depth=1, rank=1, epochs=1, batch_size=3))
     history = fit(m, split(d), seed, progress=False)
-    assert [r['stage'] for r in history] == ['pretrain', 'finetune'] and predictions(m, split(d).test).isfinite().all()
+    assert [r['stage'] for r in history] == ['pretrain', 'finetune'] and predictions(
+        m, split(d).test
+    ).isfinite().all()
 
 
 def shaken(method, name, seed=0):
@@ -169,22 +274,39 @@ def shaken(method, name, seed=0):
     d = data(name)
     known = methods()[method].Settings.model_fields
     torch.manual_seed(seed)
-    m = create(method, d.task, d.widths, {k: v for k, v in {**SMALL, **MORE.get(method, {})}.items() if k in known})
-    with torch.no_grad(): [p.add_(torch.randn_like(p)*.1) for p in m.parameters()]
+    m = create(
+        method,
+        d.task,
+        d.widths,
+        {k: v for k, v in {**SMALL, **MORE.get(method, {})}.items() if k in known},
+    )
+    with torch.no_grad():
+        [p.add_(torch.randn_like(p) * 0.1) for p in m.parameters()]
     return m.train(), split(d, seed=seed).train
 
 
 def step(team, b, stage, keys):
     loss, _ = team(lambda m, b: m.loss(b, stage.name), b, keys)
-    team.backward(loss, [True]*len(team.methods))
-    return loss.detach(), [{n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None} for m in team.methods]
+    team.backward(loss, [True] * len(team.methods))
+    return loss.detach(), [
+        {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None}
+        for m in team.methods
+    ]
 
 
 def agree(a, b):
     for n in a.keys() | b.keys():
         one, two = (x.get(n) for x in (a, b))
-        if one is None or two is None: assert not (two if one is None else one).any(), n
-        else: torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5*(1 + one.abs().max().item()), msg=lambda m: f'{n}: {m}')
+        if one is None or two is None:
+            assert not (two if one is None else one).any(), n
+        else:
+            torch.testing.assert_close(
+                one,
+                two,
+                rtol=1e-3,
+                atol=1e-5 * (1 + one.abs().max().item()),
+                msg=lambda m: f'{n}: {m}',
+            )
 
 
 @pairs(IN_STAGES)
@@ -196,26 +318,48 @@ def test_a_step_does_not_depend_on_packing_padding_or_other_replicas(method, nam
     stages = [stage for stage in solo[0].stages() if per == 'dialogue' or not stage.encoded]
     assert stages
     for stage in stages:
-        if stage.encoded: trains = [encoded(m, t) for m, t in zip(solo, trains)]
+        if stage.encoded:
+            trains = [encoded(m, t) for m, t in zip(solo, trains)]
         rows, g = [torch.tensor([0, 2, 3]), torch.tensor([1, 4])], torch.Generator().manual_seed(5)
-        masks = [sample(m.q, (len(r), int(t.lengths[r].max())), per, g) for m, t, r in zip(solo, trains, rows)]
-        for m in solo: thaw(m, stage); train_mode(m)
-        alone = [step(Together([m]), side_by_side([t], [r], [x]), stage, [key]) for m, t, r, x, key in zip(solo, trains, rows, masks, (3, 4))]
+        masks = [
+            sample(m.q, (len(r), int(t.lengths[r].max())), per, g)
+            for m, t, r in zip(solo, trains, rows)
+        ]
+        for m in solo:
+            thaw(m, stage)
+            train_mode(m)
+        alone = [
+            step(Together([m]), side_by_side([t], [r], [x]), stage, [key])
+            for m, t, r, x, key in zip(solo, trains, rows, masks, (3, 4))
+        ]
         for k, (m, t, r, x, key) in enumerate(zip(solo, trains, rows, masks, (3, 4))):
-            wide = keep(batch(t, r, (5, 15)), torch.nn.functional.pad(x, (0, 0)*(x.ndim == 3) + ((0, 15 - x.shape[1]) if x.ndim == 3 else (0, 0)) + (0, 5 - len(x)), value=True), targets=True)
+            wide = keep(
+                batch(t, r, (5, 15)),
+                torch.nn.functional.pad(
+                    x,
+                    (0, 0) * (x.ndim == 3)
+                    + ((0, 15 - x.shape[1]) if x.ndim == 3 else (0, 0))
+                    + (0, 5 - len(x)),
+                    value=True,
+                ),
+                targets=True,
+            )
             for b in (wide, replace(wide, pack=False, complete=replace(wide.complete, pack=False))):
                 loss, grads = step(Together([m]), b, stage, [key])
                 torch.testing.assert_close(loss, alone[k][0], rtol=1e-4, atol=1e-5)
                 agree(grads[0], alone[k][1][0])
         loss, grads = step(Together(list(solo)), side_by_side(trains, rows, masks), stage, [3, 4])
         torch.testing.assert_close(loss, torch.cat([l for l, _ in alone]), rtol=1e-4, atol=1e-5)
-        for a, (_, b) in zip(grads, alone): agree(a, b[0])
+        for a, (_, b) in zip(grads, alone):
+            agree(a, b[0])
 
 
 @every
 def test_replicas_predict_as_each_alone(method):
     solo, trains = zip(*(shaken(method, 'gaps in the data', seed) for seed in (0, 1)))
     for m, t in zip(solo, trains):
-        if not m.stages(): m.prepare(t)
+        if not m.stages():
+            m.prepare(t)
     alone = [predictions(m, t) for m, t in zip(solo, trains)]
-    for a, b in zip(predictions_of(Together(list(solo)), trains, max_utterances=20), alone): torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    for a, b in zip(predictions_of(Together(list(solo)), trains, max_utterances=20), alone):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)

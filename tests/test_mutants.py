@@ -1,4 +1,5 @@
 "The list of faults keeps pace with the code: each can still be put in. That they are noticed: `make test-mutants`."
+
 import ast
 import json
 
@@ -6,8 +7,15 @@ import mutants
 import pytest
 
 LIST = mutants.read()
-CORE = {'model.mculora', 'training.trainer', 'basics.masking', 'training.evaluation', 'experiments.runs', 'experiments.results',
-        'experiments.reports'}
+CORE = {
+    'model.mculora',
+    'training.trainer',
+    'basics.masking',
+    'training.evaluation',
+    'experiments.runs',
+    'experiments.results',
+    'experiments.reports',
+}
 
 
 def test_the_list_covers_the_core():
@@ -21,8 +29,8 @@ def test_the_list_covers_the_core():
 @pytest.mark.parametrize('module', sorted({m.module for m in LIST}))
 def test_each_fault_can_be_put_into_module_and_notebook(module):
     faults = [m for m in LIST if m.module == module]
-    text = (mutants.ROOT/faults[0].path).read_text()
-    notebook = (mutants.ROOT/faults[0].notebook).read_text()
+    text = (mutants.ROOT / faults[0].path).read_text()
+    notebook = (mutants.ROOT / faults[0].notebook).read_text()
     before = ast.dump(ast.parse(text))
     for m in faults:
         assert ast.dump(ast.parse(m.changed(text, m.path))) != before, f'{m.fault}: changes nothing'

@@ -1,4 +1,5 @@
 "The committed results: whole, labelled, and the only source of the README's numbers."
+
 import json
 import re
 from functools import cache
@@ -14,47 +15,78 @@ from optuna.storages.journal import JournalFileBackend
 from mculora.experiments.bench import markdown
 from mculora.basics.dialogues import Task
 from mculora.basics.method import methods, settings_of
-from mculora.experiments.results import against, collect, compare, config_hash, interval, read_result, report
+from mculora.experiments.results import (
+    against,
+    collect,
+    compare,
+    config_hash,
+    interval,
+    read_result,
+    report,
+)
 from mculora.experiments.reports import Report
-from mculora.experiments.studies import ABLATION, RANKS, SPEAKERS, Sweep, Variant, find, studies, validation_of
+from mculora.experiments.studies import (
+    ABLATION,
+    RANKS,
+    SPEAKERS,
+    Sweep,
+    Variant,
+    find,
+    studies,
+    validation_of,
+)
 from mculora.experiments.tuning import FINAL, chosen, trials_of
 from mculora.data.twins import bayes_limit
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted((ROOT/'results').rglob('result.json'))
-README = (ROOT/'README.md').read_text(encoding='utf-8')
+FILES = sorted((ROOT / 'results').rglob('result.json'))
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
 BLOCKS = re.findall(r'<!-- results: (\S+) (\S+) -->\n(.*?)\n<!-- end -->', README, re.S)
 
 
 @cache
 def collected(protocol='fixed'):
     "All committed results, collected once; nobody changes the table."
-    return collect(ROOT/'results', protocol)
+    return collect(ROOT / 'results', protocol)
 
 
 @cache
-def read(path): return read_result(path)
+def read(path):
+    return read_result(path)
 
 
 def methods_on(data, protocol='fixed', seeds=None, names=None):
-    "The committed results of the rows of Table 1 (all methods with their default settings, and heads by speaker) whose runs (on the seeds of the tables) are all there."
-    said = yaml.safe_load((ROOT/'workflow'/'config.yaml').read_text())['committed'][data]
-    found, missing = find(collected(protocol), Sweep(data=data, folds=said['folds'], seeds=seeds or said['seeds']), [v for v in [*studies()['methods'], SPEAKERS] if v.name in (names or [v.name])])
+    """The committed results of the rows of Table 1 (all methods with their default settings, and
+    heads by speaker) whose runs (on the seeds of the tables) are all there."""
+    said = yaml.safe_load((ROOT / 'workflow' / 'config.yaml').read_text())['committed'][data]
+    found, missing = find(
+        collected(protocol),
+        Sweep(data=data, folds=said['folds'], seeds=seeds or said['seeds']),
+        [v for v in [*studies()['methods'], SPEAKERS] if v.name in (names or [v.name])],
+    )
     return found[~found.variant.isin(missing)].assign(method=lambda t: t.variant)
 
 
 def wrong(path):
     "What is not as it should be in a result file, in words."
-    r, place = read(path), path.relative_to(ROOT/'results')
-    checks = {'it is not complete': r.status == 'complete', 'its hash is of another configuration': r.config_hash == config_hash(r.config), 'its folder is named otherwise': path.parent.name.endswith(r.config_hash[:8]),
-              'made by code that is not in the history': r.environment['commit'] and r.environment['changed'] is False, 'its folder does not say whether it is simulated': r.data['simulated'] == ('simulated' in str(place)),
-              'its configuration is of other data': r.config['data'] == r.data['hash'], 'it has another schedule': r.config['schedule'] in ('paper', 'quick')}
+    r, place = read(path), path.relative_to(ROOT / 'results')
+    checks = {
+        'it is not complete': r.status == 'complete',
+        'its hash is of another configuration': r.config_hash == config_hash(r.config),
+        'its folder is named otherwise': path.parent.name.endswith(r.config_hash[:8]),
+        'made by code that is not in the history': r.environment['commit']
+        and r.environment['changed'] is False,
+        'its folder does not say whether it is simulated': r.data['simulated']
+        == ('simulated' in str(place)),
+        'its configuration is of other data': r.config['data'] == r.data['hash'],
+        'it has another schedule': r.config['schedule'] in ('paper', 'quick'),
+    }
     return [f'{place}: {said}' for said, right in checks.items() if not right]
 
 
-@pytest.mark.parametrize('name', sorted({p.relative_to(ROOT/'results').parts[0] for p in FILES}))
+@pytest.mark.parametrize('name', sorted({p.relative_to(ROOT / 'results').parts[0] for p in FILES}))
 def test_results_are_whole_and_named(name):
-    files = [p for p in FILES if p.relative_to(ROOT/'results').parts[0] == name]
+    files = [p for p in FILES if p.relative_to(ROOT / 'results').parts[0] == name]
     assert files and not [said for p in files for said in wrong(p)]
 
 
@@ -66,23 +98,37 @@ def test_readme_prints_the_results(dataset, metric, text):
 def test_bfloat16_is_not_told_from_float32():
     "Paired by seed, the interval of the difference contains 0: leading metric, real CMU-MOSI."
     t = collected()
-    default = json.dumps(settings_of('mculora', Task('mosi'))[1].model_dump(mode='json'), sort_keys=True)
-    t = t[(t.dataset == 'mosi') & (t.options == default) & (t.missing == '0.0') & (t.hold == 'dialogues') & (t.selection == 'validation') & (t.metric == 'ACC')]
+    default = json.dumps(
+        settings_of('mculora', Task('mosi'))[1].model_dump(mode='json'), sort_keys=True
+    )
+    t = t[
+        (t.dataset == 'mosi')
+        & (t.options == default)
+        & (t.missing == '0.0')
+        & (t.hold == 'dialogues')
+        & (t.selection == 'validation')
+        & (t.metric == 'ACC')
+    ]
     for condition in ('at', 'incomplete', 'all'):
-        w = t[t.condition == condition].pivot(index=['fold', 'seed'], columns='precision', values='value')
+        w = t[t.condition == condition].pivot(
+            index=['fold', 'seed'], columns='precision', values='value'
+        )
         assert len(w) >= 5 and not w.isna().any(axis=None)
         r = interval((w['bf16'] - w['float32']).rename('value').reset_index())
-        assert abs(r['mean']) <= r['half'] < .02, (condition, r)
+        assert abs(r['mean']) <= r['half'] < 0.02, (condition, r)
 
 
 @pytest.mark.parametrize('name', [name for name, cls in methods().items() if cls.grid])
 @pytest.mark.parametrize('data', ['iemocap'])
 def test_the_learning_rate_in_use_is_the_best_of_the_grid(data, name):
     "On the validation dialogues of the committed runs; of equals the first."
-    said = yaml.safe_load((ROOT/'workflow'/'config.yaml').read_text())['committed'][data]
+    said = yaml.safe_load((ROOT / 'workflow' / 'config.yaml').read_text())['committed'][data]
     variants = [v for v in studies()['grid'] if v.method == name]
-    found, missing = find(collected(), Sweep(data=data, folds=said['folds'][:1], seeds=said['seeds'][:1]), variants)
-    if missing:                                                   # not run yet, or not all of it: nothing may claim to be chosen by it
+    found, missing = find(
+        collected(), Sweep(data=data, folds=said['folds'][:1], seeds=said['seeds'][:1]), variants
+    )
+    # not run yet, or not all of it: nothing may claim to be chosen by it
+    if missing:
         assert not getattr(methods()[name], 'tuned', {}).get(data)
         return
     score = validation_of(found)
@@ -92,12 +138,38 @@ def test_the_learning_rate_in_use_is_the_best_of_the_grid(data, name):
 
 
 def test_claims_who_leads_and_who_is_told_from_whom():
-    "One utterance at a time or the dialogue, and who is told from whom, on the mean of the incomplete conditions."
+    """One utterance at a time or the dialogue, and who is told from whom, on the mean of the
+    incomplete conditions."""
     t = methods_on('iemocap')
     t = t[(t.metric == 'WA') & (t.selection == 'validation') & (t.condition == 'incomplete')]
-    means, with_dialogue = t.groupby('method').value.mean(), ['mctn', 'mctn-per-condition', 'late-fusion', 'dropout-transformer', 'dropout-transformer-per-condition', 'momke', 'momke-complete', 'momke-per-condition', 'gcnet', 'dicmor', 'imder', 'mculora-released', 'mculora-plus', SPEAKERS.name]
+    means, with_dialogue = (
+        t.groupby('method').value.mean(),
+        [
+            'mctn',
+            'mctn-per-condition',
+            'late-fusion',
+            'dropout-transformer',
+            'dropout-transformer-per-condition',
+            'momke',
+            'momke-complete',
+            'momke-per-condition',
+            'gcnet',
+            'dicmor',
+            'imder',
+            'mculora-released',
+            'mculora-plus',
+            SPEAKERS.name,
+        ],
+    )
     without = means.drop([*with_dialogue, 'mculora'])
-    assert without.idxmax() == 'zero-fill' and without.max() < means[with_dialogue].min() and len(without) == 10 and list(means.nlargest(3).index) == [SPEAKERS.name, 'mculora-plus', 'momke-per-condition'] and list(means[~means.index.str.endswith('-per-condition')].nlargest(4).index) == [SPEAKERS.name, 'mculora-plus', 'gcnet', 'mculora']
+    assert (
+        without.idxmax() == 'zero-fill'
+        and without.max() < means[with_dialogue].min()
+        and len(without) == 10
+        and list(means.nlargest(3).index) == [SPEAKERS.name, 'mculora-plus', 'momke-per-condition']
+        and list(means[~means.index.str.endswith('-per-condition')].nlargest(4).index)
+        == [SPEAKERS.name, 'mculora-plus', 'gcnet', 'mculora']
+    )
     for other in with_dialogue:
         r = compare(t, 'mculora', other)
         assert abs(r['mean']) < r['half'], (other, r)
@@ -105,42 +177,91 @@ def test_claims_who_leads_and_who_is_told_from_whom():
     t = t[(t.metric == 'WA') & (t.selection == 'validation')]
     for other in ('gcnet', 'mctn'):
         ahead = {float(rate): compare(at, other, 'mculora') for rate, at in t.groupby('condition')}
-        assert {rate for rate, r in ahead.items() if r['mean'] > r['half']} == {.4, .5, .6, .7}, (other, ahead)
+        assert {rate for rate, r in ahead.items() if r['mean'] > r['half']} == {
+            0.4,
+            0.5,
+            0.6,
+            0.7,
+        }, (other, ahead)
         assert sorted(ahead, key=lambda rate: ahead[rate]['mean']) == sorted(ahead)
     ahead = {float(rate): compare(at, 'imder', 'mculora') for rate, at in t.groupby('condition')}
-    assert all(r['mean'] > 0 for r in ahead.values()) and {rate for rate, r in ahead.items() if r['mean'] > r['half']} == {.4}
+    assert all(r['mean'] > 0 for r in ahead.values()) and {
+        rate for rate, r in ahead.items() if r['mean'] > r['half']
+    } == {0.4}
     t = methods_on('mosi')
-    t = t[(t.metric == 'ACC') & (t.selection == 'validation') & (t.method != SPEAKERS.name)]   # monologues: MCULoRA
+    # monologues: MCULoRA
+    t = t[(t.metric == 'ACC') & (t.selection == 'validation') & (t.method != SPEAKERS.name)]
     single, both = t[t.condition == 'incomplete'], t[t.condition == 'at']
-    assert single.groupby('method').value.mean().idxmax() == 'knn-imputation' and (r := compare(single, 'knn-imputation', 'mculora'))['mean'] > r['half']
-    assert both[~both.method.str.endswith('-per-condition')].groupby('method').value.mean().idxmax() == 'mculora' and (r := compare(both, 'mculora', 'knn-imputation'))['mean'] > r['half']
+    assert (
+        single.groupby('method').value.mean().idxmax() == 'knn-imputation'
+        and (r := compare(single, 'knn-imputation', 'mculora'))['mean'] > r['half']
+    )
+    assert (
+        both[~both.method.str.endswith('-per-condition')].groupby('method').value.mean().idxmax()
+        == 'mculora'
+        and (r := compare(both, 'mculora', 'knn-imputation'))['mean'] > r['half']
+    )
     t = methods_on('iemocap-simulated')
     t = t[(t.metric == 'WA') & (t.selection == 'validation') & (t.condition == 'incomplete')]
     means = t.groupby('method').value.mean()
     told = lambda one, other: (r := compare(t, one, other))['mean'] > r['half']
     best, second = means.nlargest(2).index
-    assert (best, second) == (SPEAKERS.name, 'dropout-transformer-per-condition') and means[means.index.isin(without.index)].idxmax() == 'mean-imputation' and all(told(best, m) and not told(second, m) for m in ('mean-imputation', 'mculora'))
-    limit = Report(data='iemocap-simulated', folds=[1], seeds=[66], schedule='quick').limit()['WA']['incomplete'].mean/100
-    assert means.max() + .05 < limit and .05 < (means[best] - means['mculora'])/(limit - means['mculora']) < .15
+    assert (
+        (best, second) == (SPEAKERS.name, 'dropout-transformer-per-condition')
+        and means[means.index.isin(without.index)].idxmax() == 'mean-imputation'
+        and all(told(best, m) and not told(second, m) for m in ('mean-imputation', 'mculora'))
+    )
+    limit = (
+        Report(data='iemocap-simulated', folds=[1], seeds=[66], schedule='quick')
+        .limit()['WA']['incomplete']
+        .mean
+        / 100
+    )
+    assert (
+        means.max() + 0.05 < limit
+        and 0.05 < (means[best] - means['mculora']) / (limit - means['mculora']) < 0.15
+    )
 
 
 def test_claims_what_gaps_in_training_cost():
-    said = yaml.safe_load((ROOT/'workflow'/'config.yaml').read_text())['committed']['mosi']['parameters']['table7_incomplete']
+    said = yaml.safe_load((ROOT / 'workflow' / 'config.yaml').read_text())['committed']['mosi'][
+        'parameters'
+    ]['table7_incomplete']
     rows, parts = [v for v in studies()['methods'] if v.name in said['rows']], {}
     for share in [*said['shares'], *said['imbalances']]:
-        found, missing = find(collected(), Sweep(data='mosi', folds=[1], seeds=said['seeds'], missing=share), rows)
+        found, missing = find(
+            collected(), Sweep(data='mosi', folds=[1], seeds=said['seeds'], missing=share), rows
+        )
         assert not missing
-        parts[json.dumps(share)] = found[(found.metric == 'ACC') & (found.selection == 'validation')].assign(gaps=json.dumps(share))
+        parts[json.dumps(share)] = found[
+            (found.metric == 'ACC') & (found.selection == 'validation')
+        ].assign(gaps=json.dumps(share))
     t = pd.concat(parts.values())
-    change = lambda condition, share: {v.name: compare(t[(t.condition == condition) & (t.variant == v.name) & t.gaps.isin(['0.0', share])], share, '0.0', by='gaps') for v in rows}
+    change = lambda condition, share: {
+        v.name: compare(
+            t[(t.condition == condition) & (t.variant == v.name) & t.gaps.isin(['0.0', share])],
+            share,
+            '0.0',
+            by='gaps',
+        )
+        for v in rows
+    }
     half = {n: r['mean'] for n, r in change('all', '0.5').items()}
-    assert max(half.values()) < 0 and min(half, key=half.get) == 'mmin' and round(100*half['mculora']) == -1 and len(parts) == 5 and len(rows) == 7
+    assert (
+        max(half.values()) < 0
+        and min(half, key=half.get) == 'mmin'
+        and round(100 * half['mculora']) == -1
+        and len(parts) == 5
+        and len(rows) == 7
+    )
     for condition in ('incomplete', 'all'):
-        for share in list(parts)[1:]: assert abs((r := change(condition, share)['mculora'])['mean']) < r['half']
+        for share in list(parts)[1:]:
+            assert abs((r := change(condition, share)['mculora'])['mean']) < r['half']
 
 
 def test_claims_where_mculora_plus_and_heads_by_speaker_lead():
-    "Where its mean is the highest, and from whom it is told: IEMOCAP under both protocols, CMU-MOSI."
+    """Where its mean is the highest, and from whom it is told: IEMOCAP under both protocols,
+    CMU-MOSI."""
     new, told = 'mculora-plus', lambda r: r['mean'] > r['half']
     t = methods_on('iemocap')
     t = t[(t.metric == 'WA') & (t.selection == 'validation')]
@@ -148,48 +269,120 @@ def test_claims_where_mculora_plus_and_heads_by_speaker_lead():
         at = t[t.condition == condition]
         assert list(at.groupby('method').value.mean().nlargest(2).index) == [SPEAKERS.name, new]
         d = against(at, SPEAKERS.name, sorted(set(at.method) - {SPEAKERS.name}))
-        if condition == 'incomplete': assert len(d) == 24 and set(d.index[d['mean'] <= d.half]) == {'gcnet', 'mculora', new} and (d.corrected > .05).all()
-    assert told(compare(t[t.condition == 'atv'], SPEAKERS.name, 'mculora')) and told(compare(t[t.condition == 'atv'], new, 'mculora'))
+        if condition == 'incomplete':
+            assert (
+                len(d) == 24
+                and set(d.index[d['mean'] <= d.half]) == {'gcnet', 'mculora', new}
+                and (d.corrected > 0.05).all()
+            )
+    assert told(compare(t[t.condition == 'atv'], SPEAKERS.name, 'mculora')) and told(
+        compare(t[t.condition == 'atv'], new, 'mculora')
+    )
     both = t[(t.condition == 'all') & t.method.isin([new, 'mculora'])]
-    assert not told(compare(both, new, 'mculora')) and told(compare(both.assign(value=[read(f).stages[-1]['validation'] for f in both.file]), new, 'mculora'))
-    assert not any(told(compare(t[t.condition == 'incomplete'], new, m)) for m in ('mculora', 'gcnet', 'momke-per-condition'))
-    t = methods_on('iemocap', seeds=[66, 67, 68, 69, 70], names=[SPEAKERS.name] + [v.name for v in studies()['methods'] if v.name not in ('dicmor', 'imder') and (v.name == 'logistic-per-condition' or not v.name.endswith('-per-condition'))])
+    assert not told(compare(both, new, 'mculora')) and told(
+        compare(
+            both.assign(value=[read(f).stages[-1]['validation'] for f in both.file]), new, 'mculora'
+        )
+    )
+    assert not any(
+        told(compare(t[t.condition == 'incomplete'], new, m))
+        for m in ('mculora', 'gcnet', 'momke-per-condition')
+    )
+    t = methods_on(
+        'iemocap',
+        seeds=[66, 67, 68, 69, 70],
+        names=[SPEAKERS.name]
+        + [
+            v.name
+            for v in studies()['methods']
+            if v.name not in ('dicmor', 'imder')
+            and (v.name == 'logistic-per-condition' or not v.name.endswith('-per-condition'))
+        ],
+    )
     t = t[(t.metric == 'WA') & (t.selection == 'validation')]
-    for condition in ('incomplete', 'all', 'atv'): assert list(t[t.condition == condition].groupby('method').value.mean().nlargest(2).index) == [SPEAKERS.name, new]
-    ahead = {one: against(t[t.condition == 'incomplete'], one, sorted(set(t.method) - {one})) for one in (SPEAKERS.name, new)}
+    for condition in ('incomplete', 'all', 'atv'):
+        assert list(
+            t[t.condition == condition].groupby('method').value.mean().nlargest(2).index
+        ) == [SPEAKERS.name, new]
+    ahead = {
+        one: against(t[t.condition == 'incomplete'], one, sorted(set(t.method) - {one}))
+        for one in (SPEAKERS.name, new)
+    }
     d = ahead[SPEAKERS.name]
-    assert len(d) == 19 and set(d.index[d['mean'] <= d.half]) == {'gcnet', 'mculora'} and set(d.index[d.corrected < .05]) == {'momke', 'dropout-transformer'}
-    first = t[(t.condition == 'incomplete') & (t.fold == 1)]                                    # the session that had no part in choosing
-    assert first.groupby('method').value.mean().idxmax() == SPEAKERS.name and all(0 < (r := compare(first, SPEAKERS.name, m))['mean'] < min(r['half'], .01) for m in ('mculora', 'gcnet'))
+    assert (
+        len(d) == 19
+        and set(d.index[d['mean'] <= d.half]) == {'gcnet', 'mculora'}
+        and set(d.index[d.corrected < 0.05]) == {'momke', 'dropout-transformer'}
+    )
+    # the session that had no part in choosing
+    first = t[(t.condition == 'incomplete') & (t.fold == 1)]
+    assert first.groupby('method').value.mean().idxmax() == SPEAKERS.name and all(
+        0 < (r := compare(first, SPEAKERS.name, m))['mean'] < min(r['half'], 0.01)
+        for m in ('mculora', 'gcnet')
+    )
     d = ahead[new]
-    assert (d['mean'] > d.half)[['momke', 'dropout-transformer']].all() and not (d['mean'] > d.half)[['mculora', 'gcnet']].any() and (d.corrected > .05).all()
+    assert (
+        (d['mean'] > d.half)[['momke', 'dropout-transformer']].all()
+        and not (d['mean'] > d.half)[['mculora', 'gcnet']].any()
+        and (d.corrected > 0.05).all()
+    )
     t = methods_on('iemocap', 'random')
-    rates = {float(rate): at for rate, at in t[(t.metric == 'WA') & (t.selection == 'validation')].groupby('condition')}
+    rates = {
+        float(rate): at
+        for rate, at in t[(t.metric == 'WA') & (t.selection == 'validation')].groupby('condition')
+    }
     ahead = {rate: compare(at, new, 'mculora') for rate, at in rates.items()}
-    assert all(r['mean'] > 0 for r in ahead.values()) and {rate for rate, r in ahead.items() if not told(r)} == {.3}
-    assert {rate for rate, at in rates.items() if at.groupby('method').value.mean().idxmax() == new} == {.1, .2, .3, .4, .5} and all(told(compare(rates[.7], 'gcnet', m)) for m in (new, SPEAKERS.name))
+    assert all(r['mean'] > 0 for r in ahead.values()) and {
+        rate for rate, r in ahead.items() if not told(r)
+    } == {0.3}
+    assert {
+        rate for rate, at in rates.items() if at.groupby('method').value.mean().idxmax() == new
+    } == {0.1, 0.2, 0.3, 0.4, 0.5} and all(
+        told(compare(rates[0.7], 'gcnet', m)) for m in (new, SPEAKERS.name)
+    )
     t = methods_on('mosi')
-    m = t[t.condition != 'all'].pivot_table(index=['seed', 'selection', 'metric', 'condition'], columns='method', values='value')
-    assert (m[SPEAKERS.name] == m['mculora']).all()                                            # monologues
-    assert told(compare(t[(t.metric == 'ACC') & (t.selection == 'validation') & (t.condition == 'all')], 'mculora', new))
+    m = t[t.condition != 'all'].pivot_table(
+        index=['seed', 'selection', 'metric', 'condition'], columns='method', values='value'
+    )
+    # monologues
+    assert (m[SPEAKERS.name] == m['mculora']).all()
+    assert told(
+        compare(
+            t[(t.metric == 'ACC') & (t.selection == 'validation') & (t.condition == 'all')],
+            'mculora',
+            new,
+        )
+    )
 
-@pytest.mark.parametrize('path', sorted((ROOT/'results'/'tuning').rglob('study.json')), ids=lambda p: str(p.parent.relative_to(ROOT/'results')))
+
+@pytest.mark.parametrize(
+    'path',
+    sorted((ROOT / 'results' / 'tuning').rglob('study.json')),
+    ids=lambda p: str(p.parent.relative_to(ROOT / 'results')),
+)
 def test_a_tuning_study_is_whole(path):
-    "Trial 0 is the method as it is, the scores are the means of its runs, the seeds are no reported run's, and the journal beside it says the same."
+    """Trial 0 is the method as it is, the scores are the means of its runs, the seeds are no
+    reported run's, and the journal beside it says the same."""
     about, trials = json.loads(path.read_text()), pd.read_csv(path.with_name('trials.csv'))
     assert len(trials) == about['trials'] and not set(about['seeds']) & set(FINAL)
     own = settings_of(about['method'], Task(about['data']))[1].model_dump(mode='json')
     assert all(trials[k][0] == own[k] for k in about['space'])
     for r in trials[trials.state == 'complete'].itertuples():
-        assert len(runs := json.loads(r.runs)) == len(about['folds'])*len(about['seeds']) and sum(runs)/len(runs) == pytest.approx(r.validation)
+        assert len(runs := json.loads(r.runs)) == len(about['folds']) * len(about['seeds']) and sum(
+            runs
+        ) / len(runs) == pytest.approx(r.validation)
     log = JournalStorage(JournalFileBackend(str(path.with_name('journal.log'))))
-    assert trials_of(load_study(study_name=about['method'], storage=log)).head(about['trials']).validation.tolist() == pytest.approx(trials.validation.tolist(), nan_ok=True)
+    assert trials_of(load_study(study_name=about['method'], storage=log)).head(
+        about['trials']
+    ).validation.tolist() == pytest.approx(trials.validation.tolist(), nan_ok=True)
 
 
 @pytest.mark.parametrize('file', ['results/speed.json', 'results/speed-h200.json'])
 def test_readme_prints_the_bench(file):
-    found = json.loads((ROOT/file).read_text())
-    assert re.search(rf'<!-- speed: {re.escape(file)} -->\n(.*?)\n<!-- end -->', README, re.S)[1] == markdown(found, file)
+    found = json.loads((ROOT / file).read_text())
+    assert re.search(rf'<!-- speed: {re.escape(file)} -->\n(.*?)\n<!-- end -->', README, re.S)[
+        1
+    ] == markdown(found, file)
     assert found['environment']['changed'] is False and found['config']['size'] == 'full'
 
 
@@ -198,11 +391,30 @@ def side_by_side(names=('mculora', 'mculora-plus', 'momke', 'gcnet', 'mctn', 'ze
     t = methods_on('iemocap', seeds=[66, 67, 68, 69, 70], names=names)
     runs = t.drop_duplicates('file').assign(seconds=lambda x: [read(f).seconds for f in x.file])
     s = runs.pivot_table(index='method', columns='machine', values='seconds', aggfunc='median')
-    assert all(read(f).environment['side_by_side'] == 8 for f in runs.file[runs.machine != 'CPU']) and len(runs) == 20*len(names) and (runs.machine == 'CPU').mean() == .6
-    return '\n'.join(['| | one after the other, CPU | side by side, NVIDIA H200 | ratio |', '| --- | --- | --- | --- |', *(f'| `{m}` | {s.CPU[m]:.0f} s | {s["NVIDIA H200"][m]:.0f} s | {s.CPU[m]/s["NVIDIA H200"][m]:.0f}x |' for m in names)])
+    assert (
+        all(read(f).environment['side_by_side'] == 8 for f in runs.file[runs.machine != 'CPU'])
+        and len(runs) == 20 * len(names)
+        and (runs.machine == 'CPU').mean() == 0.6
+    )
+    return '\n'.join(
+        [
+            '| | one after the other, CPU | side by side, NVIDIA H200 | ratio |',
+            '| --- | --- | --- | --- |',
+            *(
+                (
+                    f'| `{m}` | {s.CPU[m]:.0f} s | {s["NVIDIA H200"][m]:.0f} s | '
+                    f'{s.CPU[m] / s["NVIDIA H200"][m]:.0f}x |'
+                )
+                for m in names
+            ),
+        ]
+    )
 
 
-def test_readme_prints_what_side_by_side_gives(): assert re.search(r'<!-- side by side -->\n(.*?)\n<!-- end -->', README, re.S)[1] == side_by_side()
+def test_readme_prints_what_side_by_side_gives():
+    assert (
+        re.search(r'<!-- side by side -->\n(.*?)\n<!-- end -->', README, re.S)[1] == side_by_side()
+    )
 
 
 QUOTED = re.findall(r'<!-- from (\S+): (.+?) -->\n(.*?)\n<!-- end -->', README, re.S)
@@ -211,89 +423,183 @@ QUOTED = re.findall(r'<!-- from (\S+): (.+?) -->\n(.*?)\n<!-- end -->', README, 
 @pytest.mark.parametrize('file, title, text', QUOTED, ids=[q[1] for q in QUOTED])
 def test_readme_quotes_the_tables(file, title, text):
     "A table of figures/ in the README is that table."
-    tables = re.split(r'\n(?=\*\*)', (ROOT/file).read_text())
+    tables = re.split(r'\n(?=\*\*)', (ROOT / file).read_text())
     assert [t.strip() for t in tables if t.startswith(f'**{title}')] == [text]
 
 
 def page(data):
-    "Of one dataset, what is true of MCULoRA: question -> mean on the incomplete conditions, and where its interval has no zero."
-    text, = [t for t in re.split(r'\n(?=\*\*)', (ROOT/'figures'/f'table2_ablation-{data}.md').read_text()) if 'what is true of MCULoRA' in t]
-    rows = [[x.strip() for x in line.strip('|').split('|')] for line in text.splitlines() if line.startswith('| ')][1:]
+    """Of one dataset, what is true of MCULoRA: question -> mean on the incomplete conditions, and
+    where its interval has no zero."""
+    (text,) = [
+        t
+        for t in re.split(
+            r'\n(?=\*\*)', (ROOT / 'figures' / f'table2_ablation-{data}.md').read_text()
+        )
+        if 'what is true of MCULoRA' in t
+    ]
+    rows = [
+        [x.strip() for x in line.strip('|').split('|')]
+        for line in text.splitlines()
+        if line.startswith('| ')
+    ][1:]
     return {r[0].split(' (')[0]: (float(r[1].split(' ')[0]), r[5]) for r in rows}
 
 
 PARTS = ['second stage', 'adapters', 'private adapters', 'L_ort', 'DPFT']
 
 
-def test_the_readme_quotes_these_pages(): assert {q[0] for q in QUOTED if 'what is true of MCULoRA' in q[1]} == {f'figures/table2_ablation-{data}.md' for data in ('iemocap', 'mosi', 'mosei_video')}
+def test_the_readme_quotes_these_pages():
+    assert {q[0] for q in QUOTED if 'what is true of MCULoRA' in q[1]} == {
+        f'figures/table2_ablation-{data}.md' for data in ('iemocap', 'mosi', 'mosei_video')
+    }
 
 
 @pytest.mark.parametrize('data, additions', [('iemocap', 'complete'), ('mosi', 'all, complete')])
 def test_claims_what_is_told_from_zero_on_real_data(data, additions):
     rows = page(data)
-    assert all(rows[k][1] == 'none' for k in [*PARTS, 'MCULoRA+: adapters and DPFT', 'MCULoRA+: adapters and DPFT beside these', next(k for k in rows if k.startswith('rank '))])
+    assert all(
+        rows[k][1] == 'none'
+        for k in [
+            *PARTS,
+            'MCULoRA+: adapters and DPFT',
+            'MCULoRA+: adapters and DPFT beside these',
+            next(k for k in rows if k.startswith('rank ')),
+        ]
+    )
     mean, told = rows['epoch chosen on the test set']
     assert told.startswith('incomplete, all') and all(mean > abs(rows[k][0]) for k in PARTS)
-    assert rows['MCULoRA+: additions'][1] == additions and (rows['MCULoRA+: additions'][0] > 0) == (data == 'iemocap') and len(rows) == 11
+    assert (
+        rows['MCULoRA+: additions'][1] == additions
+        and (rows['MCULoRA+: additions'][0] > 0) == (data == 'iemocap')
+        and len(rows) == 11
+    )
 
 
 def test_claims_what_is_told_from_zero_on_the_twin():
     rows = page('iemocap-simulated')
-    assert not any('incomplete' in rows[k][1] for k in [*PARTS, 'MCULoRA+: additions']) and 'incomplete' in rows['MCULoRA+: heads by speaker alone'][1]
+    assert (
+        not any('incomplete' in rows[k][1] for k in [*PARTS, 'MCULoRA+: additions'])
+        and 'incomplete' in rows['MCULoRA+: heads by speaker alone'][1]
+    )
     assert all(9.5 < rows[k][0] < 10.5 for k in ('to the limit', 'MCULoRA+: to the limit'))
-    assert rows['second stage'][1] == rows['MCULoRA+: adapters and DPFT beside these'][1] == 'complete' and rows['second stage'][0] > 0 > rows['MCULoRA+: adapters and DPFT beside these'][0]
+    assert (
+        rows['second stage'][1] == rows['MCULoRA+: adapters and DPFT beside these'][1] == 'complete'
+        and rows['second stage'][0] > 0 > rows['MCULoRA+: adapters and DPFT beside these'][0]
+    )
 
 
 def test_claims_what_is_told_from_zero_on_single_videos():
     "mosei_video: what is told from zero, what is not, and every rank above the control."
     rows, everywhere = page('mosei_video'), 'incomplete, all, complete'
-    assert {k for k, (mean, told) in rows.items() if told == everywhere and mean > 0} == {'second stage', 'adapters', 'MCULoRA+: adapters and DPFT', 'MCULoRA+: adapters and DPFT beside these', 'epoch chosen on the test set'} and all(told in (everywhere, 'none') for _, told in rows.values()) and len(rows) == 11
+    assert (
+        {k for k, (mean, told) in rows.items() if told == everywhere and mean > 0}
+        == {
+            'second stage',
+            'adapters',
+            'MCULoRA+: adapters and DPFT',
+            'MCULoRA+: adapters and DPFT beside these',
+            'epoch chosen on the test set',
+        }
+        and all(told in (everywhere, 'none') for _, told in rows.values())
+        and len(rows) == 11
+    )
     assert rows['adapters'][0] < rows['epoch chosen on the test set'][0] < rows['second stage'][0]
-    said = yaml.safe_load((ROOT/'workflow'/'config.yaml').read_text())['committed']['mosei_video']
-    found, missing = find(collected(), Sweep(data='mosei_video', folds=said['folds'], seeds=said['seeds'], **said['parameters']['fig3_rank']), [v for v in ABLATION if v.name == 'control'] + RANKS)
+    said = yaml.safe_load((ROOT / 'workflow' / 'config.yaml').read_text())['committed'][
+        'mosei_video'
+    ]
+    found, missing = find(
+        collected(),
+        Sweep(
+            data='mosei_video',
+            folds=said['folds'],
+            seeds=said['seeds'],
+            **said['parameters']['fig3_rank'],
+        ),
+        [v for v in ABLATION if v.name == 'control'] + RANKS,
+    )
     t = found[(found.metric == 'r') & (found.selection == 'validation')]
     for condition in ('incomplete', 'text+audio+vision'):
-        for v in RANKS: assert not missing and (r := compare(t[t.condition == condition], v.name, 'control', by='variant'))['mean'] > r['half'], (condition, v.name, r)
+        for v in RANKS:
+            assert (
+                not missing
+                and (r := compare(t[t.condition == condition], v.name, 'control', by='variant'))[
+                    'mean'
+                ]
+                > r['half']
+            ), (condition, v.name, r)
     told, best = {}, {}
-    for lr in (5e-4, 1e-3, 2e-3, 4e-3):                                                       # MCLA against the control at each learning rate
-        sweep = Sweep(data='mosei_video', folds=said['folds'], seeds=said['seeds'], options=said['parameters']['fig3_rank']['options'] | dict(lr=lr))
-        found, missing = find(collected(), sweep, [v for v in ABLATION if v.name in ('control', 'MCLA')])
+    # MCLA against the control at each learning rate
+    for lr in (5e-4, 1e-3, 2e-3, 4e-3):
+        sweep = Sweep(
+            data='mosei_video',
+            folds=said['folds'],
+            seeds=said['seeds'],
+            options=said['parameters']['fig3_rank']['options'] | dict(lr=lr),
+        )
+        found, missing = find(
+            collected(), sweep, [v for v in ABLATION if v.name in ('control', 'MCLA')]
+        )
         t = found[(found.metric == 'r') & (found.selection == 'validation')]
         assert not missing
-        told[lr] = [c for c in ('incomplete', 'all', 'text+audio+vision') if (r := compare(t[t.condition == c], 'MCLA', 'control', by='variant'))['mean'] > r['half']]
+        told[lr] = [
+            c
+            for c in ('incomplete', 'all', 'text+audio+vision')
+            if (r := compare(t[t.condition == c], 'MCLA', 'control', by='variant'))['mean']
+            > r['half']
+        ]
         best[lr] = validation_of(found)
-    assert told == {5e-4: [], 1e-3: ['incomplete', 'all', 'text+audio+vision'], 2e-3: ['text+audio+vision'], 4e-3: []}
+    assert told == {
+        5e-4: [],
+        1e-3: ['incomplete', 'all', 'text+audio+vision'],
+        2e-3: ['text+audio+vision'],
+        4e-3: [],
+    }
     assert all(max(best, key=lambda lr: best[lr][row]) == 2e-3 for row in ('control', 'MCLA'))
 
 
-def test_readme_has_results(): assert {b[0] for b in BLOCKS} >= {'iemocap', 'mosi'}
+def test_readme_has_results():
+    assert {b[0] for b in BLOCKS} >= {'iemocap', 'mosi'}
 
 
 TWINS = [p for p in FILES if 'simulated' in str(p) and 'majority' not in str(p)]
 
 
 def outside(path):
-    "The conditions of a twin's run that are not between the most frequent class and the Bayes limit, with the numbers."
+    """The conditions of a twin's run that are not between the most frequent class and the Bayes
+    limit, with the numbers."""
     r = read(path)
     lead = r.scores[0].metric
-    m = next(x for x in map(read, path.parents[2].glob('majority/*/result.json')) if (x.config['fold'], x.data['hash']) == (r.config['fold'], r.data['hash'])) # the same for every seed
+    # the same for every seed
+    m = next(
+        x
+        for x in map(read, path.parents[2].glob('majority/*/result.json'))
+        if (x.config['fold'], x.data['hash']) == (r.config['fold'], r.data['hash'])
+    )
     floor = {s.condition: s.value for s in m.scores if s.metric == lead}
-    got = {s.condition: s.value for s in r.scores if s.selection == 'validation' and s.metric == lead}
+    got = {
+        s.condition: s.value for s in r.scores if s.selection == 'validation' and s.metric == lead
+    }
     out = []
     for c, limit in bayes_limit(r.config['dataset'], r.config['size']).items():
         value, se = limit[lead]
-        half = 1.96*(se**2 + 2*value*(1 - value)/r.data['utterances']['test'])**.5   # twice the binomial variance: utterances of a dialogue are not independent
+        # twice the binomial variance: utterances of a dialogue are not independent
+        half = 1.96 * (se**2 + 2 * value * (1 - value) / r.data['utterances']['test']) ** 0.5
         least = floor[c] if r.config['method'] == 'mculora' else 0
-        if not least < got[c] <= value + half: out.append((str(path.parent.relative_to(ROOT/'results')), c, least, got[c], value, half))
+        if not least < got[c] <= value + half:
+            out.append(
+                (str(path.parent.relative_to(ROOT / 'results')), c, least, got[c], value, half)
+            )
     return out
 
 
 def test_twins_are_learnt_within_their_limit():
-    "No condition above its Bayes limit by more than its interval; MCULoRA above the most frequent class in each (a linear model of zero-filled input need not be)."
+    """No condition above its Bayes limit by more than its interval; MCULoRA above the most
+    frequent class in each (a linear model of zero-filled input need not be)."""
     assert not [x for p in TWINS for x in outside(p)]
 
 
-def test_there_is_a_twin(): assert TWINS
+def test_there_is_a_twin():
+    assert TWINS
 
 
 @pytest.mark.parametrize('other', ['logistic', 'logistic-per-condition'])
@@ -306,50 +612,100 @@ def test_mculora_beats_the_simplest_methods_on_real_data(other):
 
 def test_the_papers_printed_averages_are_one_of_the_two_or_flagged():
     "results/paper.csv: the numbers that the paper prints, with what is odd about them."
-    p = pd.read_csv(ROOT/'results'/'paper.csv', dtype={'value': str}, keep_default_na=False)
-    assert list(p) == ['source', 'dataset', 'method', 'setting', 'condition', 'metric', 'value', 'flag']
+    p = pd.read_csv(ROOT / 'results' / 'paper.csv', dtype={'value': str}, keep_default_na=False)
+    assert list(p) == [
+        'source',
+        'dataset',
+        'method',
+        'setting',
+        'condition',
+        'metric',
+        'value',
+        'flag',
+    ]
     assert not p.duplicated(['source', 'dataset', 'method', 'setting', 'condition', 'metric']).any()
     assert set(p.dataset) == {'iemocap', 'mosei'} and p.value.str.fullmatch(r'\d+\.\d+').all()
     seen = 0
-    for key, rows in p[p.source.isin(['Table 1', 'Table 2']) & (p.setting != 'delta SOTA')].groupby(['source', 'dataset', 'method', 'setting', 'metric']):
+    for key, rows in p[p.source.isin(['Table 1', 'Table 2']) & (p.setting != 'delta SOTA')].groupby(
+        ['source', 'dataset', 'method', 'setting', 'metric']
+    ):
         v = rows.set_index('condition').value.astype(float)
         six = [c for c in ('a', 't', 'v', 'at', 'av', 'tv') if c in v]
-        if 'average' not in v or len(six) < 6: continue
+        if 'average' not in v or len(six) < 6:
+            continue
         means = [v[six].mean(), *([v[[*six, 'atv']].mean()] if 'atv' in v else [])]
         seen += 1
-        assert min(abs(m - v['average']) for m in means) < .0055 or rows.flag[rows.condition == 'average'].item(), key
+        assert (
+            min(abs(m - v['average']) for m in means) < 0.0055
+            or rows.flag[rows.condition == 'average'].item()
+        ), key
     assert seen == 44
 
 
 def test_claims_what_tuning_gives():
     "CMU-MOSI: what the best trial gives on validation, and then on test."
-    studied = {json.loads(p.read_text())['method']: pd.read_csv(p.with_name('trials.csv')) for p in (ROOT/'results'/'tuning'/'mosi').glob('*/study.json')}
-    assert studied.keys() == {'mculora', 'mculora-plus', 'zero-fill'} and all(len(t) == 10 and t.validation.max() > t.validation[0] for t in studied.values())
-    rows = [v for m, t in studied.items() for v in (Variant(name=m, method=m), Variant(name=f'{m}, tuned', method=m, options=chosen(t)))]
+    studied = {
+        json.loads(p.read_text())['method']: pd.read_csv(p.with_name('trials.csv'))
+        for p in (ROOT / 'results' / 'tuning' / 'mosi').glob('*/study.json')
+    }
+    assert studied.keys() == {'mculora', 'mculora-plus', 'zero-fill'} and all(
+        len(t) == 10 and t.validation.max() > t.validation[0] for t in studied.values()
+    )
+    rows = [
+        v
+        for m, t in studied.items()
+        for v in (
+            Variant(name=m, method=m),
+            Variant(name=f'{m}, tuned', method=m, options=chosen(t)),
+        )
+    ]
     found, missing = find(collected(), Sweep(data='mosi', folds=[1], seeds=list(FINAL)), rows)
-    t = found[(found.metric == 'ACC') & (found.selection == 'validation') & (found.condition == 'all')]
+    t = found[
+        (found.metric == 'ACC') & (found.selection == 'validation') & (found.condition == 'all')
+    ]
     gain = {m: compare(t, f'{m}, tuned', m, by='variant') for m in studied}
-    assert not missing and gain['mculora-plus']['mean'] > gain['mculora-plus']['half'] and gain['mculora']['mean'] < 0 and all(abs(gain[m]['mean']) < gain[m]['half'] for m in ('mculora', 'zero-fill'))
+    assert (
+        not missing
+        and gain['mculora-plus']['mean'] > gain['mculora-plus']['half']
+        and gain['mculora']['mean'] < 0
+        and all(abs(gain[m]['mean']) < gain[m]['half'] for m in ('mculora', 'zero-fill'))
+    )
     r = compare(t, 'mculora-plus, tuned', 'mculora', by='variant')
     assert abs(r['mean']) < r['half'] and r['mean'] < 0
 
 
-RECIPE = 'speakers, level, context, a draw per utterance, averaged weights' # of MCULoRA+, as Table 8 calls it
+# of MCULoRA+, as Table 8 calls it
+RECIPE = 'speakers, level, context, a draw per utterance, averaged weights'
 
 
 def test_claims_what_was_tried_and_what_it_gave():
-    said = yaml.safe_load((ROOT/'workflow'/'config.yaml').read_text())['committed']['iemocap']['parameters']['table8_choices']
+    said = yaml.safe_load((ROOT / 'workflow' / 'config.yaml').read_text())['committed']['iemocap'][
+        'parameters'
+    ]['table8_choices']
     gains, control = {}, 'no adapter'
     for study in ('readings', 'tries'):
         found, missing = find(collected(), Sweep(data='iemocap', **said), studies()[study])
-        t = found[(found.metric == 'WA') & (found.selection == 'validation') & ~found.variant.isin(missing)]
+        t = found[
+            (found.metric == 'WA')
+            & (found.selection == 'validation')
+            & ~found.variant.isin(missing)
+        ]
         assert list(missing) == (['in every linear map, alpha 16'] if study == 'readings' else [])
-        val = t[t.condition == 'all'].assign(value=lambda x: [read(f).stages[-1]['validation'] for f in x.file])
+        val = t[t.condition == 'all'].assign(
+            value=lambda x: [read(f).stages[-1]['validation'] for f in x.file]
+        )
         others = [n for n in dict.fromkeys(t.variant) if n != control]
-        less = lambda x: against(x.assign(value=-x.value), control, others, by='variant')       # other minus control
+        # other minus control
+        less = lambda x: against(x.assign(value=-x.value), control, others, by='variant')
         gains[study] = less(val)
         d = less(t[t.condition == 'incomplete'])
         assert (d['mean'].abs() < d.half).all()
-    assert gains['readings']['mean'].abs().max() < .01
+    assert gains['readings']['mean'].abs().max() < 0.01
     d = gains['tries']
-    assert len(d) == 20 and abs(d['mean']['projected gradients']) < d.half['projected gradients'] and list(d.index[d['mean'] > d.half]) == ['speakers'] == [d['mean'].idxmax()] and (d.corrected > .05).all() and 0 < d['mean'][RECIPE] < d.half[RECIPE]
+    assert (
+        len(d) == 20
+        and abs(d['mean']['projected gradients']) < d.half['projected gradients']
+        and list(d.index[d['mean'] > d.half]) == ['speakers'] == [d['mean'].idxmax()]
+        and (d.corrected > 0.05).all()
+        and 0 < d['mean'][RECIPE] < d.half[RECIPE]
+    )

@@ -1,4 +1,5 @@
 "Whole runs: killed and resumed, on files in the field's layout, with a disk that fails, through papermill."
+
 import json
 import os
 import re
@@ -31,34 +32,41 @@ from mculora.data.twins import bayes_limit
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(width=16, depth=1, rank=2, epochs=6, batch_size=4)
 TINY = dict(size='tiny', schedule='quick')
-FEW = dict(epochs=4, batch_size=16)                          # two stages; the quick schedule stops the first early
+# two stages; the quick schedule stops the first early
+FEW = dict(epochs=4, batch_size=16)
 
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
-    place = Place(tmp_path_factory.mktemp('whole')/'place', **TINY)
+    place = Place(tmp_path_factory.mktemp('whole') / 'place', **TINY)
     code, text = place.go(**FEW)
     assert code == 0, text
     place.whole, place.epochs = outcome(place.results[0].parent), len(EPOCH.findall(text))
     return place
 
 
-@pytest.mark.parametrize('after, seconds', [(2, .03), (3, .05), (6, .01)])
+@pytest.mark.parametrize('after, seconds', [(2, 0.03), (3, 0.05), (6, 0.01)])
 def test_killed_at_any_moment_ends_with_the_same_bits(tmp_path, uninterrupted, after, seconds):
     "Somewhere in an epoch, or in writing the checkpoint."
-    place = Place(tmp_path/'place', **TINY)
+    place = Place(tmp_path / 'place', **TINY)
     code, text = place.go(during=[(after, die_after, (seconds,))], **FEW)
     assert code == -signal.SIGPROF and len(EPOCH.findall(text)) >= after and not place.results, text
     code, text = place.go(**FEW)
-    assert code == 0 and len(EPOCH.findall(text)) <= uninterrupted.epochs - after + 1, text     # it went on, it did not start over
+    # it went on, it did not start over
+    assert code == 0 and len(EPOCH.findall(text)) <= uninterrupted.epochs - after + 1, text
     assert outcome(place.results[0].parent) == uninterrupted.whole
 
 
 def test_a_disk_that_fails_loses_nothing(tmp_path, uninterrupted):
     "Files may not grow beyond a limit: every write of the weights fails, as on a full disk."
-    place = Place(tmp_path/'place', **TINY)
+    place = Place(tmp_path / 'place', **TINY)
     code, text = place.go((small_files, (10_000,)), **FEW)
-    assert code == 1 and 'cannot write' in text and 'start the same run again' in text and not place.results, text
+    assert (
+        code == 1
+        and 'cannot write' in text
+        and 'start the same run again' in text
+        and not place.results
+    ), text
     code, text = place.go(**FEW)
     assert code == 0 and outcome(place.results[0].parent) == uninterrupted.whole, text
 
@@ -66,11 +74,14 @@ def test_a_disk_that_fails_loses_nothing(tmp_path, uninterrupted):
 def test_finished_runs_are_not_repeated_and_settings_make_new_ones(tmp_path):
     c = RunConfig(size='tiny', method='logistic', out_dir=str(tmp_path), device='cpu')
     first, folder = run(c, progress=False)
-    stamp = (folder/'result.json').stat().st_mtime_ns
-    assert run(c, progress=False)[1] == folder and (folder/'result.json').stat().st_mtime_ns == stamp
+    stamp = (folder / 'result.json').stat().st_mtime_ns
+    assert (
+        run(c, progress=False)[1] == folder and (folder / 'result.json').stat().st_mtime_ns == stamp
+    )
     assert run(c.model_copy(update=dict(options={'C': 1.5})), progress=False)[1] != folder
     assert run(c.model_copy(update=dict(seed=1)), progress=False)[1] != folder
-    (folder/'result.json').write_text('{"status": "complete"')  # half a file is not a result
+    # half a file is not a result
+    (folder / 'result.json').write_text('{"status": "complete"')
     with pytest.warns(UserWarning, match='found no whole result file.*the run is made again'):
         again, same = run(c, progress=False)
     assert same == folder and again.scores == first.scores
@@ -80,73 +91,160 @@ def test_finished_runs_are_not_repeated_and_settings_make_new_ones(tmp_path):
 @pytest.mark.parametrize('dataset', ['iemocap', 'iemocap6', 'mosi', 'mosei'])
 @pytest.mark.parametrize('method', ['mculora', 'logistic'])
 def test_from_files_in_the_fields_layout(tmp_path, monkeypatch, dataset, method):
-    monkeypatch.setenv('MCULORA_CACHE', str(tmp_path/'cache'))
+    monkeypatch.setenv('MCULORA_CACHE', str(tmp_path / 'cache'))
     write_layout(tmp_path, example(dataset))
-    r, folder = run(RunConfig(dataset=dataset, data_root=str(tmp_path), method=method, out_dir=str(tmp_path/'runs'), device='cpu', schedule='quick', options={**SMALL, 'epochs': 1} if method == 'mculora' else {}), progress=False)
-    assert r.data['simulated'] is False and r.data['name'] == dataset and 'simulated' not in str(folder.relative_to(tmp_path))
+    r, folder = run(
+        RunConfig(
+            dataset=dataset,
+            data_root=str(tmp_path),
+            method=method,
+            out_dir=str(tmp_path / 'runs'),
+            device='cpu',
+            schedule='quick',
+            options={**SMALL, 'epochs': 1} if method == 'mculora' else {},
+        ),
+        progress=False,
+    )
+    assert (
+        r.data['simulated'] is False
+        and r.data['name'] == dataset
+        and 'simulated' not in str(folder.relative_to(tmp_path))
+    )
     task = prepare(RunConfig(dataset=dataset, data_root=str(tmp_path), device='cpu'))[0].train.task
-    assert {s.metric for s in r.scores} == {*metric_names(task), *(('ECE', 'ECE, temperature') if task.classes else ())}
+    assert {s.metric for s in r.scores} == {
+        *metric_names(task),
+        *(('ECE', 'ECE, temperature') if task.classes else ()),
+    }
     assert {s.condition for s in r.scores} >= {'a', 't', 'at', 'incomplete', 'all'}
-    assert {s.selection for s in r.scores} == ({'validation', 'test'} if method == 'mculora' else {'validation'})
+    assert {s.selection for s in r.scores} == (
+        {'validation', 'test'} if method == 'mculora' else {'validation'}
+    )
 
 
 def test_result_says_what_it_is(tmp_path):
-    r, folder = run(RunConfig(size='tiny', out_dir=str(tmp_path), device='cpu', options=dict(epochs=2)), progress=False)
+    r, folder = run(
+        RunConfig(size='tiny', out_dir=str(tmp_path), device='cpu', options=dict(epochs=2)),
+        progress=False,
+    )
     assert r.data['simulated'] and 'simulated' in r.data['name'] and 'simulated' in str(folder)
-    assert r.config['schedule'] == 'quick' and 'quick' in folder.name and r.config['options']['rank'] == 4
-    assert {'commit', 'torch', 'processor', 'threads'} <= r.environment.keys() and r.seconds > 0 and r.peak_mb > 0
+    assert (
+        r.config['schedule'] == 'quick'
+        and 'quick' in folder.name
+        and r.config['options']['rank'] == 4
+    )
+    assert (
+        {'commit', 'torch', 'processor', 'threads'} <= r.environment.keys()
+        and r.seconds > 0
+        and r.peak_mb > 0
+    )
     assert [s['name'] for s in r.stages] == ['pretrain', 'finetune']
-    weights = load_file(folder/'model.safetensors')
+    weights = load_file(folder / 'model.safetensors')
     assert {'scale.a.mean', 'scale.a.std', 'model.q'} <= weights.keys()
-    (folder/'model.safetensors').write_bytes((folder/'model.safetensors').read_bytes()[:-5])
-    with pytest.raises(DataError, match='model.safetensors: found other contents'): load_method(folder)
-    (folder/'result.json').unlink()
-    with pytest.raises(DataError, match='no whole model file'): load_method(folder)
+    (folder / 'model.safetensors').write_bytes((folder / 'model.safetensors').read_bytes()[:-5])
+    with pytest.raises(DataError, match='model.safetensors: found other contents'):
+        load_method(folder)
+    (folder / 'result.json').unlink()
+    with pytest.raises(DataError, match='no whole model file'):
+        load_method(folder)
 
 
 def test_output_that_cannot_be_written(tmp_path):
-    (tmp_path/'file').write_text('')
-    with pytest.raises(OutputError, match='cannot write to .*nothing was started'): run(RunConfig(size='tiny', method='majority', out_dir=str(tmp_path/'file'), device='cpu'))
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(OutputError, match='cannot write to .*nothing was started'):
+        run(RunConfig(size='tiny', method='majority', out_dir=str(tmp_path / 'file'), device='cpu'))
 
 
-@pytest.mark.parametrize('bad, message', [
-    (dict(dataset='meld'), "dataset: found 'meld', expected 'iemocap'"), (dict(method='gcn'), "method: found 'gcn', expected one of .*mculora"),
-    (dict(fold=7), 'fold: found 7, expected 1 to 5'), (dict(device='cuda:99'), "device: found 'cuda:99'"), (dict(seed='66'), "seed: found '66', expected a valid integer"),
-    (dict(standardise='true'), "standardise: found 'true'"), (dict(options='[1,2]'), 'options: found'), (dict(options={'lr': '1e-4'}), "lr: found '1e-4', expected a valid number"),
-    (dict(options={'rank': 0}), 'rank: found 0'), (dict(schedule='slow'), "schedule: found 'slow'"), (dict(size='huge'), "size: found 'huge'"), (dict(datset='mosei'), 'datset: found'),
-    (dict(missing=1.), 'missing: found 1.0, expected a share'), (dict(missing='0.3'), "missing: found '0.3'"), (dict(missing=True), 'missing: found True'), (dict(missing={'v': -1.}), "missing: found {'v': -1.0}, expected a share"),
-    (dict(data_root='no/such/folder', size='full'), 'no/such/folder'), (dict(features={'a': 'x'}, size='full'), 'features')])
+@pytest.mark.parametrize(
+    'bad, message',
+    [
+        (dict(dataset='meld'), "dataset: found 'meld', expected 'iemocap'"),
+        (dict(method='gcn'), "method: found 'gcn', expected one of .*mculora"),
+        (dict(fold=7), 'fold: found 7, expected 1 to 5'),
+        (dict(device='cuda:99'), "device: found 'cuda:99'"),
+        (dict(seed='66'), "seed: found '66', expected a valid integer"),
+        (dict(standardise='true'), "standardise: found 'true'"),
+        (dict(options='[1,2]'), 'options: found'),
+        (dict(options={'lr': '1e-4'}), "lr: found '1e-4', expected a valid number"),
+        (dict(options={'rank': 0}), 'rank: found 0'),
+        (dict(schedule='slow'), "schedule: found 'slow'"),
+        (dict(size='huge'), "size: found 'huge'"),
+        (dict(datset='mosei'), 'datset: found'),
+        (dict(missing=1.0), 'missing: found 1.0, expected a share'),
+        (dict(missing='0.3'), "missing: found '0.3'"),
+        (dict(missing=True), 'missing: found True'),
+        (dict(missing={'v': -1.0}), "missing: found {'v': -1.0}, expected a share"),
+        (dict(data_root='no/such/folder', size='full'), 'no/such/folder'),
+        (dict(features={'a': 'x'}, size='full'), 'features'),
+    ],
+)
 def test_bad_parameters_are_refused_before_any_work(tmp_path, bad, message):
     with pytest.raises((ValueError, OSError), match=message):
-        run(read_settings(RunConfig, {'size': 'tiny', 'out_dir': str(tmp_path/'out'), **bad}, 'parameters'), progress=False)
-    assert not (tmp_path/'out').exists()
+        run(
+            read_settings(
+                RunConfig, {'size': 'tiny', 'out_dir': str(tmp_path / 'out'), **bad}, 'parameters'
+            ),
+            progress=False,
+        )
+    assert not (tmp_path / 'out').exists()
 
 
-GAPS = (.6, {'v': .8, 't': .3})                                # of all entries; of single modalities
-LESS = dict(width=8, depth=1, rank=2, epochs=1, batch_size=16, steps=2, heads=1, blocks=1, couplings=1)
+# of all entries; of single modalities
+GAPS = (0.6, {'v': 0.8, 't': 0.3})
+LESS = dict(
+    width=8, depth=1, rank=2, epochs=1, batch_size=16, steps=2, heads=1, blocks=1, couplings=1
+)
 
 
 def learns_from_what_is_left(tmp_path, method, missing, options):
     known = methods()[method].Settings.model_fields
     options = {k: v for k, v in options.items() if k in known}
-    c = RunConfig(size='tiny', method=method, missing=missing, out_dir=str(tmp_path), device='cpu', options=options)
+    c = RunConfig(
+        size='tiny',
+        method=method,
+        missing=missing,
+        out_dir=str(tmp_path),
+        device='cpu',
+        options=options,
+    )
     r, _ = run(c, progress=False)
     s, *_ = prepare(c)
     counts = r.data['conditions']
-    assert set(counts['test'].values()) == {r.data['utterances']['test']} and counts['train']['atv'] < .4*r.data['utterances']['train']
-    assert r.config['missing'] == missing and set(r.data['missing']) == {'train', 'val'} and s.train.present.any(-1).all()
-    assert {x.condition for x in r.scores if x.protocol == 'fixed' and x.metric == 'WA'} == {*labels('atv'), 'incomplete', 'all'}
+    assert (
+        set(counts['test'].values()) == {r.data['utterances']['test']}
+        and counts['train']['atv'] < 0.4 * r.data['utterances']['train']
+    )
+    assert (
+        r.config['missing'] == missing
+        and set(r.data['missing']) == {'train', 'val'}
+        and s.train.present.any(-1).all()
+    )
+    assert {x.condition for x in r.scores if x.protocol == 'fixed' and x.metric == 'WA'} == {
+        *labels('atv'),
+        'incomplete',
+        'all',
+    }
     assert all(x.value == x.value for x in r.scores)
 
 
 # all others are trained where nobody is complete by test_own, and with gaps by `make test-all`
-OF_EACH_KIND = ('gcnet', 'knn-imputation', 'logistic', 'logistic-per-condition', 'mculora', 'mculora-plus', 'mmin', 'momke')
+OF_EACH_KIND = (
+    'gcnet',
+    'knn-imputation',
+    'logistic',
+    'logistic-per-condition',
+    'mculora',
+    'mculora-plus',
+    'mmin',
+    'momke',
+)
 
 
 @pytest.mark.parametrize('method', OF_EACH_KIND)
 def test_training_with_gaps(tmp_path, method):
-    "A method learns from what is left, is measured under every condition on all of the test part, and says what was gone."
-    for missing in GAPS[:1 + (method == 'mculora')]: learns_from_what_is_left(tmp_path, method, missing, LESS)
+    """A method learns from what is left, is measured under every condition on all of the test
+    part, and says what was gone."""
+    for missing in GAPS[: 1 + (method == 'mculora')]:
+        learns_from_what_is_left(tmp_path, method, missing, LESS)
 
 
 @pytest.mark.slow
@@ -157,116 +255,296 @@ def test_longer_training_with_gaps(tmp_path, method, missing):
 
 
 def test_what_is_gone_is_gone(tmp_path):
-    "Other values in entries that training lacks give the same parts, to the bit: the scale, too, has not seen them."
-    c = RunConfig(size='tiny', missing=.5, out_dir=str(tmp_path), device='cpu', options={**SMALL, 'epochs': 2})
-    def other(*args): # the same data, but for the entries of training and validation that this run lacks
+    """Other values in entries that training lacks give the same parts, to the bit: the scale, too,
+    has not seen them."""
+    c = RunConfig(
+        size='tiny',
+        missing=0.5,
+        out_dir=str(tmp_path),
+        device='cpu',
+        options={**SMALL, 'epochs': 2},
+    )
+
+    # the same data, but for the entries of training and validation that this run lacks
+    def other(*args):
         d = open_data(*args)
         s = prepare(c)[0]
         gone = {u: ~p for part in (s.train, s.val) for u, p in zip(part.utterances, part.present)}
         out = torch.stack([gone.get(u, torch.zeros(3, dtype=torch.bool)) for u in d.utterances])
-        return replace(d, features={m: torch.where(out[:, k:k+1], 7., x) for k, (m, x) in enumerate(d.features.items())})
+        return replace(
+            d,
+            features={
+                m: torch.where(out[:, k : k + 1], 7.0, x)
+                for k, (m, x) in enumerate(d.features.items())
+            },
+        )
+
     plain, changed = prepare(c), prepare(c, other)
     for part in ('train', 'val', 'test'):
-        for m, x in getattr(plain[0], part).features.items(): assert torch.equal(x, getattr(changed[0], part).features[m]), (part, m)
+        for m, x in getattr(plain[0], part).features.items():
+            assert torch.equal(x, getattr(changed[0], part).features[m]), (part, m)
 
 
 def test_gaps_are_part_of_what_a_run_is(tmp_path):
     at = dict(size='tiny', method='logistic', out_dir=str(tmp_path), device='cpu')
-    jobs = [ready(RunConfig(**at, **w)) for w in ({}, dict(missing=0.), dict(missing=.3), dict(missing={'v': .3}), dict(missing=.3, seed=67))]
-    assert jobs[0].key == jobs[1].key and len({j.key for j in jobs}) == 4 and 'missing' not in jobs[0].full  # complete: as before there was such a setting
-    for j in jobs[1:4]: run(j.config, progress=False)
+    jobs = [
+        ready(RunConfig(**at, **w))
+        for w in (
+            {},
+            dict(missing=0.0),
+            dict(missing=0.3),
+            dict(missing={'v': 0.3}),
+            dict(missing=0.3, seed=67),
+        )
+    ]
+    # complete: as before there was such a setting
+    assert (
+        jobs[0].key == jobs[1].key
+        and len({j.key for j in jobs}) == 4
+        and 'missing' not in jobs[0].full
+    )
+    for j in jobs[1:4]:
+        run(j.config, progress=False)
     sweep = Sweep(data='iemocap-simulated-tiny', folds=[1], seeds=[66])
     one = [Variant(name='logistic', method='logistic')]
-    scores = {str(m): find(collect(tmp_path), sweep.model_copy(update=dict(missing=m)), one)[0].value.tolist() for m in (0., .3, {'v': .3})}
-    assert len({tuple(v) for v in scores.values()}) == 3                                  # each found by itself
-    with pytest.raises(ValueError, match='missing: found speech, expected modalities of iemocap.*a, t, v'): prepare(RunConfig(**at, missing={'speech': .3}))
-    with pytest.raises(ValueError, match='missing: rate: found .*expected 3 shares with a sum of at most 2'): prepare(RunConfig(**at, missing={'a': .9, 't': .9, 'v': .9}))
-    said = CliRunner().invoke(app, ['train', '--size', 'tiny', '--method', 'logistic', '--fold', '1', '--missing', '{"v": 0.5}', '--out-dir', str(tmp_path/'cli'), '--device', 'cpu'])
-    assert said.exit_code == 0 and read_result(next((tmp_path/'cli').rglob('result.json'))).config['missing'] == {'v': .5}
+    scores = {
+        str(m): find(collect(tmp_path), sweep.model_copy(update=dict(missing=m)), one)[
+            0
+        ].value.tolist()
+        for m in (0.0, 0.3, {'v': 0.3})
+    }
+    # each found by itself
+    assert len({tuple(v) for v in scores.values()}) == 3
+    with pytest.raises(
+        ValueError, match='missing: found speech, expected modalities of iemocap.*a, t, v'
+    ):
+        prepare(RunConfig(**at, missing={'speech': 0.3}))
+    with pytest.raises(
+        ValueError, match='missing: rate: found .*expected 3 shares with a sum of at most 2'
+    ):
+        prepare(RunConfig(**at, missing={'a': 0.9, 't': 0.9, 'v': 0.9}))
+    said = CliRunner().invoke(
+        app,
+        [
+            'train',
+            '--size',
+            'tiny',
+            '--method',
+            'logistic',
+            '--fold',
+            '1',
+            '--missing',
+            '{"v": 0.5}',
+            '--out-dir',
+            str(tmp_path / 'cli'),
+            '--device',
+            'cpu',
+        ],
+    )
+    assert said.exit_code == 0 and read_result(
+        next((tmp_path / 'cli').rglob('result.json'))
+    ).config['missing'] == {'v': 0.5}
 
 
 def papermill(out, *args):
-    return subprocess.run([sys.executable, '-m', 'papermill', 'nbs/train.ipynb', str(out), '-k', 'python3', '--no-progress-bar', *map(str, args)], cwd=ROOT, text=True, capture_output=True, timeout=400,
-        env={**{k: v for k, v in os.environ.items() if k != 'IN_TEST'}, 'OMP_NUM_THREADS': '1', 'JUPYTER_PREFER_ENV_PATH': '1'})
+    return subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'papermill',
+            'nbs/train.ipynb',
+            str(out),
+            '-k',
+            'python3',
+            '--no-progress-bar',
+            *map(str, args),
+        ],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=400,
+        env={
+            **{k: v for k, v in os.environ.items() if k != 'IN_TEST'},
+            'OMP_NUM_THREADS': '1',
+            'JUPYTER_PREFER_ENV_PATH': '1',
+        },
+    )
 
 
 def trained_notebook(folder, printed):
     "What the training notebook has left, of three epochs on the tiny twin of CMU-MOSEI."
-    r, = folder.rglob('result.json')
+    (r,) = folder.rglob('result.json')
     c = read_result(r).config
-    assert c['options']['epochs'] == 3 and c['dataset'] == 'mosei' and c['schedule'] == ('paper' if c['device'] == 'cuda' else 'quick')
+    assert (
+        c['options']['epochs'] == 3
+        and c['dataset'] == 'mosei'
+        and c['schedule'] == ('paper' if c['device'] == 'cuda' else 'quick')
+    )
     pictures = [p.name for p in r.parent.glob('*.png')]
-    assert sorted(p.rsplit('-', 1)[1] for p in pictures) == ['adapters.png', 'conditions.png', 'curves.png', 'dpft.png', 'errors.png', 'weight.png']
+    assert sorted(p.rsplit('-', 1)[1] for p in pictures) == [
+        'adapters.png',
+        'conditions.png',
+        'curves.png',
+        'dpft.png',
+        'errors.png',
+        'weight.png',
+    ]
     assert all('simulated' in p and c['schedule'] in p for p in pictures)
     assert 'SIMULATED twin' in printed and 'selected on test' in printed and 'incomplete' in printed
 
 
 def test_train_notebook_with_parameters(tmp_path):
-    given = dict(size='tiny', dataset='mosei', out_dir=str(tmp_path/'runs'), options=dict(epochs=3))
-    trained_notebook(tmp_path/'runs', passes('nbs/train.ipynb', given).text)
+    given = dict(
+        size='tiny', dataset='mosei', out_dir=str(tmp_path / 'runs'), options=dict(epochs=3)
+    )
+    trained_notebook(tmp_path / 'runs', passes('nbs/train.ipynb', given).text)
 
 
 @pytest.mark.slow
 def test_train_notebook_by_papermill(tmp_path):
-    done = papermill(tmp_path/'out.ipynb', '-p', 'size', 'tiny', '-p', 'dataset', 'mosei', '-p', 'out_dir', tmp_path/'runs', '-y', 'options: {epochs: 3}')
+    done = papermill(
+        tmp_path / 'out.ipynb',
+        '-p',
+        'size',
+        'tiny',
+        '-p',
+        'dataset',
+        'mosei',
+        '-p',
+        'out_dir',
+        tmp_path / 'runs',
+        '-y',
+        'options: {epochs: 3}',
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    trained_notebook(tmp_path/'runs', (tmp_path/'out.ipynb').read_text())
+    trained_notebook(tmp_path / 'runs', (tmp_path / 'out.ipynb').read_text())
 
 
 @pytest.mark.slow
 def test_train_notebook_with_a_model_per_condition(tmp_path):
-    done = papermill(tmp_path/'out.ipynb', '-p', 'size', 'tiny', '-p', 'dataset', 'mosi', '-p', 'method', 'mctn-per-condition', '-p', 'out_dir', tmp_path/'runs', '-y', 'options: {epochs: 2}')
+    done = papermill(
+        tmp_path / 'out.ipynb',
+        '-p',
+        'size',
+        'tiny',
+        '-p',
+        'dataset',
+        'mosi',
+        '-p',
+        'method',
+        'mctn-per-condition',
+        '-p',
+        'out_dir',
+        tmp_path / 'runs',
+        '-y',
+        'options: {epochs: 2}',
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    r, = (tmp_path/'runs').rglob('result.json')
-    assert [s['selected_on'] for s in read_result(r).stages] == list(labels('atv')) and [p.name for p in r.parent.glob('*-curves.png')]
+    (r,) = (tmp_path / 'runs').rglob('result.json')
+    assert [s['selected_on'] for s in read_result(r).stages] == list(labels('atv')) and [
+        p.name for p in r.parent.glob('*-curves.png')
+    ]
 
 
 def test_papermill_refuses(tmp_path):
-    done = papermill(tmp_path/'out.ipynb', '-p', 'out_dir', tmp_path/'runs', '-p', 'datset', 'mosei')
+    done = papermill(
+        tmp_path / 'out.ipynb', '-p', 'out_dir', tmp_path / 'runs', '-p', 'datset', 'mosei'
+    )
     assert done.returncode != 0 and 'datset: found' in re.sub(r'\x1b\[[0-9;]*m', '', done.stderr)
-    assert not (tmp_path/'runs').exists()
+    assert not (tmp_path / 'runs').exists()
 
 
 def opened(monkeypatch, **given):
-    "The first cells of the training notebook, in this process: its parameters, `given` after them as papermill puts it, and what checks them and reads the data."
+    """The first cells of the training notebook, in this process: its parameters, `given` after
+    them as papermill puts it, and what checks them and reads the data."""
     monkeypatch.delenv('IN_TEST', raising=False)
     monkeypatch.setenv('MCULORA_CACHE', given['out_dir'] + '-cache')
-    monkeypatch.setattr('seaborn.set_theme', lambda **how: None)      # of the whole process
-    first, *more = [c for c in json.loads((ROOT/'nbs'/'train.ipynb').read_text())['cells'] if c['cell_type'] == 'code'][:3]
+    monkeypatch.setattr('seaborn.set_theme', lambda **how: None)  # of the whole process
+    first, *more = [
+        c
+        for c in json.loads((ROOT / 'nbs' / 'train.ipynb').read_text())['cells']
+        if c['cell_type'] == 'code'
+    ][:3]
     space = {}
     exec(''.join(first['source']), space)
     space.update(given)
-    for cell in more: exec(''.join(cell['source']), space)
+    for cell in more:
+        exec(''.join(cell['source']), space)
     return space
 
 
-@pytest.mark.parametrize('given, message', [
-    (dict(datset='mosei'), 'datset: found'), (dict(seed='66'), 'seed: found'), (dict(size='tiny', standardise='true'), 'standardise: found'), (dict(size='tiny', fold=9), 'fold: found 9')])
+@pytest.mark.parametrize(
+    'given, message',
+    [
+        (dict(datset='mosei'), 'datset: found'),
+        (dict(seed='66'), 'seed: found'),
+        (dict(size='tiny', standardise='true'), 'standardise: found'),
+        (dict(size='tiny', fold=9), 'fold: found 9'),
+    ],
+)
 def test_the_cells_that_check_parameters_refuse(tmp_path, monkeypatch, given, message):
-    with pytest.raises(ValueError, match=message): opened(monkeypatch, out_dir=str(tmp_path/'runs'), **given)
-    assert not (tmp_path/'runs').exists()
+    with pytest.raises(ValueError, match=message):
+        opened(monkeypatch, out_dir=str(tmp_path / 'runs'), **given)
+    assert not (tmp_path / 'runs').exists()
 
 
 def test_the_training_notebook_says_what_it_will_train_on(tmp_path, monkeypatch, capsys):
-    opened(monkeypatch, size='tiny', dataset='mosi', method='mctn-per-condition', device='cpu', out_dir=str(tmp_path/'runs'))
+    opened(
+        monkeypatch,
+        size='tiny',
+        dataset='mosi',
+        method='mctn-per-condition',
+        device='cpu',
+        out_dir=str(tmp_path / 'runs'),
+    )
     assert 'SIMULATED twin' in capsys.readouterr().out
-    talks = random_dialogues([3]*12, {'text': 4, 'audio': 3}, 0, .3, parts=('train',)*4 + ('val', 'test'))
-    as_table(talks).rename(columns=dict(label='joy')).to_parquet(tmp_path/'mine-simulated.parquet')
-    space = opened(monkeypatch, dataset=str(tmp_path/'mine-simulated.parquet'), table=dict(label='joy'), device='cpu', out_dir=str(tmp_path/'runs'))
-    assert 'utterances that have all of it' in capsys.readouterr().out and space['s'].train.modalities == ('text', 'audio')
+    talks = random_dialogues(
+        [3] * 12, {'text': 4, 'audio': 3}, 0, 0.3, parts=('train',) * 4 + ('val', 'test')
+    )
+    as_table(talks).rename(columns=dict(label='joy')).to_parquet(
+        tmp_path / 'mine-simulated.parquet'
+    )
+    space = opened(
+        monkeypatch,
+        dataset=str(tmp_path / 'mine-simulated.parquet'),
+        table=dict(label='joy'),
+        device='cpu',
+        out_dir=str(tmp_path / 'runs'),
+    )
+    assert 'utterances that have all of it' in capsys.readouterr().out and space[
+        's'
+    ].train.modalities == ('text', 'audio')
 
 
 @pytest.mark.slow
 def test_tiny_twin_is_learnt_within_its_limit(tmp_path):
-    "Every condition above chance and none above the Bayes limit by more than its interval: pooled over the five folds of the tiny twin, for the linear models (MCULoRA on the full twin: results/)."
+    """Every condition above chance and none above the Bayes limit by more than its interval:
+    pooled over the five folds of the tiny twin, for the linear models (MCULoRA on the full twin:
+    results/)."""
     rows = []
     for fold in range(1, 6):
         for method in ('logistic-per-condition', 'majority'):
-            r, _ = run(RunConfig(size='tiny', method=method, fold=fold, out_dir=str(tmp_path), device='cpu'), progress=False)
-            rows += [dict(method=method, n=r.data['utterances']['test'], condition=s.condition, value=s.value) for s in r.scores if s.metric == 'WA']
+            r, _ = run(
+                RunConfig(
+                    size='tiny', method=method, fold=fold, out_dir=str(tmp_path), device='cpu'
+                ),
+                progress=False,
+            )
+            rows += [
+                dict(
+                    method=method,
+                    n=r.data['utterances']['test'],
+                    condition=s.condition,
+                    value=s.value,
+                )
+                for s in r.scores
+                if s.metric == 'WA'
+            ]
     t = pd.DataFrame(rows)
-    share = t.assign(right=t.value*t.n).groupby(['method', 'condition'])[['right', 'n']].sum()
-    wa = share.right/share.n
+    share = t.assign(right=t.value * t.n).groupby(['method', 'condition'])[['right', 'n']].sum()
+    wa = share.right / share.n
     for c, m in bayes_limit('iemocap', 'tiny').items():
         n = share.loc['logistic-per-condition', c].n
-        assert wa['majority', c] < wa['logistic-per-condition', c] < m['WA'][0] + 4*(.25/n)**.5
+        assert (
+            wa['majority', c] < wa['logistic-per-condition', c] < m['WA'][0] + 4 * (0.25 / n) ** 0.5
+        )

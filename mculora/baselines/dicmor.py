@@ -24,286 +24,444 @@ from .recipe import GRID, Baseline, Recipe
 # %% ../../nbs/baselines/11_dicmor.ipynb #b3ae824d
 class Coupling(nn.Module):
     "Half of the channels shift and scale the other half."
-    def __init__(self,
-        width:int,  # d, even
-        hidden:int, # of the network
+
+    def __init__(
+        self,
+        width: int,  # d, even
+        hidden: int,  # of the network
     ):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(width//2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, width))
-        nn.init.zeros_(self.net[-1].weight); nn.init.zeros_(self.net[-1].bias)                # at the start s is the same everywhere, t is 0
+        self.net = nn.Sequential(
+            nn.Linear(width // 2, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, width),
+        )
+        # at the start s is the same everywhere, t is 0
+        nn.init.zeros_(self.net[-1].weight)
+        nn.init.zeros_(self.net[-1].bias)
 
-    def scale(self,
-        x:Tensor, # [..., d/2] x_1
-    )->tuple[Tensor, Tensor]: # log s, t: each [..., d/2]
+    def scale(
+        self,
+        x: Tensor,  # [..., d/2] x_1
+    ) -> tuple[Tensor, Tensor]:  # log s, t: each [..., d/2]
         "What the one half does to the other."
         s, t = self.net(x).chunk(2, -1)
         return nn.functional.logsigmoid(s + 2), t
 
-    def forward(self,
-        x:Tensor, # [..., d]
-    )->tuple[Tensor, Tensor]: # y [..., d], log |det J| [...]
+    def forward(
+        self,
+        x: Tensor,  # [..., d]
+    ) -> tuple[Tensor, Tensor]:  # y [..., d], log |det J| [...]
         one, two = x.chunk(2, -1)
         s, t = self.scale(one)
-        return torch.cat([one, (two + t)*s.exp()], -1), s.sum(-1)
+        return torch.cat([one, (two + t) * s.exp()], -1), s.sum(-1)
 
-    def inverse(self,
-        y:Tensor, # [..., d]
-    )->Tensor:    # [..., d] x
+    def inverse(
+        self,
+        y: Tensor,  # [..., d]
+    ) -> Tensor:  # [..., d] x
         "Back."
         one, two = y.chunk(2, -1)
         s, t = self.scale(one)
-        return torch.cat([one, two*(-s).exp() - t], -1)
+        return torch.cat([one, two * (-s).exp() - t], -1)
 
+# %% ../../nbs/baselines/11_dicmor.ipynb #63262bb5
 class Flow(nn.Module):
     "A stack of couplings: invertible."
-    def __init__(self,
-        width:int,          # d, even
-        n:int=32,           # couplings
-        permute:bool=True,  # exchange the halves after each coupling
+
+    def __init__(
+        self,
+        width: int,  # d, even
+        n: int = 32,  # couplings
+        permute: bool = True,  # exchange the halves after each coupling
     ):
         super().__init__()
-        if width % 2: raise ValueError(f'width: found {width}, expected an even number')
-        self.permute, self.couplings = permute, nn.ModuleList(Coupling(width, width) for _ in range(n))
+        if width % 2:
+            raise ValueError(f'width: found {width}, expected an even number')
+        self.permute, self.couplings = (
+            permute,
+            nn.ModuleList(Coupling(width, width) for _ in range(n)),
+        )
 
-    def _swap(self, x): return x.roll(x.shape[-1]//2, -1) if self.permute else x
+    def _swap(self, x):
+        return x.roll(x.shape[-1] // 2, -1) if self.permute else x
 
-    def forward(self,
-        x:Tensor, # [..., d]
-    )->tuple[Tensor, Tensor]: # z [..., d], log |det J| [...]
+    def forward(
+        self,
+        x: Tensor,  # [..., d]
+    ) -> tuple[Tensor, Tensor]:  # z [..., d], log |det J| [...]
         total = 0
         for f in self.couplings:
             x, s = f(x)
             x, total = self._swap(x), total + s
         return x, total
 
-    def inverse(self,
-        z:Tensor, # [..., d]
-    )->Tensor:    # [..., d] x
+    def inverse(
+        self,
+        z: Tensor,  # [..., d]
+    ) -> Tensor:  # [..., d] x
         "Back."
-        for f in reversed(self.couplings): z = f.inverse(self._swap(z))
+        for f in reversed(self.couplings):
+            z = f.inverse(self._swap(z))
         return z
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #7ac3a184
-def score_bins(task:Task)->int: "How many priors a task has: its classes, or the whole numbers that a score may be rounded to."; return len(task.classes) or round(task.high - task.low) + 1
+def score_bins(task: Task) -> int:
+    "How many priors a task has: its classes, or the whole numbers that a score may be rounded to."
+    return len(task.classes) or round(task.high - task.low) + 1
+
 
 class ClassPrior(nn.Module):
     "A diagonal Gaussian for each class."
-    def __init__(self,
-        task:Task, #
-        width:int, # d
+
+    def __init__(
+        self,
+        task: Task,  #
+        width: int,  # d
     ):
         super().__init__()
         self.n, self.low = score_bins(task), 0 if task.classes else task.low
-        self.mean, self.log_sd = (nn.Parameter(torch.zeros(self.n, width)) for _ in range(2)) # mu_y, log sigma_y
+        # mu_y, log sigma_y
+        self.mean, self.log_sd = (nn.Parameter(torch.zeros(self.n, width)) for _ in range(2))
 
-    def which(self,
-        label:Tensor, # [...] classes or scores
-    )->Tensor:        # [..., n] one-hot
+    def which(
+        self,
+        label: Tensor,  # [...] classes or scores
+    ) -> Tensor:  # [..., n] one-hot
         "The class of a label; of a score: the nearest whole number."
         k = (label - self.low).round().clamp(0, self.n - 1)
         return (k[..., None] == torch.arange(self.n, device=label.device)).float()
 
-    def forward(self,
-        z:Tensor,     # [..., d]
-        label:Tensor, # [...]
-    )->Tensor:        # [...] log N(z; mu_y, sigma_y^2)
+    def forward(
+        self,
+        z: Tensor,  # [..., d]
+        label: Tensor,  # [...]
+    ) -> Tensor:  # [...] log N(z; mu_y, sigma_y^2)
         y = self.which(label)
         mean, log_sd = y @ self.mean, y @ self.log_sd
-        return (-.5*log(2*pi) - log_sd - .5*((z - mean)*(-log_sd).exp()).square()).sum(-1)
+        return (-0.5 * log(2 * pi) - log_sd - 0.5 * ((z - mean) * (-log_sd).exp()).square()).sum(-1)
 
+# %% ../../nbs/baselines/11_dicmor.ipynb #5dfa4c70
 def bits(
-    flow:Flow,        # of a modality
-    prior:ClassPrior, #
-    x:Tensor,         # [..., d]
-    label:Tensor,     # [...]
-)->Tensor:            # [...]
+    flow: Flow,  # of a modality
+    prior: ClassPrior,  #
+    x: Tensor,  # [..., d]
+    label: Tensor,  # [...]
+) -> Tensor:  # [...]
     "NLL in bits per channel."
     z, logdet = flow(x)
-    return -(prior(z, label) + logdet)/(x.shape[-1]*log(2))
+    return -(prior(z, label) + logdet) / (x.shape[-1] * log(2))
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #138052c4
 class Gated(nn.Module):
     "A residual block with channel attention."
-    def __init__(self,
-        width:int,        # of h
-        reduction:int=16, # of the gate
+
+    def __init__(
+        self,
+        width: int,  # of h
+        reduction: int = 16,  # of the gate
     ):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))                        # W_1, W_2
-        narrow = max(width//reduction, 1)
-        self.gate = nn.Sequential(nn.Linear(width, narrow), nn.ReLU(), nn.Linear(narrow, width), nn.Sigmoid())        # V_1, V_2
-    def forward(self,
-        h:Tensor, # [..., width]
-    )->Tensor:    # [..., width]
-        u = self.body(h)
-        return h + self.gate(u)*u
+        # W_1, W_2
+        self.body = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        narrow = max(width // reduction, 1)
+        # V_1, V_2
+        self.gate = nn.Sequential(
+            nn.Linear(width, narrow), nn.ReLU(), nn.Linear(narrow, width), nn.Sigmoid()
+        )
 
+    def forward(
+        self,
+        h: Tensor,  # [..., width]
+    ) -> Tensor:  # [..., width]
+        u = self.body(h)
+        return h + self.gate(u) * u
+
+# %% ../../nbs/baselines/11_dicmor.ipynb #3e297f65
 class Refine(nn.Module):
     "R_m: what makes a recovered vector a better one."
-    def __init__(self,
-        width:int, # d
-        n:int=20,  # blocks
+
+    def __init__(
+        self,
+        width: int,  # d
+        n: int = 20,  # blocks
     ):
         super().__init__()
-        self.up, self.down = nn.Linear(width, 2*width), nn.Linear(2*width, width)
-        self.blocks, self.last = nn.Sequential(*(Gated(2*width) for _ in range(n))), nn.Linear(2*width, 2*width)
-    def forward(self,
-        x:Tensor, # [..., d]
-    )->Tensor:    # [..., d]
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.blocks, self.last = (
+            nn.Sequential(*(Gated(2 * width) for _ in range(n))),
+            nn.Linear(2 * width, 2 * width),
+        )
+
+    def forward(
+        self,
+        x: Tensor,  # [..., d]
+    ) -> Tensor:  # [..., d]
         h = self.up(x)
         return self.down(h + self.last(self.blocks(h)))
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #bd6db293
 def positions(
-    n:int,      # L
-    width:int,  # d
+    n: int,  # L
+    width: int,  # d
     device=None,
-)->Tensor:      # [L, d] sines, then cosines
+) -> Tensor:  # [L, d] sines, then cosines
     "Where in its dialogue an utterance is."
-    rate = torch.exp(torch.arange((width + 1)//2, device=device)*(-2*log(1e4)/width))
-    angle = torch.arange(n, device=device)[:, None]*rate
+    rate = torch.exp(torch.arange((width + 1) // 2, device=device) * (-2 * log(1e4) / width))
+    angle = torch.arange(n, device=device)[:, None] * rate
     return torch.cat([angle.sin(), angle.cos()], -1)[:, :width]
 
+# %% ../../nbs/baselines/11_dicmor.ipynb #c6b98aa4
 class CrossBlock(nn.Module):
     "A transformer block whose keys and values may come from elsewhere."
-    def __init__(self,
-        width:int,     #
-        heads:int,     # of the attention
-        dropout:float, # after each half and inside the MLP
+
+    def __init__(
+        self,
+        width: int,  #
+        heads: int,  # of the attention
+        dropout: float,  # after each half and inside the MLP
     ):
         super().__init__()
         self.heads, self.dropout = heads, Dropout(dropout)
-        self.norm1, self.q, self.kv, self.out = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, 2*width), nn.Linear(width, width)
-        self.norm2, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 4*width), nn.Linear(4*width, width)
+        self.norm1, self.q, self.kv, self.out = (
+            nn.LayerNorm(width),
+            nn.Linear(width, width),
+            nn.Linear(width, 2 * width),
+            nn.Linear(width, width),
+        )
+        self.norm2, self.up, self.down = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width),
+            nn.Linear(4 * width, width),
+        )
 
-    def forward(self,
-        x:Tensor,      # [B, L, d] who asks
-        s:Tensor|None, # [B, L, d] who is asked; None: x itself
-        mask:Tensor,   # [B, 1, L, L] bool
-        place:Tensor,  # [B, L]
-    )->Tensor:         # [B, L, d]
+    def forward(
+        self,
+        x: Tensor,  # [B, L, d] who asks
+        s: Tensor | None,  # [B, L, d] who is asked; None: x itself
+        mask: Tensor,  # [B, 1, L, L] bool
+        place: Tensor,  # [B, L]
+    ) -> Tensor:  # [B, L, d]
         a = self.norm1(x)
-        z = attend(torch.cat([self.q(a), self.kv(a if s is None else self.norm1(s))], -1), self.heads, mask)
+        z = attend(
+            torch.cat([self.q(a), self.kv(a if s is None else self.norm1(s))], -1), self.heads, mask
+        )
         x = x + self.dropout(self.out(z), place)
-        return x + self.dropout(self.down(self.dropout(self.up(self.norm2(x)).relu(), place)), place)
+        return x + self.dropout(
+            self.down(self.dropout(self.up(self.norm2(x)).relu(), place)), place
+        )
 
+# %% ../../nbs/baselines/11_dicmor.ipynb #45206e3f
 class CrossEncoder(nn.Module):
     "Blocks on the scaled input with its positions."
-    def __init__(self, width:int, depth:int, heads:int, dropout:float):
-        super().__init__()
-        self.blocks, self.norm, self.dropout = nn.ModuleList(CrossBlock(width, heads, dropout) for _ in range(depth)), nn.LayerNorm(width), Dropout(dropout)
 
-    def forward(self,
-        x:Tensor,      # [B, L, d]
-        s:Tensor|None, # [B, L, d]; None: x itself
-        mask:Tensor,   # [B, 1, L, L] bool
-        place:Tensor,  # [B, L]
-    )->Tensor:         # [B, L, d]
+    def __init__(self, width: int, depth: int, heads: int, dropout: float):
+        super().__init__()
+        self.blocks, self.norm, self.dropout = (
+            nn.ModuleList(CrossBlock(width, heads, dropout) for _ in range(depth)),
+            nn.LayerNorm(width),
+            Dropout(dropout),
+        )
+
+    def forward(
+        self,
+        x: Tensor,  # [B, L, d]
+        s: Tensor | None,  # [B, L, d]; None: x itself
+        mask: Tensor,  # [B, 1, L, L] bool
+        place: Tensor,  # [B, L]
+    ) -> Tensor:  # [B, L, d]
         where = positions(*x.shape[1:], x.device)
-        ready = lambda v: self.dropout(v*v.shape[-1]**.5 + where, place)
+        ready = lambda v: self.dropout(v * v.shape[-1] ** 0.5 + where, place)
         x, s = ready(x), None if s is None else ready(s)
-        for block in self.blocks: x = block(x, s, mask, place)
+        for block in self.blocks:
+            x = block(x, s, mask, place)
         return self.norm(x)
 
+# %% ../../nbs/baselines/11_dicmor.ipynb #155d186e
 class CrossFusion(nn.Module):
-    "Cross-modal transformer over the dialogue: one vector per modality and utterance -> the prediction."
-    def __init__(self,
-        n_modalities:int, # M
-        width:int,        # d
-        depth:int,        # layers of each transformer
-        heads:int,        # of each attention
-        dropout:float,    #
-        n_outputs:int,    # C
+    """Cross-modal transformer over the dialogue: one vector per modality and utterance -> the
+    prediction."""
+
+    def __init__(
+        self,
+        n_modalities: int,  # M
+        width: int,  # d
+        depth: int,  # layers of each transformer
+        heads: int,  # of each attention
+        dropout: float,  #
+        n_outputs: int,  # C
     ):
         super().__init__()
-        M, wide = n_modalities, max(n_modalities - 1, 1)*width
-        self.cross = nn.ModuleDict({f'{m}_{o}': CrossEncoder(width, depth, heads, dropout) for m in range(M) for o in range(M) if m != o})
+        M, wide = n_modalities, max(n_modalities - 1, 1) * width
+        self.cross = nn.ModuleDict(
+            {
+                f'{m}_{o}': CrossEncoder(width, depth, heads, dropout)
+                for m in range(M)
+                for o in range(M)
+                if m != o
+            }
+        )
         self.own = nn.ModuleList(CrossEncoder(wide, depth, heads, dropout) for _ in range(M))
-        self.up, self.down, self.head, self.dropout = nn.Linear(M*wide, M*wide), nn.Linear(M*wide, M*wide), nn.Linear(M*wide, n_outputs), Dropout(dropout)
+        self.up, self.down, self.head, self.dropout = (
+            nn.Linear(M * wide, M * wide),
+            nn.Linear(M * wide, M * wide),
+            nn.Linear(M * wide, n_outputs),
+            Dropout(dropout),
+        )
 
-    def forward(self,
-        x:list[Tensor], # M times [B, L, d]
-        there:Tensor,   # [B, L] bool: utterances of which anything is known
-        place:Tensor,   # [B, L]
-    )->Tensor:          # [B, L, C]
+    def forward(
+        self,
+        x: list[Tensor],  # M times [B, L, d]
+        there: Tensor,  # [B, L] bool: utterances of which anything is known
+        place: Tensor,  # [B, L]
+    ) -> Tensor:  # [B, L, C]
         M, mask = len(x), attention_mask(there)
-        each = [torch.cat([self.cross[f'{m}_{o}'](x[m], x[o], mask, place) for o in range(M) if o != m], -1) if M > 1 else x[m] for m in range(M)]
+        each = [
+            torch.cat(
+                [self.cross[f'{m}_{o}'](x[m], x[o], mask, place) for o in range(M) if o != m], -1
+            )
+            if M > 1
+            else x[m]
+            for m in range(M)
+        ]
         h = torch.cat([f(e, None, mask, place) for f, e in zip(self.own, each)], -1)
         return self.head(h + self.down(self.dropout(self.up(h).relu(), place)))
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #e9672d5d
 class RecoveringSettings(Recipe):
     "Settings that DiCMoR and IMDer share."
-    width:int = Field(64, ge=2)                    # d
-    depth:int = Field(4, ge=1)                     # layers of each transformer
-    heads:int = Field(8, ge=1)                     # of each attention
-    blocks:int = Field(5, ge=1)                    # blocks of a refinement, for each layer: 20
-    dropout:float = Field(.3, ge=0, lt=1)          # in the transformers
-    recovery:float = Field(.1, ge=0)               # lambda
-    score_loss:Literal['mse', 'mae'] = 'mse'       # for scores
 
+    width: int = Field(64, ge=2)  # d
+    depth: int = Field(4, ge=1)  # layers of each transformer
+    heads: int = Field(8, ge=1)  # of each attention
+    # blocks of a refinement, for each layer: 20
+    blocks: int = Field(5, ge=1)
+    dropout: float = Field(0.3, ge=0, lt=1)  # in the transformers
+    recovery: float = Field(0.1, ge=0)  # lambda
+    score_loss: Literal['mse', 'mae'] = 'mse'  # for scores
+
+# %% ../../nbs/baselines/11_dicmor.ipynb #258325d4
 class Recovering(Baseline):
     "Base of DiCMoR and IMDer: project, recover what is missing, fuse."
-    late = ('recovery',)   # settings without a part in the first stage; `blocks` is not among them: R_m is drawn before the fusion
+
+    # settings without a part in the first stage; `blocks` is not among them: R_m is drawn before
+    # the fusion
+    late = ('recovery',)
+
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
         s, M = settings, len(widths)
-        if s.width % s.heads: raise ValueError(f'width: found {s.width}, expected a multiple of heads ({s.heads})')
-        self.inputs = nn.ModuleDict({m: nn.Linear(w, s.width, bias=False) for m, w in widths.items()})   # W_m
-        for m, w in widths.items(): self.register_buffer(f'mean_{m}', torch.zeros(w)); self.register_buffer(f'spread_{m}', torch.ones(w))
-        self.refine = nn.ModuleDict({m: Refine(s.width, s.blocks*s.depth) for m in widths})              # R_m
+        if s.width % s.heads:
+            raise ValueError(f'width: found {s.width}, expected a multiple of heads ({s.heads})')
+        # W_m
+        self.inputs = nn.ModuleDict(
+            {m: nn.Linear(w, s.width, bias=False) for m, w in widths.items()}
+        )
+        for m, w in widths.items():
+            self.register_buffer(f'mean_{m}', torch.zeros(w))
+            self.register_buffer(f'spread_{m}', torch.ones(w))
+        # R_m
+        self.refine = nn.ModuleDict({m: Refine(s.width, s.blocks * s.depth) for m in widths})
         self.fusion = CrossFusion(M, s.width, s.depth, s.heads, s.dropout, task.n_outputs)
 
     def stages(self):
         own = tuple(n for n, _ in self.named_children() if n != 'inputs')
-        return [self.stage('complete', trainable=('inputs', 'fusion'), select=labels(self.widths)[-1]), self.stage('recover', trainable=own)]
+        return [
+            self.stage('complete', trainable=('inputs', 'fusion'), select=labels(self.widths)[-1]),
+            self.stage('recover', trainable=own),
+        ]
 
-    def depends(self, stage): return {k: v for k, v in super().depends(stage).items() if stage != 'complete' or k not in self.late}
+    def depends(self, stage):
+        return {
+            k: v
+            for k, v in super().depends(stage).items()
+            if stage != 'complete' or k not in self.late
+        }
 
-    def prepare(self, train): # mean and spread of every feature
+    def prepare(self, train):  # mean and spread of every feature
         for k, (m, x) in enumerate(train.features.items()):
             x = x[train.present[:, k]]
-            if len(x): getattr(self, f'mean_{m}').copy_(x.mean(0)); getattr(self, f'spread_{m}').copy_(x.std(0, correction=0).clamp(min=.01*x.std(correction=0).clamp(min=1e-6)))
+            if len(x):
+                getattr(self, f'mean_{m}').copy_(x.mean(0))
+                getattr(self, f'spread_{m}').copy_(
+                    x.std(0, correction=0).clamp(min=0.01 * x.std(correction=0).clamp(min=1e-6))
+                )
 
-    def project(self,
-        b:Batch,
-    )->dict[str, Tensor]: # modality -> [B, L, d] x_m, zeros where missing
+    def project(
+        self,
+        b: Batch,
+    ) -> dict[str, Tensor]:  # modality -> [B, L, d] x_m, zeros where missing
         "The vectors that are recovered and fused."
-        there = lambda k: b.present[..., k:k+1]
-        if b.encoded: return {m: x[..., :self.settings.width].masked_fill(~there(k), 0) for k, (m, x) in enumerate(b.features.items())}
-        return {m: self.inputs[m](((x - getattr(self, f'mean_{m}'))/getattr(self, f'spread_{m}')).masked_fill(~there(k), 0)) for k, (m, x) in enumerate(b.features.items())}
+        there = lambda k: b.present[..., k : k + 1]
+        if b.encoded:
+            return {
+                m: x[..., : self.settings.width].masked_fill(~there(k), 0)
+                for k, (m, x) in enumerate(b.features.items())
+            }
+        return {
+            m: self.inputs[m](
+                ((x - getattr(self, f'mean_{m}')) / getattr(self, f'spread_{m}')).masked_fill(
+                    ~there(k), 0
+                )
+            )
+            for k, (m, x) in enumerate(b.features.items())
+        }
 
-    def encode(self, batch): return self.project(batch)
+    def encode(self, batch):
+        return self.project(batch)
 
-    def recovered(self,
-        b:Batch,             # of single utterances: `flat`
-        x:dict[str, Tensor], # modality -> [..., d], zeros where missing
-    )->dict[str, Tensor]:    # modality -> [..., d], where it is missing; elsewhere anything finite
+    def recovered(
+        self,
+        b: Batch,  # of single utterances: `flat`
+        x: dict[str, Tensor],  # modality -> [..., d], zeros where missing
+        # modality -> [..., d], where it is missing; elsewhere anything finite
+    ) -> dict[str, Tensor]:
         "What is made of what is there, before the refinement."
         raise NotImplementedError
-    def own_loss(self, full:Batch, b:Batch, x:dict[str, Tensor], truth:dict[str, Tensor])->tuple[Tensor, dict[str, Tensor]]: "The method's own term and its parts."; raise NotImplementedError
 
-    def refined(self,
-        b:Batch,             # of single utterances: `flat`
-        x:dict[str, Tensor], # modality -> [..., d]
-    )->dict[str, Tensor]:    # modality -> [..., d]: itself where present, refined where missing, zeros where nothing is there
+    def own_loss(
+        self, full: Batch, b: Batch, x: dict[str, Tensor], truth: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        "The method's own term and its parts."
+        raise NotImplementedError
+
+    def refined(
+        self,
+        b: Batch,  # of single utterances: `flat`
+        x: dict[str, Tensor],  # modality -> [..., d]
+        # modality -> [..., d]: itself where present, refined where missing, zeros where nothing is
+        # there
+    ) -> dict[str, Tensor]:
         "Present and recovered vectors."
         some, out = b.present.any(-1, keepdim=True), {}
-        if len(x) == 1: return x
+        if len(x) == 1:
+            return x
         for k, (m, guess) in enumerate(self.recovered(b, x).items()):
-            there = b.present[..., k:k+1]
+            there = b.present[..., k : k + 1]
             guess = guess.masked_fill(there | ~some, 0)
-            if b.pack: # the rows that need it
+            if b.pack:  # the rows that need it
                 at = (some & ~there)[..., 0].flatten().nonzero()[:, 0]
-                out[m] = x[m].flatten(0, -2).index_copy(0, at, self.refine[m](guess.flatten(0, -2).index_select(0, at))).view_as(x[m])
-            else: out[m] = torch.where(some & ~there, self.refine[m](guess), x[m])
+                out[m] = (
+                    x[m]
+                    .flatten(0, -2)
+                    .index_copy(0, at, self.refine[m](guess.flatten(0, -2).index_select(0, at)))
+                    .view_as(x[m])
+                )
+            else:
+                out[m] = torch.where(some & ~there, self.refine[m](guess), x[m])
         return out
 
-    def _fused(self, batch, x): return self.fusion([unflat(v, batch) for v in x.values()], batch.present.any(-1) & batch.valid, batch.place)
+    def _fused(self, batch, x):
+        return self.fusion(
+            [unflat(v, batch) for v in x.values()], batch.present.any(-1) & batch.valid, batch.place
+        )
 
-    def _task(self, y, b): # L_task
-        if self.task.classes or self.settings.score_loss == 'mse': return task_loss(y, b.label, b.valid)
-        return ((y[..., 0] - b.label).abs()*b.valid).sum()/b.valid.sum().clamp(min=1)
+    def _task(self, y, b):  # L_task
+        if self.task.classes or self.settings.score_loss == 'mse':
+            return task_loss(y, b.label, b.valid)
+        return ((y[..., 0] - b.label).abs() * b.valid).sum() / b.valid.sum().clamp(min=1)
 
     def loss(self, batch, stage):
         full, b = flat(batch.complete or batch), flat(batch)
@@ -312,105 +470,162 @@ class Recovering(Baseline):
             task = self._task(self._fused(batch.complete or batch, truth), batch)
             return task, dict(task=task)
         truth = {m: v.detach() for m, v in truth.items()}
-        x = {m: v.masked_fill(~b.present[..., k:k+1], 0) for k, (m, v) in enumerate(truth.items())}
+        x = {
+            m: v.masked_fill(~b.present[..., k : k + 1], 0)
+            for k, (m, v) in enumerate(truth.items())
+        }
         new = self.refined(b, x)
         gone = full.present & ~b.present & b.present.any(-1, keepdim=True) & b.valid[..., None]
         each = torch.stack([(new[m] - v).square().mean(-1) for m, v in truth.items()], -1)
-        refinement = (each*gone).sum()/gone.sum().clamp(min=1)
+        refinement = (each * gone).sum() / gone.sum().clamp(min=1)
         own, parts = self.own_loss(full, b, x, truth)
         task = self._task(self._fused(batch, new), batch)
-        return task + self.settings.recovery*(own + refinement), dict(task=task, refinement=refinement, **parts)
+        return task + self.settings.recovery * (own + refinement), dict(
+            task=task, refinement=refinement, **parts
+        )
 
     def predict(self, batch, stage=None):
         b = flat(batch)
         x = self.project(b)
         return self._fused(batch, x if stage == 'complete' else self.refined(b, x))
 
-    def inspect(self, batch): # [B, L, M, d] present and refined vectors
+    def inspect(self, batch):  # [B, L, M, d] present and refined vectors
         b = flat(batch)
-        return {'vectors': torch.stack([unflat(v, batch) for v in self.refined(b, self.project(b)).values()], 2)}
+        return {
+            'vectors': torch.stack(
+                [unflat(v, batch) for v in self.refined(b, self.project(b)).values()], 2
+            )
+        }
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #602296fb
 class DiCMoRSettings(RecoveringSettings):
     "Settings of DiCMoR."
-    couplings:int = Field(8, ge=1)                 # couplings of a flow, for each layer: 32
-    permute:bool = True                            # False: half of the channels pass every flow unchanged, as published
-    floor:bool = False                             # True: a likelihood below 0 bits counts as 0, as published
 
+    couplings: int = Field(8, ge=1)  # couplings of a flow, for each layer: 32
+    # False: half of the channels pass every flow unchanged, as published
+    permute: bool = True
+    # True: a likelihood below 0 bits counts as 0, as published
+    floor: bool = False
+
+# %% ../../nbs/baselines/11_dicmor.ipynb #a8aaa7a4
 @register('dicmor')
 class DiCMoR(Recovering):
     "Distribution-consistent modal recovering."
+
     Settings = DiCMoRSettings
     late = (*Recovering.late, 'couplings', 'permute', 'floor')
     grid = (2e-3, *GRID)
     tuned = {'iemocap': 1e-3}
-    def __init__(self,
-        task:Task,               # what is predicted
-        widths:dict[str, int],   # modality -> D_m
-        settings:DiCMoRSettings, #
+
+    def __init__(
+        self,
+        task: Task,  # what is predicted
+        widths: dict[str, int],  # modality -> D_m
+        settings: DiCMoRSettings,  #
     ):
         super().__init__(task, widths, settings)
         s, d = settings, settings.width
-        self.flows = nn.ModuleDict({m: Flow(d, s.couplings*s.depth, s.permute) for m in widths})   # F_m
+        # F_m
+        self.flows = nn.ModuleDict({m: Flow(d, s.couplings * s.depth, s.permute) for m in widths})
         self.prior = ClassPrior(task, d)
-        if len(widths) > 1: self.join = nn.ModuleDict({m: nn.Linear((len(widths) - 1)*d, d) for m in widths})   # C_m
+        # C_m
+        if len(widths) > 1:
+            self.join = nn.ModuleDict({m: nn.Linear((len(widths) - 1) * d, d) for m in widths})
 
     @classmethod
     def published(cls, task):
         data = task.name.split('-')[0]
-        return dict(lr=1e-4, patience=10, batch_size=18 if data == 'mosei' else 1, sampling='batch', width=32 if data == 'mosi' else 64, permute=False, floor=True, score_loss='mae')
+        return dict(
+            lr=1e-4,
+            patience=10,
+            batch_size=18 if data == 'mosei' else 1,
+            sampling='batch',
+            width=32 if data == 'mosi' else 64,
+            permute=False,
+            floor=True,
+            score_loss='mae',
+        )
 
-    def encode(self, batch): # x_m and, beside it, z_m
+    def encode(self, batch):  # x_m and, beside it, z_m
         b = flat(batch)
-        return {m: unflat(torch.cat([x, self.flows[m](x)[0]], -1), batch) for m, x in self.project(b).items()}
+        return {
+            m: unflat(torch.cat([x, self.flows[m](x)[0]], -1), batch)
+            for m, x in self.project(b).items()
+        }
 
-    def transferred(self,
-        b:Batch,             # of single utterances: `flat`
-        x:dict[str, Tensor], # modality -> [..., d]
-    )->dict[str, Tensor]:    # modality -> [..., M-1, d] what each other modality says of it; zeros where that is missing, or nothing is to be said
+    def transferred(
+        self,
+        b: Batch,  # of single utterances: `flat`
+        x: dict[str, Tensor],  # modality -> [..., d]
+        # modality -> [..., M-1, d] what each other modality says of it; zeros where that is
+        # missing, or nothing is to be said
+    ) -> dict[str, Tensor]:
         "F_m^-1(F_o(x_o)), without gradient."
         out, d = {}, self.settings.width
         with torch.no_grad():
             z = [f[..., d:] if b.encoded else self.flows[m](x[m])[0] for m, f in b.features.items()]
             for k, m in enumerate(x):
                 others = [o for o in range(len(x)) if o != k]
-                source, asks = torch.stack([z[o] for o in others], -2), torch.stack([b.present[..., o] & ~b.present[..., k] for o in others], -1)
-                if b.pack: # the pairs that there are
+                source, asks = (
+                    torch.stack([z[o] for o in others], -2),
+                    torch.stack([b.present[..., o] & ~b.present[..., k] for o in others], -1),
+                )
+                if b.pack:  # the pairs that there are
                     at = asks.flatten().nonzero()[:, 0]
-                    out[m] = torch.zeros_like(source).flatten(0, -2).index_copy(0, at, self.flows[m].inverse(source.flatten(0, -2).index_select(0, at))).view_as(source)
-                else: out[m] = self.flows[m].inverse(source).masked_fill(~asks[..., None], 0)
+                    out[m] = (
+                        torch.zeros_like(source)
+                        .flatten(0, -2)
+                        .index_copy(
+                            0, at, self.flows[m].inverse(source.flatten(0, -2).index_select(0, at))
+                        )
+                        .view_as(source)
+                    )
+                else:
+                    out[m] = self.flows[m].inverse(source).masked_fill(~asks[..., None], 0)
         return out
 
     def recovered(self, b, x):
         sources = b.present.sum(-1, keepdim=True)
-        return {m: torch.where(sources > 1, self.join[m](v.flatten(-2)), v.sum(-2)) for m, v in self.transferred(b, x).items()}
+        return {
+            m: torch.where(sources > 1, self.join[m](v.flatten(-2)), v.sum(-2))
+            for m, v in self.transferred(b, x).items()
+        }
 
     def own_loss(self, full, b, x, truth):
         total = 0
         for k, (m, v) in enumerate(truth.items()):
             there = full.present[..., k] & full.valid
-            nll = (bits(self.flows[m], self.prior, v, full.label)*there).sum()/there.sum().clamp(min=1)
+            nll = (
+                bits(self.flows[m], self.prior, v, full.label) * there
+            ).sum() / there.sum().clamp(min=1)
             total = total + (nll.clamp(min=0) if self.settings.floor else nll)
         return total, dict(bits=total)
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #d742051f
 def conditional(
-    s:Spec,         # latent model of a twin
-    z:Tensor,       # [N, D] float64 latents; those of missing modalities are not looked at
-    m:str,          # modality that is missing
-    present:Tensor, # [M] bool, the modalities that are there
-    width:int,      # D_m
-)->tuple[Tensor, Tensor]: # [N, D_m] mean and [N, D_m, D_m] covariance of its features
+    s: Spec,  # latent model of a twin
+    z: Tensor,  # [N, D] float64 latents; those of missing modalities are not looked at
+    m: str,  # modality that is missing
+    present: Tensor,  # [M] bool, the modalities that are there
+    width: int,  # D_m
+) -> tuple[Tensor, Tensor]:  # [N, D_m] mean and [N, D_m, D_m] covariance of its features
     "What is known of a missing modality's features from the rest of the same utterance."
     (mu, Sigma), cols, (Q, c) = moments(s), columns(s), frame(s, m, width)
-    S, own = torch.cat([cols[o] for o, here in zip(s.modalities, present.tolist()) if here]), cols[m]
-    K = torch.linalg.solve(Sigma[:, S][:, :, S], Sigma[:, S][:, :, own])                       # [C, |S|, k]
-    mean = mu[:, None, own] + (z[:, S] - mu[:, None, S]) @ K                                    # [C, N, k] of each class
-    cov = Sigma[:, own][:, :, own] - Sigma[:, own][:, :, S] @ K                                 # [C, k, k]
-    p = (log_likelihood(s, z, present.expand(len(z), -1)) + s.pi.log()).softmax(-1)             # [N, C]
+    S, own = (
+        torch.cat([cols[o] for o, here in zip(s.modalities, present.tolist()) if here]),
+        cols[m],
+    )
+    # [C, |S|, k]
+    K = torch.linalg.solve(Sigma[:, S][:, :, S], Sigma[:, S][:, :, own])
+    # [C, N, k] of each class
+    mean = mu[:, None, own] + (z[:, S] - mu[:, None, S]) @ K
+    # [C, k, k]
+    cov = Sigma[:, own][:, :, own] - Sigma[:, own][:, :, S] @ K
+    # [N, C]
+    p = (log_likelihood(s, z, present.expand(len(z), -1)) + s.pi.log()).softmax(-1)
     best = torch.einsum('nc,cnk->nk', p, mean)
     off = mean - best
     total = torch.einsum('nc,ckl->nkl', p, cov) + torch.einsum('nc,cnk,cnl->nkl', p, off, off)
-    Q, V = Q[:, :len(own)], Q[:, len(own):]
-    noise = V @ V.T + SIGMA**2*(torch.eye(width, dtype=torch.float64) - Q @ Q.T - V @ V.T)
-    return c*best @ Q.T, c*c*(Q @ total @ Q.T + noise)
+    Q, V = Q[:, : len(own)], Q[:, len(own) :]
+    noise = V @ V.T + SIGMA**2 * (torch.eye(width, dtype=torch.float64) - Q @ Q.T - V @ V.T)
+    return c * best @ Q.T, c * c * (Q @ total @ Q.T + noise)

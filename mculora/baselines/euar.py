@@ -20,125 +20,199 @@ from .recipe import GRID, Baseline, Recipe
 # %% ../../nbs/baselines/07_euar.ipynb #26ff272f
 class EUARSettings(Recipe):
     "Settings of EUAR."
-    width:int = Field(72, ge=2)                # of a modality's vector and of every expert
-    experts:int = Field(4, ge=1)               # J
-    top:int = Field(3, ge=1)                   # k: experts that the gate keeps
-    dropout:float = Field(.5, ge=0, lt=1)      # on the vector of each modality
-    batch_gate:bool = False                    # True: the gate is normalised over the batch, as published; a prediction then depends on who else is there
-    sample:bool = False                        # True: in training, experts say a sample of their Gaussian instead of its mean
-    balance:float = Field(1e-5, ge=0)          # w_b
-    kl:float = Field(1e-5, ge=0)               # w_k
-    uncertainty:float = Field(1e-5, ge=0)      # w_u
-    task_weight:float = Field(1., gt=0)        # lambda
-    score_loss:Literal['mse', 'mae'] = 'mse'   # for scores
+
+    width: int = Field(72, ge=2)  # of a modality's vector and of every expert
+    experts: int = Field(4, ge=1)  # J
+    top: int = Field(3, ge=1)  # k: experts that the gate keeps
+    dropout: float = Field(0.5, ge=0, lt=1)  # on the vector of each modality
+    # True: the gate is normalised over the batch, as published; a prediction then depends on who
+    # else is there
+    batch_gate: bool = False
+    # True: in training, experts say a sample of their Gaussian instead of its mean
+    sample: bool = False
+    balance: float = Field(1e-5, ge=0)  # w_b
+    kl: float = Field(1e-5, ge=0)  # w_k
+    uncertainty: float = Field(1e-5, ge=0)  # w_u
+    task_weight: float = Field(1.0, gt=0)  # lambda
+    score_loss: Literal['mse', 'mae'] = 'mse'  # for scores
 
 # %% ../../nbs/baselines/07_euar.ipynb #49993c7c
 def gaussian(
-    place:Tensor, # [...] whole numbers: what each row of noise is for
-    n:int,        # numbers a row
-)->Tensor:        # [..., n] float32: mean 0, variance 1
+    place: Tensor,  # [...] whole numbers: what each row of noise is for
+    n: int,  # numbers a row
+) -> Tensor:  # [..., n] float32: mean 0, variance 1
     "Gaussian noise for every place. The next call gives other noise."
-    u = (random_integers(place, 2*((n + 1)//2), torch.int16).float() + 32768.5)/65536    # never 0, never 1
-    r, angle = (-2*u[..., ::2].log()).sqrt(), 2*pi*u[..., 1::2]
-    return torch.cat([r*angle.cos(), r*angle.sin()], -1)[..., :n]
+    # never 0, never 1
+    u = (random_integers(place, 2 * ((n + 1) // 2), torch.int16).float() + 32768.5) / 65536
+    r, angle = (-2 * u[..., ::2].log()).sqrt(), 2 * pi * u[..., 1::2]
+    return torch.cat([r * angle.cos(), r * angle.sin()], -1)[..., :n]
 
 # %% ../../nbs/baselines/07_euar.ipynb #3d204f54
 def mean_over(
-    x:Tensor,     # [..., d]
-    there:Tensor, # [...] bool
-)->Tensor:        # [d]; zeros if nothing is there
+    x: Tensor,  # [..., d]
+    there: Tensor,  # [...] bool
+) -> Tensor:  # [d]; zeros if nothing is there
     "Mean over the utterances that are there."
     return (x * there[..., None]).flatten(0, -2).sum(0) / there.sum().clamp(min=1)
 
+# %% ../../nbs/baselines/07_euar.ipynb #15f3fed8
 class Experts(nn.Module):
     "A mixture of Gaussian experts behind a gate."
-    def __init__(self,
-        width:int,             # d
-        n:int=4,               # J
-        top:int=3,             # k
-        batch_gate:bool=False, # normalise the gate over the batch
-        sample:bool=False,     # in training, say a sample instead of the mean
+
+    def __init__(
+        self,
+        width: int,  # d
+        n: int = 4,  # J
+        top: int = 3,  # k
+        batch_gate: bool = False,  # normalise the gate over the batch
+        sample: bool = False,  # in training, say a sample instead of the mean
     ):
         super().__init__()
         self.n, self.top, self.batch_gate, self.sample = n, top, batch_gate, sample
-        self.gate, self.says = nn.Linear(width, n, bias=False), nn.Linear(width, 2*n*width)  # W; mu_j and log sigma_j^2 of all experts
+        # W; mu_j and log sigma_j^2 of all experts
+        self.gate, self.says = nn.Linear(width, n, bias=False), nn.Linear(width, 2 * n * width)
 
-    def route(self,
-        x:Tensor,     # [..., d]
-        there:Tensor, # [...] bool: utterances that have the modality
-    )->tuple[Tensor, Tensor, Tensor]: # p, c, g: each [..., J]
+    def route(
+        self,
+        x: Tensor,  # [..., d]
+        there: Tensor,  # [...] bool: utterances that have the modality
+    ) -> tuple[Tensor, Tensor, Tensor]:  # p, c, g: each [..., J]
         "The softmax, which experts are kept, and the gate."
         p = self.gate(x).softmax(-1)
-        c = torch.zeros_like(p).scatter(-1, p.topk(self.top, -1).indices, 1.)                # no shape depends on a value
+        # no shape depends on a value
+        c = torch.zeros_like(p).scatter(-1, p.topk(self.top, -1).indices, 1.0)
         g = p * c * there[..., None]
-        if self.batch_gate: return p, c, g / g.flatten(0, -2).sum(0).clamp(min=1e-6) * there.sum()  # mean 1 for every expert that is kept at all
-        return p, c, g / g.sum(-1, keepdim=True).clamp(min=1e-6)                             # sum 1 for every utterance that is there
+        # mean 1 for every expert that is kept at all
+        if self.batch_gate:
+            return p, c, g / g.flatten(0, -2).sum(0).clamp(min=1e-6) * there.sum()
+        # sum 1 for every utterance that is there
+        return p, c, g / g.sum(-1, keepdim=True).clamp(min=1e-6)
 
-    def gaussians(self,
-        x:Tensor,     # [..., d]
-    )->tuple[Tensor, Tensor]: # mu, log sigma^2: each [..., J, d]
+    def gaussians(
+        self,
+        x: Tensor,  # [..., d]
+    ) -> tuple[Tensor, Tensor]:  # mu, log sigma^2: each [..., J, d]
         "What the experts say."
         return self.says(x).unflatten(-1, (2, self.n, -1)).unbind(-3)
 
-    def forward(self,
-        x:Tensor,                 # [..., d]
-        there:Tensor,             # [...] bool: utterances that have the modality
-        place:Tensor|None=None,   # [...] which utterance each row is, for `sample`
-    )->tuple[Tensor, dict[str, Tensor]]: # z [..., d], zeros where the modality is not; balance, kl, uncertainty: scalars
+    def forward(
+        self,
+        x: Tensor,  # [..., d]
+        there: Tensor,  # [...] bool: utterances that have the modality
+        place: Tensor | None = None,  # [...] which utterance each row is, for `sample`
+        # z [..., d], zeros where the modality is not; balance, kl, uncertainty: scalars
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         "The mixture, and the three auxiliary terms."
         (p, c, g), (mu, log_var) = self.route(x, there), self.gaussians(x)
         var = log_var.exp()
-        z = mu + (.5*log_var).exp() * gaussian(place, mu.shape[-2]*mu.shape[-1]).view_as(mu) if self.sample and self.training else mu
-        terms = torch.stack([.5*(mu.square() + var - log_var - 1).sum(-1).mean(-1), (g * var.sum(-1)).sum(-1)], -1)
+        z = (
+            mu + (0.5 * log_var).exp() * gaussian(place, mu.shape[-2] * mu.shape[-1]).view_as(mu)
+            if self.sample and self.training
+            else mu
+        )
+        terms = torch.stack(
+            [0.5 * (mu.square() + var - log_var - 1).sum(-1).mean(-1), (g * var.sum(-1)).sum(-1)],
+            -1,
+        )
         kl, uncertainty = mean_over(terms, there)
-        return (g[..., None] * z).sum(-2), dict(balance=self.n * (mean_over(p, there) * mean_over(c, there)).sum(), kl=kl, uncertainty=uncertainty)
+        return (g[..., None] * z).sum(-2), dict(
+            balance=self.n * (mean_over(p, there) * mean_over(c, there)).sum(),
+            kl=kl,
+            uncertainty=uncertainty,
+        )
 
 # %% ../../nbs/baselines/07_euar.ipynb #60cce598
 @register('euar')
 class EUAR(Baseline):
     "Mixtures of Gaussian experts with uncertainty-aware routing."
+
     Settings = EUARSettings
     grid = (2e-3, *GRID)
     tuned = {'iemocap': 1e-3}
+
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
         s, d = settings, settings.width
-        if s.top > s.experts: raise ValueError(f'top: found {s.top}, expected at most experts ({s.experts})')
-        self.inputs = nn.ModuleDict({m: nn.Sequential(nn.Linear(w, d), nn.LayerNorm(d)) for m, w in widths.items()})
+        if s.top > s.experts:
+            raise ValueError(f'top: found {s.top}, expected at most experts ({s.experts})')
+        self.inputs = nn.ModuleDict(
+            {m: nn.Sequential(nn.Linear(w, d), nn.LayerNorm(d)) for m, w in widths.items()}
+        )
         self.dropout = Dropout(s.dropout)
-        self.experts = nn.ModuleDict({m: Experts(d, s.experts, s.top, s.batch_gate, s.sample) for m in widths})
-        sizes = [len(widths)*d, d, *(round(d*k/9) for k in (16, 32, 16))]
-        layers = [nn.Sequential(nn.Linear(i, o), nn.LayerNorm(o), nn.ReLU()) for i, o in zip(sizes, sizes[1:])]
+        self.experts = nn.ModuleDict(
+            {m: Experts(d, s.experts, s.top, s.batch_gate, s.sample) for m in widths}
+        )
+        sizes = [len(widths) * d, d, *(round(d * k / 9) for k in (16, 32, 16))]
+        layers = [
+            nn.Sequential(nn.Linear(i, o), nn.LayerNorm(o), nn.ReLU())
+            for i, o in zip(sizes, sizes[1:])
+        ]
         self.head = nn.Sequential(*layers, nn.Linear(sizes[-1], task.n_outputs))
 
     @classmethod
-    def published(cls, task): # batches of 32 utterances: the nearest number of dialogues (37, 25 and 7 utterances each)
-        return dict(lr=2e-5, epochs=200, patience=None, batch_size=5 if task.name.startswith('mosei') else 1, batch_gate=True, task_weight=10., score_loss='mae')
+    # batches of 32 utterances: the nearest number of dialogues (37, 25 and 7 utterances each)
+    def published(cls, task):
+        return dict(
+            lr=2e-5,
+            epochs=200,
+            patience=None,
+            batch_size=5 if task.name.startswith('mosei') else 1,
+            batch_gate=True,
+            task_weight=10.0,
+            score_loss='mae',
+        )
 
-    def _inputs(self, b): # (modality, x [B, L, d], which utterances have it [B, L])
+    def _inputs(self, b):  # (modality, x [B, L, d], which utterances have it [B, L])
         for k, (m, x) in enumerate(b.features.items()):
             there = b.present[..., k] & b.valid
-            yield m, self.dropout(self.inputs[m](x.masked_fill(~there[..., None], 0)), b.place), there
+            yield (
+                m,
+                self.dropout(self.inputs[m](x.masked_fill(~there[..., None], 0)), b.place),
+                there,
+            )
 
-    def _mixtures(self, b): # modality -> z, auxiliary terms
+    def _mixtures(self, b):  # modality -> z, auxiliary terms
         return {m: self.experts[m](x, there, b.place) for m, x, there in self._inputs(b)}
 
-    def encode(self, batch): return None if self.settings.batch_gate else {m: z for m, (z, _) in self._mixtures(batch).items()}
+    def encode(self, batch):
+        return (
+            None
+            if self.settings.batch_gate
+            else {m: z for m, (z, _) in self._mixtures(batch).items()}
+        )
 
     def loss(self, batch, stage):
         s, b = self.settings, flat(batch)
         z, terms = zip(*self._mixtures(b).values())
         y = self.head(torch.cat(z, -1))
         mae = s.score_loss == 'mae' and not self.task.classes
-        task = mean_over((y[..., :1] - b.label[..., None]).abs(), b.valid)[0] if mae else task_loss(y, b.label, b.valid)
-        balance, kl, uncertainty = (sum(t[k] for t in terms) for k in ('balance', 'kl', 'uncertainty'))
-        return s.task_weight*task + s.balance*balance + s.kl*kl + s.uncertainty*uncertainty, dict(task=task, balance=balance, kl=kl, uncertainty=uncertainty)
+        task = (
+            mean_over((y[..., :1] - b.label[..., None]).abs(), b.valid)[0]
+            if mae
+            else task_loss(y, b.label, b.valid)
+        )
+        balance, kl, uncertainty = (
+            sum(t[k] for t in terms) for k in ('balance', 'kl', 'uncertainty')
+        )
+        return (
+            s.task_weight * task + s.balance * balance + s.kl * kl + s.uncertainty * uncertainty,
+            dict(task=task, balance=balance, kl=kl, uncertainty=uncertainty),
+        )
 
     def predict(self, batch, stage=None):
         b = flat(batch)
-        if b.encoded: z = [x.masked_fill(~b.present[..., k:k+1], 0) for k, x in enumerate(b.features.values())]
-        else: z = [z for z, _ in self._mixtures(b).values()]
+        if b.encoded:
+            z = [
+                x.masked_fill(~b.present[..., k : k + 1], 0)
+                for k, x in enumerate(b.features.values())
+            ]
+        else:
+            z = [z for z, _ in self._mixtures(b).values()]
         return unflat(self.head(torch.cat(z, -1)), batch)
 
-    def inspect(self, batch): # gate: M times J weights, zeros where a modality is not
-        return {'gate': torch.cat([self.experts[m].route(x, there)[2] for m, x, there in self._inputs(batch)], -1)}
+    def inspect(self, batch):  # gate: M times J weights, zeros where a modality is not
+        return {
+            'gate': torch.cat(
+                [self.experts[m].route(x, there)[2] for m, x, there in self._inputs(batch)], -1
+            )
+        }

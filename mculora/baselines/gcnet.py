@@ -20,96 +20,123 @@ from .mctn import LSTM, recur, reverse
 
 # %% ../../nbs/baselines/09_gcnet.ipynb #03eed84c
 def turned(
-    p:Tensor,     # [2, B, L, 4H] what both directions take from the input
-    valid:Tensor, # [B, L] bool
-)->Tensor:        # [2, B, L, 4H]
+    p: Tensor,  # [2, B, L, 4H] what both directions take from the input
+    valid: Tensor,  # [B, L] bool
+) -> Tensor:  # [2, B, L, 4H]
     "The second direction reads each dialogue from its end."
     return torch.stack([p[0], reverse(p[1], valid)])
 
+
 def both_ways(
-    valid:Tensor, # [B, L] bool
-    *what:tuple[LSTM, Tensor], # LSTMs of two directions and the same H, and what each takes from its input, `turned`: [2, B, L, 4H]
-)->list[Tensor]:  # of each, [B, L, 2H]
+    valid: Tensor,  # [B, L] bool
+    # LSTMs of two directions and the same H, and what each takes from its input, `turned`: [2, B,
+    # L, 4H]
+    *what: tuple[LSTM, Tensor],
+) -> list[Tensor]:  # of each, [B, L, 2H]
     "Several bidirectional LSTMs in one loop; the directions are concatenated."
     h = recur(torch.cat([p for _, p in what]), torch.cat([f.U for f, _ in what])).split(2)
     return [torch.cat([x[0], reverse(x[1], valid)], -1) for x in h]
 
+
 def lstms(
-    inputs:int, # width of the input
-    hidden:int, # H
-    depth:int,  # layers
-)->nn.ModuleList:
+    inputs: int,  # width of the input
+    hidden: int,  # H
+    depth: int,  # layers
+) -> nn.ModuleList:
     "The layers of a bidirectional LSTM; its output has width 2H."
-    return nn.ModuleList(LSTM(inputs if k == 0 else 2*hidden, hidden, 2) for k in range(depth))
+    return nn.ModuleList(LSTM(inputs if k == 0 else 2 * hidden, hidden, 2) for k in range(depth))
 
 # %% ../../nbs/baselines/09_gcnet.ipynb #3937577c
-TEMPORAL, SPEAKER = 3, 4 # relations
+TEMPORAL, SPEAKER = 3, 4  # relations
+
 
 def window(
-    valid:Tensor, # [B, L] bool
-    past:int,     # utterances before; -1: all
-    future:int,   # utterances after; -1: all
-)->Tensor:        # [B, L, L] bool: i listens to j
+    valid: Tensor,  # [B, L] bool
+    past: int,  # utterances before; -1: all
+    future: int,  # utterances after; -1: all
+) -> Tensor:  # [B, L, L] bool: i listens to j
     "The edges of both graphs."
     at = torch.arange(valid.shape[1], device=valid.device)
-    ahead = at - at[:, None]                                                            # j - i
+    # j - i
+    ahead = at - at[:, None]
     near = torch.ones_like(ahead, dtype=torch.bool)
-    if past >= 0: near = near & (ahead >= -past)
-    if future >= 0: near = near & (ahead <= future)
+    if past >= 0:
+        near = near & (ahead >= -past)
+    if future >= 0:
+        near = near & (ahead <= future)
     return near & valid[:, :, None] & valid[:, None]
 
-def temporal(L:int, device=None)->Tensor: # [L, L] long: 0 past, 1 now, 2 future
+
+def temporal(L: int, device=None) -> Tensor:  # [L, L] long: 0 past, 1 now, 2 future
     "The relation of each edge in the temporal graph."
     at = torch.arange(L, device=device)
     return (at - at[:, None]).sign() + 1
 
+
 def spoken(
-    speaker:Tensor, # [B, L] long
-)->Tensor:          # [B, L, L] long: 2 (i is a guest) + (j is a guest)
+    speaker: Tensor,  # [B, L] long
+) -> Tensor:  # [B, L, L] long: 2 (i is a guest) + (j is a guest)
     "The relation of each edge in the speaker graph."
     guest = (speaker > 0).long()
-    return 2*guest[:, :, None] + guest[:, None]
+    return 2 * guest[:, :, None] + guest[:, None]
 
+# %% ../../nbs/baselines/09_gcnet.ipynb #a2f09cf5
 def shares(
-    near:Tensor,     # [B, L, L] bool
-    relation:Tensor, # [L, L] or [B, L, L] long
-    n:int,           # relations R
-)->Tensor:           # [B, R, L, L]: D_r^-1 M_r
+    near: Tensor,  # [B, L, L] bool
+    relation: Tensor,  # [L, L] or [B, L, L] long
+    n: int,  # relations R
+) -> Tensor:  # [B, R, L, L]: D_r^-1 M_r
     "For each relation the mean over the neighbours in it."
-    M = (near & (relation == torch.arange(n, device=near.device).view(n, 1, 1, 1))).movedim(0, 1).float()
+    M = (
+        (near & (relation == torch.arange(n, device=near.device).view(n, 1, 1, 1)))
+        .movedim(0, 1)
+        .float()
+    )
     return M / M.sum(-1, keepdim=True).clamp(min=1)
 
 # %% ../../nbs/baselines/09_gcnet.ipynb #75ff8347
 class Branch(nn.Module):
     "What one graph has of its own."
-    def __init__(self,
-        relations:int,  # R
-        width:int,      # of H^0
-        graph:int,      # of the messages
-        depth:int,      # layers of the BiLSTM
-        attention:bool, # over the dialogue
+
+    def __init__(
+        self,
+        relations: int,  # R
+        width: int,  # of H^0
+        graph: int,  # of the messages
+        depth: int,  # layers of the BiLSTM
+        attention: bool,  # over the dialogue
     ):
         super().__init__()
         wide = width + graph
-        self.W, self.root = nn.Parameter(torch.empty(relations, width, graph)), nn.Linear(width, graph)   # W_r; W_0, b
-        for w in self.W: nn.init.xavier_uniform_(w)
-        self.sum, self.own = nn.Linear(graph, graph), nn.Linear(graph, graph, bias=False)                 # W_1, b'; W_2
-        self.read, self.out = lstms(wide, wide, depth), nn.Linear(2*wide, wide)
-        self.match = nn.Linear(2*wide, 2*wide) if attention else None
+        # W_r; W_0, b
+        self.W, self.root = (
+            nn.Parameter(torch.empty(relations, width, graph)),
+            nn.Linear(width, graph),
+        )
+        for w in self.W:
+            nn.init.xavier_uniform_(w)
+        # W_1, b'; W_2
+        self.sum, self.own = nn.Linear(graph, graph), nn.Linear(graph, graph, bias=False)
+        self.read, self.out = lstms(wide, wide, depth), nn.Linear(2 * wide, wide)
+        self.match = nn.Linear(2 * wide, 2 * wide) if attention else None
 
-    def nodes(self,
-        h:Tensor,    # [B, L, width] H^0
-        near:Tensor, # [B, L, L] bool: M
-        A:Tensor,    # [B, R, L, L] D_r^-1 M_r
-    )->Tensor:       # [B, L, graph + width] [G'; H^0]
+    def nodes(
+        self,
+        h: Tensor,  # [B, L, width] H^0
+        near: Tensor,  # [B, L, L] bool: M
+        A: Tensor,  # [B, R, L, L] D_r^-1 M_r
+    ) -> Tensor:  # [B, L, graph + width] [G'; H^0]
         "One exchange of messages."
-        g = self.root(h) + (A @ (h[:, None] @ self.W)).sum(1)                                             # G
-        return torch.cat([self.sum(near.to(h.dtype) @ g) + self.own(g), h], -1)                           # G'
+        # G
+        g = self.root(h) + (A @ (h[:, None] @ self.W)).sum(1)
+        # G'
+        return torch.cat([self.sum(near.to(h.dtype) @ g) + self.own(g), h], -1)
 
-    def end(self,
-        s:Tensor,     # [B, L, 2(graph + width)] S
-        valid:Tensor, # [B, L] bool
-    )->Tensor:        # [B, L, graph + width]
+    def end(
+        self,
+        s: Tensor,  # [B, L, 2(graph + width)] S
+        valid: Tensor,  # [B, L] bool
+    ) -> Tensor:  # [B, L, graph + width]
         "Attention, if there is any, and the last map."
         if self.match is not None:
             look = valid[:, None] | torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
@@ -118,80 +145,128 @@ class Branch(nn.Module):
 
 # %% ../../nbs/baselines/09_gcnet.ipynb #3f9c2a45
 def reconstruction(
-    guess:dict[str, Tensor], # modality -> [B, L, D_m]
-    truth:dict[str, Tensor], # modality -> [B, L, D_m]
-    counts:Tensor,           # [B, L, M] bool: what was dropped
-    valid:Tensor,            # [B, L] bool
-)->Tensor:                   # scalar
-    "Mean squared error of each missing vector, summed over the modalities; mean over the utterances."
+    guess: dict[str, Tensor],  # modality -> [B, L, D_m]
+    truth: dict[str, Tensor],  # modality -> [B, L, D_m]
+    counts: Tensor,  # [B, L, M] bool: what was dropped
+    valid: Tensor,  # [B, L] bool
+) -> Tensor:  # scalar
+    """Mean squared error of each missing vector, summed over the modalities; mean over the
+    utterances."""
     each = torch.stack([(guess[m] - truth[m]).square().mean(-1) for m in guess], -1)
     return (each * (counts & valid[..., None])).sum() / valid.sum().clamp(min=1)
 
 # %% ../../nbs/baselines/09_gcnet.ipynb #dd93bac0
 class GCNetSettings(Recipe):
     "Settings of GCNet."
-    width:int = Field(100, ge=2)               # hidden size of the first BiLSTM, per direction; messages have half of it
-    depth:int = Field(2, ge=1)                 # layers of every BiLSTM
-    dropout:float = Field(.5, ge=0, lt=1)
-    past:int = Field(2, ge=-1)                 # utterances before that an utterance listens to; -1: all
-    future:int = Field(2, ge=-1)               # utterances after
-    reconstruction:float = Field(1., ge=0)     # lambda
-    attention:bool = False                     # over the dialogue, behind the second BiLSTM
-    padding_leaks:bool = False                 # True: recurrences read the padding, as published
 
+    # hidden size of the first BiLSTM, per direction; messages have half of it
+    width: int = Field(100, ge=2)
+    depth: int = Field(2, ge=1)  # layers of every BiLSTM
+    dropout: float = Field(0.5, ge=0, lt=1)
+    # utterances before that an utterance listens to; -1: all
+    past: int = Field(2, ge=-1)
+    future: int = Field(2, ge=-1)  # utterances after
+    reconstruction: float = Field(1.0, ge=0)  # lambda
+    attention: bool = False  # over the dialogue, behind the second BiLSTM
+    # True: recurrences read the padding, as published
+    padding_leaks: bool = False
+
+# %% ../../nbs/baselines/09_gcnet.ipynb #7a8a91d3
 @register('gcnet')
 class GCNet(Baseline):
     "Graph completion network."
+
     Settings = GCNetSettings
     tuned = {'iemocap': 5e-4}
-    @classmethod
-    def published(cls, task): return dict(width=200, lr=1e-3, weight_decay=1e-5, batch_size=32, epochs=100, patience=None, sampling='utterance', padding_leaks=True)
 
-    def __init__(self,
-        task,                   # what is predicted
-        widths:dict[str, int],  # modality -> D_m
-        settings:GCNetSettings, #
+    @classmethod
+    def published(cls, task):
+        return dict(
+            width=200,
+            lr=1e-3,
+            weight_decay=1e-5,
+            batch_size=32,
+            epochs=100,
+            patience=None,
+            sampling='utterance',
+            padding_leaks=True,
+        )
+
+    def __init__(
+        self,
+        task,  # what is predicted
+        widths: dict[str, int],  # modality -> D_m
+        settings: GCNetSettings,  #
     ):
         super().__init__(task, widths, settings)
-        s, graph = settings, settings.width//2
+        s, graph = settings, settings.width // 2
         self.dropout, self.read = Dropout(s.dropout), lstms(sum(widths.values()), s.width, s.depth)
-        self.temporal, self.speaker = (Branch(n, 2*s.width, graph, s.depth, s.attention) for n in (TEMPORAL, SPEAKER))
-        self.answer, self.recover = nn.Linear(2*s.width + graph, task.n_outputs), nn.Linear(2*s.width + graph, sum(widths.values()))
+        self.temporal, self.speaker = (
+            Branch(n, 2 * s.width, graph, s.depth, s.attention) for n in (TEMPORAL, SPEAKER)
+        )
+        self.answer, self.recover = (
+            nn.Linear(2 * s.width + graph, task.n_outputs),
+            nn.Linear(2 * s.width + graph, sum(widths.values())),
+        )
 
-    def encode(self, batch): # modality -> [B, L, 8H] what both directions take from it
+    def encode(self, batch):  # modality -> [B, L, 8H] what both directions take from it
         parts = self.read[0].W.split(list(self.widths.values()), 1)
-        return {m: torch.cat([x @ w for w in W], -1) for (m, x), W in zip(batch.features.items(), parts)}
+        return {
+            m: torch.cat([x @ w for w in W], -1) for (m, x), W in zip(batch.features.items(), parts)
+        }
 
-    def _first(self, b): # [2, B, L, 4H] what both directions take from what is there
+    def _first(self, b):  # [2, B, L, 4H] what both directions take from what is there
         E = b.features if b.encoded else self.encode(b)
-        total = sum(x.masked_fill(~(b.present[..., k] & b.valid)[..., None], 0) for k, x in enumerate(E.values()))
+        total = sum(
+            x.masked_fill(~(b.present[..., k] & b.valid)[..., None], 0)
+            for k, x in enumerate(E.values())
+        )
         return torch.stack(total.chunk(2, -1)) + self.read[0].b[:, None]
 
-    def represent(self,
-        b:Batch, # what is there
-    )->Tensor:   # [B, L, 2.5 width] H
+    def represent(
+        self,
+        b: Batch,  # what is there
+    ) -> Tensor:  # [B, L, 2.5 width] H
         "Everything before the two heads."
-        s, ends = self.settings, torch.ones_like(b.valid) if self.settings.padding_leaks else b.valid
-        h, = both_ways(ends, (self.read[0], turned(self._first(b), ends)))
-        for f in self.read[1:]: h = self.dropout(h, b.place); h, = both_ways(ends, (f, f.products(h, ends)))   # H^0
+        s, ends = (
+            self.settings,
+            torch.ones_like(b.valid) if self.settings.padding_leaks else b.valid,
+        )
+        (h,) = both_ways(ends, (self.read[0], turned(self._first(b), ends)))
+        # H^0
+        for f in self.read[1:]:
+            h = self.dropout(h, b.place)
+            (h,) = both_ways(ends, (f, f.products(h, ends)))
         near, branches = window(b.valid, s.past, s.future), (self.temporal, self.speaker)
         relation = temporal(near.shape[-1], near.device), spoken(b.speaker)
-        x = [g.nodes(h, near, shares(near, r, len(g.W)))*b.valid[..., None] for g, r in zip(branches, relation)]
+        x = [
+            g.nodes(h, near, shares(near, r, len(g.W))) * b.valid[..., None]
+            for g, r in zip(branches, relation)
+        ]
         for k in range(s.depth):
-            if k: x = [self.dropout(v, b.place) for v in x]
-            x = both_ways(ends, *((g.read[k], g.read[k].products(v, ends)) for g, v in zip(branches, x)))
+            if k:
+                x = [self.dropout(v, b.place) for v in x]
+            x = both_ways(
+                ends, *((g.read[k], g.read[k].products(v, ends)) for g, v in zip(branches, x))
+            )
         return self.dropout(sum(g.end(v, b.valid) for g, v in zip(branches, x)), b.place)
 
-    def recovered(self,
-        h:Tensor,             # [B, L, 2.5 width] H
-    )->dict[str, Tensor]:     # modality -> [B, L, D_m]
+    def recovered(
+        self,
+        h: Tensor,  # [B, L, 2.5 width] H
+    ) -> dict[str, Tensor]:  # modality -> [B, L, D_m]
         "The reconstructed features of every modality."
         return dict(zip(self.widths, self.recover(h).split(list(self.widths.values()), -1)))
 
-    def predict(self, batch, stage=None): return self.answer(self.represent(batch))
+    def predict(self, batch, stage=None):
+        return self.answer(self.represent(batch))
 
     def loss(self, batch, stage):
         full, h = batch.complete or batch, self.represent(batch)
         task = task_loss(self.answer(h), batch.label, batch.valid)
-        missing = reconstruction(self.recovered(h), full.features, full.present & ~batch.present, batch.valid)
-        return task + self.settings.reconstruction*missing, dict(task=task, reconstruction=missing)
+        missing = reconstruction(
+            self.recovered(h), full.features, full.present & ~batch.present, batch.valid
+        )
+        return task + self.settings.reconstruction * missing, dict(
+            task=task, reconstruction=missing
+        )

@@ -20,32 +20,38 @@ from .recipe import GRID
 
 # %% ../../nbs/baselines/05_if_mmin.ipynb #4880204b
 def moments(
-    x:Tensor,      # [B, L, d]
-    counts:Tensor, # [B, L] bool: which utterances
-    n:int=5,       #
-)->list[Tensor]:   # n times [d]: the mean and the central moments 2 to n
+    x: Tensor,  # [B, L, d]
+    counts: Tensor,  # [B, L] bool: which utterances
+    n: int = 5,  #
+) -> list[Tensor]:  # n times [d]: the mean and the central moments 2 to n
     "Mean and central moments over the utterances that count."
     share = (counts / counts.sum().clamp(min=1))[..., None]
     mean = (x * share).sum((0, 1))
-    return [mean, *(((x - mean)**k * share).sum((0, 1)) for k in range(2, n + 1))]
+    return [mean, *(((x - mean) ** k * share).sum((0, 1)) for k in range(2, n + 1))]
+
 
 def cmd(
-    x:Tensor,        # [B, L, d]
-    y:Tensor,        # [B, L, d]
-    counts_x:Tensor, # [B, L] bool: which utterances of x
-    counts_y:Tensor, # [B, L] bool: which of y
-)->Tensor:           # scalar; zero where one of them has none
+    x: Tensor,  # [B, L, d]
+    y: Tensor,  # [B, L, d]
+    counts_x: Tensor,  # [B, L] bool: which utterances of x
+    counts_y: Tensor,  # [B, L] bool: which of y
+) -> Tensor:  # scalar; zero where one of them has none
     "Central moment discrepancy with five moments."
-    apart = sum((a - b).square().sum().clamp(min=1e-24).sqrt() for a, b in zip(moments(x, counts_x), moments(y, counts_y)))
+    apart = sum(
+        (a - b).square().sum().clamp(min=1e-24).sqrt()
+        for a, b in zip(moments(x, counts_x), moments(y, counts_y))
+    )
     return apart * (counts_x.any() & counts_y.any())
 
 # %% ../../nbs/baselines/05_if_mmin.ipynb #ebfb1eb7
 class GuidedCRA(CRA):
     "Cascade of autoencoders, guided at every step."
-    def forward(self,
-        x:Tensor,              # [..., width] h
-        guide:Tensor,          # [..., width] H
-    )->tuple[Tensor, Tensor]:  # [..., width] h', [..., depth*sizes[-1]] [z_1; ...; z_B]
+
+    def forward(
+        self,
+        x: Tensor,  # [..., width] h
+        guide: Tensor,  # [..., width] H
+    ) -> tuple[Tensor, Tensor]:  # [..., width] h', [..., depth*sizes[-1]] [z_1; ...; z_B]
         z = []
         for down, up in zip(self.down, self.up):
             z.append(down(x + guide))
@@ -55,70 +61,105 @@ class GuidedCRA(CRA):
 # %% ../../nbs/baselines/05_if_mmin.ipynb #303adbef
 class IFMMINSettings(ImaginingSettings):
     "Settings of IF-MMIN."
-    imagination:float = Field(1., ge=0)    # weight of || h' - h~ ||
-    invariance:float = Field(100., ge=0)   # weight of || H - H_teacher ||
-    discrepancy:float = Field(1., ge=0)    # weight of CMD, while the teacher is trained
 
+    imagination: float = Field(1.0, ge=0)  # weight of || h' - h~ ||
+    invariance: float = Field(100.0, ge=0)  # weight of || H - H_teacher ||
+    discrepancy: float = Field(1.0, ge=0)  # weight of CMD, while the teacher is trained
+
+# %% ../../nbs/baselines/05_if_mmin.ipynb #72d4f4aa
 @register('if-mmin')
 class IFMMIN(Imagining):
     "Missing modality imagination network with invariant features."
+
     Settings = IFMMINSettings
     grid = (2e-3, *GRID)
     tuned = {'iemocap': 1e-3}
     first, second = ('encoders', 'shared', 'teacher_head'), ('encoders', 'shared', 'ahead', 'head')
     taught = ('encoders', 'shared')
-    def __init__(self,
-        task,                    # what is predicted
-        widths:dict[str, int],   # modality -> D_m
-        settings:IFMMINSettings, #
+
+    def __init__(
+        self,
+        task,  # what is predicted
+        widths: dict[str, int],  # modality -> D_m
+        settings: IFMMINSettings,  #
     ):
         super().__init__(task, widths, settings)
         s, h, C = settings, self.hidden_width, task.n_outputs
-        self.shared = Mlp(s.width, s.width, s.width, act=F.leaky_relu)                         # S
-        self.teacher_head = Mlp(2*h, s.width, s.width, C)
-        self.ahead = GuidedCRA(h, self.sizes, s.depth)                                         # IF-IM
-        self.head = Mlp(s.depth*self.sizes[-1], s.width, s.width, C)
+        # S
+        self.shared = Mlp(s.width, s.width, s.width, act=F.leaky_relu)
+        self.teacher_head = Mlp(2 * h, s.width, s.width, C)
+        # IF-IM
+        self.ahead = GuidedCRA(h, self.sizes, s.depth)
+        self.head = Mlp(s.depth * self.sizes[-1], s.width, s.width, C)
         self.copy()
 
     @classmethod
-    def published(cls, task): return super().published(task) | dict(epochs=40)
+    def published(cls, task):
+        return super().published(task) | dict(epochs=40)
 
-    def invariant(self,
-        h:Tensor,             # [B, L, M*d] h
-        shared:Mlp|None=None, # None: the student's
-    )->Tensor:                # [B, L, M*d] H
+    def invariant(
+        self,
+        h: Tensor,  # [B, L, M*d] h
+        shared: Mlp | None = None,  # None: the student's
+    ) -> Tensor:  # [B, L, M*d] H
         "S of every modality's hidden vector."
-        return F.leaky_relu((shared or self.shared)(h.unflatten(-1, (len(self.widths), -1)))).flatten(-2)
+        return F.leaky_relu(
+            (shared or self.shared)(h.unflatten(-1, (len(self.widths), -1)))
+        ).flatten(-2)
 
-    def apart(self,
-        H:Tensor,      # [B, L, M*d]
-        counts:Tensor, # [B, L, M] bool: which modalities of which utterances
-    )->Tensor:         # scalar
+    def apart(
+        self,
+        H: Tensor,  # [B, L, M*d]
+        counts: Tensor,  # [B, L, M] bool: which modalities of which utterances
+    ) -> Tensor:  # scalar
         "Mean CMD over the pairs of modalities."
         each = list(zip(H.unflatten(-1, (len(self.widths), -1)).unbind(-2), counts.unbind(-1)))
         pairs = [cmd(x, y, a, b) for (x, a), (y, b) in combinations(each, 2)]
-        return sum(pairs)/len(pairs) if pairs else H.new_zeros(())                             # one modality: nothing to agree with
+        # one modality: nothing to agree with
+        return sum(pairs) / len(pairs) if pairs else H.new_zeros(())
 
     def loss(self, batch, stage):
-        s, drop, full, b = self.settings, self.drop[stage], flat(batch.complete or batch), flat(batch)
+        s, drop, full, b = (
+            self.settings,
+            self.drop[stage],
+            flat(batch.complete or batch),
+            flat(batch),
+        )
         there = full.present & full.valid[..., None]
         if stage == 'teacher':
             h = self.hidden(full, drop=drop)
             H = self.invariant(h)
-            task, apart = task_loss(self.teacher_head(torch.cat([h, H], -1), drop, full.place), full.label, full.valid), self.apart(H, there)
-            return task + s.discrepancy*apart, dict(task=task, cmd=apart)
+            task, apart = (
+                task_loss(
+                    self.teacher_head(torch.cat([h, H], -1), drop, full.place),
+                    full.label,
+                    full.valid,
+                ),
+                self.apart(H, there),
+            )
+            return task + s.discrepancy * apart, dict(task=task, cmd=apart)
         h = self.hidden(b, drop=drop)
         H = self.invariant(h)
-        imagined, z = self.ahead(h, H)                                                         # h', [z_1; ...]
+        # h', [z_1; ...]
+        imagined, z = self.ahead(h, H)
         gone, known = self.lost(full, b)
         encoders, shared = self.teacher['encoders'], self.teacher['shared']
-        target = self.hidden(replace(full, present=gone), encoders).detach()                   # the teacher's answer to the reversed input
-        whole = self.invariant(self.hidden(full, encoders), shared).detach()                   # and to the complete one
+        # the teacher's answer to the reversed input
+        target = self.hidden(replace(full, present=gone), encoders).detach()
+        # and to the complete one
+        whole = self.invariant(self.hidden(full, encoders), shared).detach()
         task = task_loss(self.head(z, drop, b.place), b.label, b.valid)
         imagination, invariance = slot_error(imagined, target, known), slot_error(H, whole, there)
-        return task + s.imagination*imagination + s.invariance*invariance, dict(task=task, imagination=imagination, invariance=invariance)
+        return task + s.imagination * imagination + s.invariance * invariance, dict(
+            task=task, imagination=imagination, invariance=invariance
+        )
 
     def predict(self, batch, stage=None):
         h = self.hidden(flat(batch))
         H = self.invariant(h)
-        return unflat(self.teacher_head(torch.cat([h, H], -1)) if stage == 'teacher' else self.head(self.ahead(h, H)[1]), batch)
+        return unflat(
+            self.teacher_head(torch.cat([h, H], -1))
+            if stage == 'teacher'
+            else self.head(self.ahead(h, H)[1]),
+            batch,
+        )

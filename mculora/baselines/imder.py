@@ -20,205 +20,326 @@ from .euar import gaussian
 from .dicmor import Recovering, RecoveringSettings, positions
 
 # %% ../../nbs/baselines/12_imder.ipynb #568f8f18
-def spread(t:Tensor, sigma:float=25.)->Tensor: "sigma_t"; return (torch.expm1(2*log(sigma)*t)/(2*log(sigma))).sqrt()
+def spread(t: Tensor, sigma: float = 25.0) -> Tensor:
+    "sigma_t"
+    return (torch.expm1(2 * log(sigma) * t) / (2 * log(sigma))).sqrt()
 
-Score = Callable[[Tensor, Tensor, Tensor], Tensor] # (x [..., d], t [..., 1], or [1] if it is the same for all, condition [..., J, d]) -> [..., d]
+
+# (x [..., d], t [..., 1], or [1] if it is the same for all, condition [..., J, d]) -> [..., d]
+Score = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 
 @torch.no_grad()
 def draw(
-    score:Score,      #
-    c:Tensor,         # [..., J, d] conditions
-    place:Tensor,     # [...] which utterance each row is, for the noise
-    steps:int,        # n, at least 2
-    noise:str,        # of the conditions: 'none', else independent
-    sigma:float=25.,  #
-)->Tensor:            # [..., d]
+    score: Score,  #
+    c: Tensor,  # [..., J, d] conditions
+    place: Tensor,  # [...] which utterance each row is, for the noise
+    steps: int,  # n, at least 2
+    noise: str,  # of the conditions: 'none', else independent
+    sigma: float = 25.0,  #
+) -> Tensor:  # [..., d]
     "A sample for every row."
     times, (J, d) = torch.linspace(1, 1e-3, steps).tolist(), c.shape[-2:]
     step, t = times[0] - times[1], torch.ones(1, device=c.device)
-    start, z, own = gaussian(place, (1 + steps + steps*J)*d).unflatten(-1, (-1, d)).split((1, steps, steps*J), -2)  # all noise at once
-    x = mean = start[..., 0, :]*spread(t, sigma)
+    # all noise at once
+    start, z, own = (
+        gaussian(place, (1 + steps + steps * J) * d)
+        .unflatten(-1, (-1, d))
+        .split((1, steps, steps * J), -2)
+    )
+    x = mean = start[..., 0, :] * spread(t, sigma)
     for i, time in enumerate(times):
-        now = t*time
-        seen = c if noise == 'none' else c + spread(now, sigma)[..., None]*own[..., i*J:i*J + J, :]
-        mean = x + step*sigma**(2*time)*score(x, now, seen)
-        x = mean + step**.5*sigma**time*z[..., i, :]
+        now = t * time
+        seen = (
+            c
+            if noise == 'none'
+            else c + spread(now, sigma)[..., None] * own[..., i * J : i * J + J, :]
+        )
+        mean = x + step * sigma ** (2 * time) * score(x, now, seen)
+        x = mean + step**0.5 * sigma**time * z[..., i, :]
     return mean
 
 # %% ../../nbs/baselines/12_imder.ipynb #5fbd8e6a
-def moment(place:Tensor)->Tensor: "t for every place: [...] -> [..., 1], uniform between 0 and 1."; return (random_integers(place, 1, torch.int16).float() + 32768.5)/65536
+def moment(place: Tensor) -> Tensor:
+    "t for every place: [...] -> [..., 1], uniform between 0 and 1."
+    return (random_integers(place, 1, torch.int16).float() + 32768.5) / 65536
+
 
 def score_matching(
-    score:Score,     #
-    x:Tensor,        # [..., d] true vectors
-    c:Tensor,        # [..., J, d] conditions
-    place:Tensor,    # [...] which utterance each row is, for the noise
-    noise:str,       # of the conditions: 'independent', the 'same', 'none'
-    sigma:float=25., #
-    t:Tensor|None=None, # [..., 1]; None: drawn for every place
-)->Tensor:           # [...] summed over the d entries
+    score: Score,  #
+    x: Tensor,  # [..., d] true vectors
+    c: Tensor,  # [..., J, d] conditions
+    place: Tensor,  # [...] which utterance each row is, for the noise
+    noise: str,  # of the conditions: 'independent', the 'same', 'none'
+    sigma: float = 25.0,  #
+    t: Tensor | None = None,  # [..., 1]; None: drawn for every place
+) -> Tensor:  # [...] summed over the d entries
     "How far the score is from the noise that was added."
     t = moment(place) if t is None else t
     z, s = gaussian(place, x.shape[-1]), spread(t, sigma)
-    own = {'same': lambda: z[..., None, :], 'independent': lambda: gaussian(place, c.shape[-2]*c.shape[-1]).view(c.shape), 'none': lambda: 0}[noise]()
-    return (s*score(x + s*z, t, c + s[..., None]*own) + z).square().sum(-1)
+    own = {
+        'same': lambda: z[..., None, :],
+        'independent': lambda: gaussian(place, c.shape[-2] * c.shape[-1]).view(c.shape),
+        'none': lambda: 0,
+    }[noise]()
+    return (s * score(x + s * z, t, c + s[..., None] * own) + z).square().sum(-1)
 
 # %% ../../nbs/baselines/12_imder.ipynb #1d386b96
 class ScoreBlock(nn.Module):
     "Cross-attention to the condition, then an MLP that knows the time."
-    def __init__(self,
-        width:int,      # of h
-        heads:int,      # of the attention
-        sequence:bool,  # the MLP sees the neighbours, the attention the whole dialogue
+
+    def __init__(
+        self,
+        width: int,  # of h
+        heads: int,  # of the attention
+        sequence: bool,  # the MLP sees the neighbours, the attention the whole dialogue
     ):
         super().__init__()
         self.heads, self.sequence = heads, sequence
-        self.norm1, self.q, self.kv, self.out = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, 2*width), nn.Linear(width, width)
-        self.norm2, self.time, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, width, bias=False), nn.Linear((3 if sequence else 1)*width, width), nn.Linear(width, width)
+        self.norm1, self.q, self.kv, self.out = (
+            nn.LayerNorm(width),
+            nn.Linear(width, width),
+            nn.Linear(width, 2 * width),
+            nn.Linear(width, width),
+        )
+        self.norm2, self.time, self.up, self.down = (
+            nn.LayerNorm(width),
+            nn.Linear(width, width, bias=False),
+            nn.Linear((3 if sequence else 1) * width, width),
+            nn.Linear(width, width),
+        )
 
-    def _attend(self, h, kv, has): # [..., width], [..., J, 2 width], [..., J]
-        if not self.sequence and kv.shape[-2] == 1: return self.out(kv[..., 0, h.shape[-1]:])    # one token has all the attention
+    def _attend(self, h, kv, has):  # [..., width], [..., J, 2 width], [..., J]
+        # one token has all the attention
+        if not self.sequence and kv.shape[-2] == 1:
+            return self.out(kv[..., 0, h.shape[-1] :])
         q, (k, v) = self.q(self.norm1(h)), kv.chunk(2, -1)
-        if self.sequence: # all tokens of the dialogue
-            k, v = (x.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (k, v))         # [B, heads, L J, width/heads]
+        if self.sequence:  # all tokens of the dialogue
+            # [B, heads, L J, width/heads]
+            k, v = (x.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (k, v))
             has = has.flatten(1)
             has = (has | ~has.any(-1, keepdim=True))[:, None, None]
-            share = (q.unflatten(-1, (self.heads, -1)).transpose(1, 2) @ k.mT * k.shape[-1]**-.5).masked_fill(~has, -torch.inf).softmax(-1)
+            share = (
+                (q.unflatten(-1, (self.heads, -1)).transpose(1, 2) @ k.mT * k.shape[-1] ** -0.5)
+                .masked_fill(~has, -torch.inf)
+                .softmax(-1)
+            )
             return self.out((share @ v).transpose(1, 2).flatten(2))
         q, k, v = (x.unflatten(-1, (self.heads, -1)) for x in (q, k, v))
         has = (has | ~has.any(-1, keepdim=True))[..., None]
-        share = ((q[..., None, :, :]*k).sum(-1)*k.shape[-1]**-.5).masked_fill(~has, -torch.inf).softmax(-2)  # [..., J, heads]
-        return self.out((share[..., None]*v).sum(-3).flatten(-2))
+        # [..., J, heads]
+        share = (
+            ((q[..., None, :, :] * k).sum(-1) * k.shape[-1] ** -0.5)
+            .masked_fill(~has, -torch.inf)
+            .softmax(-2)
+        )
+        return self.out((share[..., None] * v).sum(-3).flatten(-2))
 
-    def forward(self,
-        h:Tensor,      # [..., width]
-        e:Tensor,      # [..., width] the time
-        kv:Tensor,     # [..., J, 2 width] keys and values: `kv` of the condition's tokens
-        has:Tensor,    # [..., J] bool: what of it is there
-        valid:Tensor,  # [...] bool: what is not padding
-    )->Tensor:         # [..., width]
+    def forward(
+        self,
+        h: Tensor,  # [..., width]
+        e: Tensor,  # [..., width] the time
+        kv: Tensor,  # [..., J, 2 width] keys and values: `kv` of the condition's tokens
+        has: Tensor,  # [..., J] bool: what of it is there
+        valid: Tensor,  # [...] bool: what is not padding
+    ) -> Tensor:  # [..., width]
         h = h + self._attend(h, kv, has)
         u = self.norm2(h)
         if self.sequence:
-            u = u*valid[..., None]
+            u = u * valid[..., None]
             none = torch.zeros_like(u[:, :1])
             u = torch.cat([torch.cat([none, u[:, :-1]], 1), u, torch.cat([u[:, 1:], none], 1)], -1)
         return h + self.down(nn.functional.silu(self.up(u) + self.time(e)))
 
+# %% ../../nbs/baselines/12_imder.ipynb #69dc2484
 class ScoreNet(nn.Module):
     "s_m: the score of a modality's vectors, given those of the others."
-    def __init__(self,
-        width:int,     # d
-        others:int,    # J, other modalities
-        depth:int=4,   # blocks
-        heads:int=8,   # of the attention
-        sequence:bool=False, # over the dialogue instead of single utterances
-        sigma:float=25., #
+
+    def __init__(
+        self,
+        width: int,  # d
+        others: int,  # J, other modalities
+        depth: int = 4,  # blocks
+        heads: int = 8,  # of the attention
+        sequence: bool = False,  # over the dialogue instead of single utterances
+        sigma: float = 25.0,  #
     ):
         super().__init__()
-        hidden = 4*width
+        hidden = 4 * width
         self.sigma, self.sequence = sigma, sequence
-        self.register_buffer('frequency', torch.randn(hidden//2)*30)                          # Fourier features, as published: of scale 30, not trained
-        self.time, self.input, self.condition = nn.Linear(hidden, hidden), nn.Linear(width, hidden), nn.Linear(width, hidden)
-        self.who = nn.Parameter(torch.randn(others, hidden)*hidden**-.5)                      # which modality a token is of
+        # Fourier features, as published: of scale 30, not trained
+        self.register_buffer('frequency', torch.randn(hidden // 2) * 30)
+        self.time, self.input, self.condition = (
+            nn.Linear(hidden, hidden),
+            nn.Linear(width, hidden),
+            nn.Linear(width, hidden),
+        )
+        # which modality a token is of
+        self.who = nn.Parameter(torch.randn(others, hidden) * hidden**-0.5)
         self.blocks = nn.ModuleList(ScoreBlock(hidden, heads, sequence) for _ in range(depth))
         self.out = nn.Linear(hidden, width)
-        nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
 
-    def folded(self)->list[Tensor]: # of each block [2 hidden, d]
+    def folded(self) -> list[Tensor]:  # of each block [2 hidden, d]
         "From a condition to its keys and values in one product, since it is narrow."
         return [b.kv.weight @ self.condition.weight for b in self.blocks]
 
-    def forward(self,
-        x:Tensor,     # [..., d] x_t
-        t:Tensor,     # [..., 1], or [1]
-        c:Tensor,     # [..., J, d] the others, disturbed
-        has:Tensor,   # [..., J] bool: which of them are there
-        valid:Tensor, # [...] bool: what is not padding
-        folded:list[Tensor]|None=None, # `folded()`, where it is needed more than once
-        tokens:Tensor|slice=slice(None), # [J] which of the others they are
-    )->Tensor:        # [..., d]
+    def forward(
+        self,
+        x: Tensor,  # [..., d] x_t
+        t: Tensor,  # [..., 1], or [1]
+        c: Tensor,  # [..., J, d] the others, disturbed
+        has: Tensor,  # [..., J] bool: which of them are there
+        valid: Tensor,  # [...] bool: what is not padding
+        folded: list[Tensor] | None = None,  # `folded()`, where it is needed more than once
+        tokens: Tensor | slice = slice(None),  # [J] which of the others they are
+    ) -> Tensor:  # [..., d]
         s = spread(t, self.sigma)
-        size = (1 + s*s).rsqrt()
-        angle = 2*pi*t*self.frequency
+        size = (1 + s * s).rsqrt()
+        angle = 2 * pi * t * self.frequency
         e = nn.functional.silu(self.time(torch.cat([angle.sin(), angle.cos()], -1)))
-        h, c, who = self.input(x*size), c*size[..., None], self.who[tokens] + self.condition.bias
+        h, c, who = (
+            self.input(x * size),
+            c * size[..., None],
+            self.who[tokens] + self.condition.bias,
+        )
         if self.sequence:
             where = positions(x.shape[1], h.shape[-1], x.device)
             h, who = h + where, who + where[:, None]
-        for block, KV in zip(self.blocks, folded or self.folded()): h = block(h, e, nn.functional.linear(c, KV) + block.kv(who), has, valid) # tokens: W c + who
-        return self.out(h)/s - x*size**2
+        # tokens: W c + who
+        for block, KV in zip(self.blocks, folded or self.folded()):
+            h = block(h, e, nn.functional.linear(c, KV) + block.kv(who), has, valid)
+        return self.out(h) / s - x * size**2
 
 # %% ../../nbs/baselines/12_imder.ipynb #9ddf81b9
 class IMDerSettings(RecoveringSettings):
     "Settings of IMDer."
-    width:int = Field(32, ge=2)                    # d
-    form:Literal['vector', 'sequence'] = 'vector'  # what the score is of: an utterance, or a dialogue
-    steps:int = Field(20, ge=2)                    # n of the sampler
-    condition_noise:Literal['independent', 'same', 'none'] = 'independent' # z' in training; 'same': as published, then the sampler's is independent
-    sigma:float = Field(25., gt=1)
 
-KEY = 66 # of the sampler's noise outside training
+    width: int = Field(32, ge=2)  # d
+    # what the score is of: an utterance, or a dialogue
+    form: Literal['vector', 'sequence'] = 'vector'
+    steps: int = Field(20, ge=2)  # n of the sampler
+    # z' in training; 'same': as published, then the sampler's is independent
+    condition_noise: Literal['independent', 'same', 'none'] = 'independent'
+    sigma: float = Field(25.0, gt=1)
 
+
+KEY = 66  # of the sampler's noise outside training
+
+# %% ../../nbs/baselines/12_imder.ipynb #46ddd250
 @register('imder')
 class IMDer(Recovering):
     "Incomplete multimodality-diffused emotion recognition."
+
     Settings = IMDerSettings
     late = (*Recovering.late, 'form', 'steps', 'condition_noise', 'sigma')
     tuned = {'iemocap': 2e-4}
-    def __init__(self,
-        task:Task,              # what is predicted
-        widths:dict[str, int],  # modality -> D_m
-        settings:IMDerSettings, #
+
+    def __init__(
+        self,
+        task: Task,  # what is predicted
+        widths: dict[str, int],  # modality -> D_m
+        settings: IMDerSettings,  #
     ):
         super().__init__(task, widths, settings)
         s = settings
-        self.score = nn.ModuleDict({m: ScoreNet(s.width, len(widths) - 1, s.depth, s.heads, s.form == 'sequence', s.sigma) for m in widths})   # s_m
+        # s_m
+        self.score = nn.ModuleDict(
+            {
+                m: ScoreNet(
+                    s.width, len(widths) - 1, s.depth, s.heads, s.form == 'sequence', s.sigma
+                )
+                for m in widths
+            }
+        )
 
     @classmethod
     def published(cls, task):
-        return dict(lr=2e-3, patience=20, batch_size=18 if task.name.startswith('mosei') else 1, sampling='batch', steps=100, condition_noise='same', score_loss='mae')
+        return dict(
+            lr=2e-3,
+            patience=20,
+            batch_size=18 if task.name.startswith('mosei') else 1,
+            sampling='batch',
+            steps=100,
+            condition_noise='same',
+            score_loss='mae',
+        )
 
-    def _whole(self, b): # the sequence form needs neighbours at their places
-        return b if self.settings.form == 'vector' else replace(b, pack=False, complete=b.complete and replace(b.complete, pack=False))
+    def _whole(self, b):  # the sequence form needs neighbours at their places
+        return (
+            b
+            if self.settings.form == 'vector'
+            else replace(b, pack=False, complete=b.complete and replace(b.complete, pack=False))
+        )
 
-    def loss(self, batch, stage): return super().loss(self._whole(batch), stage)
+    def loss(self, batch, stage):
+        return super().loss(self._whole(batch), stage)
+
     def predict(self, batch, stage=None):
-        with seeded(KEY): return super().predict(self._whole(batch), stage)
-    def inspect(self, batch):
-        with seeded(KEY): return super().inspect(self._whole(batch))
+        with seeded(KEY):
+            return super().predict(self._whole(batch), stage)
 
-    def _each(self, b, x, asked): # for every modality: the key of its noise, its network on some rows, what takes such rows and puts them back, their conditions and places
-        key = random_integers(torch.zeros((), dtype=torch.int32, device=b.place.device), 1, torch.int32)[0] & 0x3fffffff
+    def inspect(self, batch):
+        with seeded(KEY):
+            return super().inspect(self._whole(batch))
+
+    # for every modality: the key of its noise, its network on some rows, what takes such rows and
+    # puts them back, their conditions and places
+    def _each(self, b, x, asked):
+        key = (
+            random_integers(
+                torch.zeros((), dtype=torch.int32, device=b.place.device), 1, torch.int32
+            )[0]
+            & 0x3FFFFFFF
+        )
         for k, m in enumerate(x):
             others = [o for o in range(len(x)) if o != k]
             c, has = torch.stack([list(x.values())[o] for o in others], -2), b.present[..., others]
             rows, back = (lambda v: v), (lambda v: v)
-            if b.pack: # only the rows that are asked for
+            if b.pack:  # only the rows that are asked for
                 at = asked(k).flatten().nonzero()[:, 0]
                 rows = lambda v, at=at: v.flatten(0, 1).index_select(0, at)
-                back = lambda v, at=at: v.new_zeros(b.valid.numel(), *v.shape[1:]).index_copy(0, at, v).unflatten(0, b.shape)
+                back = lambda v, at=at: (
+                    v.new_zeros(b.valid.numel(), *v.shape[1:])
+                    .index_copy(0, at, v)
+                    .unflatten(0, b.shape)
+                )
             here, there = rows(has), rows(b.valid)
-            tokens = here.any(0).nonzero()[:, 0] if b.pack else slice(None)                   # what nobody has is not looked at: under one condition it is the same for all
+            # what nobody has is not looked at: under one condition it is the same for all
+            tokens = here.any(0).nonzero()[:, 0] if b.pack else slice(None)
             net, folded = self.score[m], self.score[m].folded()
-            score = lambda x, t, c, net=net, here=here[..., tokens], there=there, folded=folded, tokens=tokens: net(x, t, c[..., tokens, :], here, there, folded, tokens)
+            score = (
+                lambda x, t, c, net=net, here=here[..., tokens], there=there, folded=folded, tokens=tokens: (
+                    net(x, t, c[..., tokens, :], here, there, folded, tokens)
+                )
+            )
             yield m, key + k, score, rows, back, rows(c), rows(b.place)
 
     def recovered(self, b, x):
         s, some = self.settings, b.present.any(-1)
         noise = 'none' if s.condition_noise == 'none' else 'independent'
         out = {}
-        for m, key, score, _, back, c, place in self._each(b, x, lambda k: some & ~b.present[..., k]):
-            with seeded(key): out[m] = back(draw(score, c, place, s.steps, noise, s.sigma))
+        for m, key, score, _, back, c, place in self._each(
+            b, x, lambda k: some & ~b.present[..., k]
+        ):
+            with seeded(key):
+                out[m] = back(draw(score, c, place, s.steps, noise, s.sigma))
         return out
 
     def own_loss(self, full, b, x, truth):
         s, total = self.settings, torch.zeros((), device=b.valid.device)
         gone = full.present & ~b.present & (b.present.any(-1) & b.valid)[..., None]
-        if len(x) == 1: return total, dict(score=total)
-        for k, (m, key, score, rows, back, c, place) in enumerate(self._each(b, x, lambda k: gone[..., k])):
+        if len(x) == 1:
+            return total, dict(score=total)
+        for k, (m, key, score, rows, back, c, place) in enumerate(
+            self._each(b, x, lambda k: gone[..., k])
+        ):
             with seeded(key):
-                t = moment(b.place[:, :1]).expand(*b.shape, 1) if s.form == 'sequence' else None # one time for a dialogue
-                each = back(score_matching(score, rows(truth[m]), c, place, s.condition_noise, s.sigma, t))
-            total = total + (each*gone[..., k]).sum()/gone[..., k].sum().clamp(min=1)
+                # one time for a dialogue
+                t = moment(b.place[:, :1]).expand(*b.shape, 1) if s.form == 'sequence' else None
+                each = back(
+                    score_matching(score, rows(truth[m]), c, place, s.condition_noise, s.sigma, t)
+                )
+            total = total + (each * gone[..., k]).sum() / gone[..., k].sum().clamp(min=1)
         return total, dict(score=total)

@@ -17,44 +17,87 @@ from ..basics.method import NEVER, Method, Settings, register
 # %% ../../nbs/baselines/00_logistic.ipynb #5904677b
 class LogisticSettings(Settings):
     "Settings of the linear models."
-    C:float = Field(.01, gt=0) # inverse strength of the penalty, as in scikit-learn; ridge takes 1/C. Of 1, .1, .01, .001 the best for both methods together on the validation dialogues of real IEMOCAP
 
+    # inverse strength of the penalty, as in scikit-learn; ridge takes 1/C. Of 1, .1, .01, .001 the
+    # best for both methods together on the validation dialogues of real IEMOCAP
+    C: float = Field(0.01, gt=0)
+
+# %% ../../nbs/baselines/00_logistic.ipynb #f6faa6f0
 @register('logistic')
 class Logistic(Method):
-    "One logistic regression (ridge for scores) on complete data; missing modalities are replaced by their mean."
+    """One logistic regression (ridge for scores) on complete data; missing modalities are replaced
+    by their mean."""
+
     Settings = LogisticSettings
     per_condition = False
+
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
         D, n = sum(widths.values()), len(self.q) if self.per_condition else 1
-        for name, shape in dict(mean=(D,), std=(D,), weight=(n, task.n_outputs, D), bias=(n, task.n_outputs)).items(): self.register_buffer(name, torch.zeros(shape))
-        self.register_buffer('has', torch.cat([members(len(widths))[:, k:k+1].expand(-1, w) for k, w in enumerate(widths.values())], 1)) # [N, D] which columns a condition has
+        for name, shape in dict(
+            mean=(D,), std=(D,), weight=(n, task.n_outputs, D), bias=(n, task.n_outputs)
+        ).items():
+            self.register_buffer(name, torch.zeros(shape))
+        # [N, D] which columns a condition has
+        self.register_buffer(
+            'has',
+            torch.cat(
+                [
+                    members(len(widths))[:, k : k + 1].expand(-1, w)
+                    for k, w in enumerate(widths.values())
+                ],
+                1,
+            ),
+        )
 
-    def stages(self): return []
+    def stages(self):
+        return []
 
-    def _inputs(self, features, present): # [..., sum D_m] standardised, zero (the mean) where missing
-        there = torch.cat([present[..., k:k+1].expand(x.shape) for k, x in enumerate(features.values())], -1)
-        return (torch.cat(list(features.values()), -1) - self.mean)/self.std * there
+    # [..., sum D_m] standardised, zero (the mean) where missing
+    def _inputs(self, features, present):
+        there = torch.cat(
+            [present[..., k : k + 1].expand(x.shape) for k, x in enumerate(features.values())], -1
+        )
+        return (torch.cat(list(features.values()), -1) - self.mean) / self.std * there
 
     def prepare(self, train):
-        self.mean, self.std = (torch.cat([f(x[here]) if (here := train.present[:, k]).any() else x.new_zeros(x.shape[-1]) for k, x in enumerate(train.features.values())]) for f in (lambda x: x.mean(0), lambda x: x.std(0, correction=0)))
-        self.std = torch.where(self.std > 0, self.std, 1.)
-        X, y = self._inputs(train.features, train.present).double().cpu().numpy(), train.label.cpu().numpy()
-        if self.task.classes and len(np.unique(y)) < 2: raise DataError(f'{self.task.name}: found one class in the training part, expected at least 2 for a logistic regression')
+        self.mean, self.std = (
+            torch.cat(
+                [
+                    f(x[here]) if (here := train.present[:, k]).any() else x.new_zeros(x.shape[-1])
+                    for k, x in enumerate(train.features.values())
+                ]
+            )
+            for f in (lambda x: x.mean(0), lambda x: x.std(0, correction=0))
+        )
+        self.std = torch.where(self.std > 0, self.std, 1.0)
+        X, y = (
+            self._inputs(train.features, train.present).double().cpu().numpy(),
+            train.label.cpu().numpy(),
+        )
+        if self.task.classes and len(np.unique(y)) < 2:
+            raise DataError(
+                f'{self.task.name}: found one class in the training part, expected at least '
+                '2 for a logistic regression'
+            )
         self.weight.zero_()
         for i in range(len(self.weight)):
             columns = self.has[i if self.per_condition else -1].cpu().numpy()
             if not self.task.classes:
-                model = Ridge(1/self.settings.C).fit(X[:, columns], y)
+                model = Ridge(1 / self.settings.C).fit(X[:, columns], y)
                 classes, w, b = [0], model.coef_[None], model.intercept_
             else:
                 model = LogisticRegression(C=self.settings.C, max_iter=2000).fit(X[:, columns], y)
                 classes, w, b = model.classes_, model.coef_, model.intercept_
-                if len(w) == 1: w, b = np.concatenate([0*w, w]), np.concatenate([0*b, b])       # two classes: scikit-learn gives one row
-            self.bias[i] = NEVER if self.task.classes else 0.
+                # two classes: scikit-learn gives one row
+                if len(w) == 1:
+                    w, b = np.concatenate([0 * w, w]), np.concatenate([0 * b, b])
+            self.bias[i] = NEVER if self.task.classes else 0.0
             self.bias[i, classes] = torch.as_tensor(b).to(self.bias)
             at = torch.as_tensor(columns).nonzero().flatten().to(self.bias.device)
-            self.weight[i, torch.as_tensor(classes)[:, None], at[None]] = torch.as_tensor(w).to(self.weight)
+            self.weight[i, torch.as_tensor(classes)[:, None], at[None]] = torch.as_tensor(w).to(
+                self.weight
+            )
 
     def predict(self, batch, stage=None):
         x = self._inputs(batch.features, batch.present)
@@ -63,7 +106,9 @@ class Logistic(Method):
         s = 'b' if i.ndim == 1 else 'bl'
         return torch.einsum(f'bld,{s}cd->blc', x, w) + (b[:, None] if i.ndim == 1 else b)
 
+# %% ../../nbs/baselines/00_logistic.ipynb #8f513474
 @register('logistic-per-condition')
 class LogisticPerCondition(Logistic):
     "Seven logistic regressions, each trained and used under one condition."
+
     per_condition = True

@@ -18,72 +18,97 @@ from .recipe import Baseline, Recipe, Specialists
 # %% ../../nbs/baselines/03_mctn.ipynb #6c5613e2
 class MCTNSettings(Recipe):
     "Settings of MCTN."
-    width:int = Field(32, ge=1)                # hidden size of every LSTM
-    space:int = Field(64, ge=1)                # width of the space that source and targets share
-    translation:float = Field(.1, ge=0)        # lambda: weight of the three translation errors
-    penalty:float = Field(.01, ge=0)           # squared norm of the last linear map's weight
-    dropout:float = Field(0., ge=0, lt=1)      # on the source; the original has none
-    order:tuple[str, ...] = Field(('t', 'a', 'v'), strict=False) # the strongest modality first; those not named follow in the order of the data
-    when_complete:Literal['use', 'translate'] = 'use' # nothing is missing: all are the source and nothing is translated, or the first of `order` is the source and the others are targets
-    score_loss:Literal['mse', 'mae'] = 'mse'   # for scores
+
+    width: int = Field(32, ge=1)  # hidden size of every LSTM
+    # width of the space that source and targets share
+    space: int = Field(64, ge=1)
+    # lambda: weight of the three translation errors
+    translation: float = Field(0.1, ge=0)
+    # squared norm of the last linear map's weight
+    penalty: float = Field(0.01, ge=0)
+    dropout: float = Field(0.0, ge=0, lt=1)  # on the source; the original has none
+    # the strongest modality first; those not named follow in the order of the data
+    order: tuple[str, ...] = Field(('t', 'a', 'v'), strict=False)
+    # nothing is missing: all are the source and nothing is translated, or the first of `order` is
+    # the source and the others are targets
+    when_complete: Literal['use', 'translate'] = 'use'
+    score_loss: Literal['mse', 'mae'] = 'mse'  # for scores
 
 # %% ../../nbs/baselines/03_mctn.ipynb #6b7672ff
 def recur(
-    p:Tensor, # [K, B, L, 4H] what comes from the input: gates i, f, o, and the candidate g
-    U:Tensor, # [K, H, 4H]
-)->Tensor:    # [K, B, L, H] states h
+    # [K, B, L, 4H] what comes from the input: gates i, f, o, and the candidate g
+    p: Tensor,
+    U: Tensor,  # [K, H, 4H]
+) -> Tensor:  # [K, B, L, H] states h
     "K LSTMs side by side, from step 0 to the last."
     H = U.shape[1]
     h = c = p.new_zeros(*p.shape[:2], H)
     out = []
     for x in p.unbind(2):
         x = torch.baddbmm(x, h, U)
-        i, f, o = x[..., :3*H].sigmoid().chunk(3, -1)
-        c = f*c + i*x[..., 3*H:].tanh()
-        h = o*c.tanh()
+        i, f, o = x[..., : 3 * H].sigmoid().chunk(3, -1)
+        c = f * c + i * x[..., 3 * H :].tanh()
+        h = o * c.tanh()
         out.append(h)
     return torch.stack(out, 2)
 
+
 def reverse(
-    x:Tensor,     # [B, L, d]
-    valid:Tensor, # [B, L] bool, padding last
-)->Tensor:        # [B, L, d]
+    x: Tensor,  # [B, L, d]
+    valid: Tensor,  # [B, L] bool, padding last
+) -> Tensor:  # [B, L, d]
     "The valid steps in reverse order; padding stays where it is."
     at, n = torch.arange(x.shape[1], device=x.device), valid.sum(1, keepdim=True)
     return x.gather(1, torch.where(valid, n - 1 - at, at)[..., None].expand(x.shape))
 
+# %% ../../nbs/baselines/03_mctn.ipynb #eab48a60
 class LSTM(nn.Module):
     "The weights of one direction or of two."
-    def __init__(self,
-        inputs:int,       # width of the input
-        hidden:int,       # H
-        directions:int=1, # 2: backward too; the two are summed
+
+    def __init__(
+        self,
+        inputs: int,  # width of the input
+        hidden: int,  # H
+        directions: int = 1,  # 2: backward too; the two are summed
     ):
         super().__init__()
-        new = lambda *shape: nn.Parameter(torch.empty(directions, *shape).uniform_(-hidden**-.5, hidden**-.5))
-        self.W, self.U, self.b = new(inputs, 4*hidden), new(hidden, 4*hidden), new(1, 4*hidden)
+        new = lambda *shape: nn.Parameter(
+            torch.empty(directions, *shape).uniform_(-(hidden**-0.5), hidden**-0.5)
+        )
+        self.W, self.U, self.b = (
+            new(inputs, 4 * hidden),
+            new(hidden, 4 * hidden),
+            new(1, 4 * hidden),
+        )
 
-    def products(self,
-        x:Tensor,     # [B, L, inputs]
-        valid:Tensor, # [B, L] bool
-    )->Tensor:        # [directions, B, L, 4H]
+    def products(
+        self,
+        x: Tensor,  # [B, L, inputs]
+        valid: Tensor,  # [B, L] bool
+    ) -> Tensor:  # [directions, B, L, 4H]
         "What the recurrence takes from the input."
-        p = torch.baddbmm(self.b, x.flatten(0, 1).expand(len(self.W), -1, -1), self.W).unflatten(1, x.shape[:2])
+        p = torch.baddbmm(self.b, x.flatten(0, 1).expand(len(self.W), -1, -1), self.W).unflatten(
+            1, x.shape[:2]
+        )
         return p if len(p) == 1 else torch.stack([p[0], reverse(p[1], valid)])
 
+
 def run(
-    valid:Tensor, # [B, L] bool
-    *what:tuple[LSTM, Tensor], # LSTMs of the same H and their inputs [B, L, inputs]
-)->list[Tensor]:  # of each, [B, L, H]
+    valid: Tensor,  # [B, L] bool
+    *what: tuple[LSTM, Tensor],  # LSTMs of the same H and their inputs [B, L, inputs]
+) -> list[Tensor]:  # of each, [B, L, H]
     "Several LSTMs in one loop."
-    h = recur(torch.cat([f.products(x, valid) for f, x in what]), torch.cat([f.U for f, _ in what])).split([len(f.U) for f, _ in what])
+    h = recur(
+        torch.cat([f.products(x, valid) for f, x in what]), torch.cat([f.U for f, _ in what])
+    ).split([len(f.U) for f, _ in what])
     return [x[0] if len(x) == 1 else x[0] + reverse(x[1], valid) for x in h]
 
 # %% ../../nbs/baselines/03_mctn.ipynb #ef2d76f4
 def roles(
-    present:Tensor,       # [..., M] bool, the strongest modality first
-    translate:bool=True,  # where all are present: only the first is the source
-)->tuple[Tensor, Tensor, Tensor]: # [..., M] bool each: source, target of level 1, target of level 2
+    present: Tensor,  # [..., M] bool, the strongest modality first
+    translate: bool = True,  # where all are present: only the first is the source
+    # [..., M] bool each: source, target of level 1, target of level 2
+) -> tuple[Tensor, Tensor, Tensor]:
     "Who is translated into whom."
     first = torch.arange(present.shape[-1], device=present.device) == 0
     source = torch.where(present.all(-1, keepdim=True), first, present) if translate else present
@@ -95,66 +120,110 @@ def roles(
 @register('mctn')
 class MCTN(Baseline):
     "Cyclic translation from what is there to what is missing; one model for all combinations."
+
     Settings = MCTNSettings
     tuned = {'iemocap': 5e-4}
+
     @classmethod
-    def published(cls, task): # 32 segments are one dialogue of IEMOCAP (37 utterances) or MOSI (25), five of MOSEI (7)
-        return dict(epochs=200, patience=20, lr=1e-4, batch_size=5 if task.name.startswith('mosei') else 1, dropout=0., when_complete='translate', score_loss='mae')
+    # 32 segments are one dialogue of IEMOCAP (37 utterances) or MOSI (25), five of MOSEI (7)
+    def published(cls, task):
+        return dict(
+            epochs=200,
+            patience=20,
+            lr=1e-4,
+            batch_size=5 if task.name.startswith('mosei') else 1,
+            dropout=0.0,
+            when_complete='translate',
+            score_loss='mae',
+        )
 
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
         s, M, H = settings, len(widths), settings.width
-        self.order = [m for m in s.order if m in widths] + [m for m in widths if m not in s.order] # strongest first
+        # strongest first
+        self.order = [m for m in s.order if m in widths] + [m for m in widths if m not in s.order]
         self.at = [list(widths).index(m) for m in self.order]
-        self.project = nn.ModuleDict({m: nn.Linear(w, s.space) for m, w in widths.items()}) # P_m
-        self.source, self.dropout = nn.Linear(M*(s.space + 1), s.space), Dropout(s.dropout) # W_s
+        # P_m
+        self.project = nn.ModuleDict({m: nn.Linear(w, s.space) for m, w in widths.items()})
+        # W_s
+        self.source, self.dropout = nn.Linear(M * (s.space + 1), s.space), Dropout(s.dropout)
         self.enc1, self.dec1, self.out1 = LSTM(s.space, H, 2), LSTM(H, H), nn.Linear(H, s.space)
         self.enc2, self.dec2, self.out2 = LSTM(H, H, 2), LSTM(H, H), nn.Linear(H, s.space)
         self.head, self.answer = LSTM(H, H), nn.Linear(H, task.n_outputs)
 
-    def encode(self, batch): return {m: self.project[m](x) for m, x in batch.features.items()}
+    def encode(self, batch):
+        return {m: self.project[m](x) for m, x in batch.features.items()}
 
-    def _projected(self, b): # [B, L, M, space], strongest first, zeros where absent
+    def _projected(self, b):  # [B, L, M, space], strongest first, zeros where absent
         P = b.features if b.encoded else self.encode(b)
-        return torch.stack([P[m] for m in self.order], 2).masked_fill(~self._present(b)[..., None], 0)
+        return torch.stack([P[m] for m in self.order], 2).masked_fill(
+            ~self._present(b)[..., None], 0
+        )
 
-    def _present(self, b): return torch.stack([b.present[..., k] for k in self.at], -1)     # [B, L, M], strongest first
-    def _roles(self, b): return roles(self._present(b), self.settings.when_complete == 'translate')
-    def _source(self, P, there): return self.source(torch.cat([(P*there[..., None]).flatten(-2), there.to(P.dtype)], -1)) # X_s
+    # [B, L, M], strongest first
+    def _present(self, b):
+        return torch.stack([b.present[..., k] for k in self.at], -1)
 
-    def translate(self,
-        x:Tensor,     # [B, L, space] source
-        valid:Tensor, # [B, L] bool
-    )->tuple[Tensor, Tensor, Tensor, Tensor]: # first target, source again, second target: [B, L, space]; answer [B, L, C]
+    def _roles(self, b):
+        return roles(self._present(b), self.settings.when_complete == 'translate')
+
+    # X_s
+    def _source(self, P, there):
+        return self.source(torch.cat([(P * there[..., None]).flatten(-2), there.to(P.dtype)], -1))
+
+    def translate(
+        self,
+        x: Tensor,  # [B, L, space] source
+        valid: Tensor,  # [B, L] bool
+        # first target, source again, second target: [B, L, space]; answer [B, L, C]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         "Everything that is trained."
-        J, = run(valid, (self.enc1, x))
+        (J,) = run(valid, (self.enc1, x))
         y1, J2 = run(valid, (self.dec1, J), (self.enc2, J))
         y1 = self.out1(y1)
-        K, y2, h = run(valid, (self.enc1, y1), (self.dec2, J2), (self.head, J2))            # the cycle starts: Enc1 reads its own translation
-        back, = run(valid, (self.dec1, K))
+        # the cycle starts: Enc1 reads its own translation
+        K, y2, h = run(valid, (self.enc1, y1), (self.dec2, J2), (self.head, J2))
+        (back,) = run(valid, (self.dec1, K))
         return y1, self.out1(back), self.out2(y2), self.answer(h)
 
-    def predict(self, batch, stage=None): # encoders and head only
+    def predict(self, batch, stage=None):  # encoders and head only
         x = self._source(self._projected(batch), self._roles(batch)[0])
-        for f in (self.enc1, self.enc2, self.head): x, = run(batch.valid, (f, x))
+        for f in (self.enc1, self.enc2, self.head):
+            (x,) = run(batch.valid, (f, x))
         return self.answer(x)
 
     def loss(self, batch, stage):
         s, full = self.settings, batch.complete or batch
-        P, there, (source, one, two) = self._projected(full), self._present(full), self._roles(batch)
+        P, there, (source, one, two) = (
+            self._projected(full),
+            self._present(full),
+            self._roles(batch),
+        )
         x = self._source(P, source)
         y1, back, y2, y = self.translate(self.dropout(x, batch.place), batch.valid)
         valid, n = batch.valid, batch.valid.sum().clamp(min=1)
-        has1, has2 = (valid & (r & there).any(-1) for r in (one, two))                      # an utterance without a target adds nothing
-        target = lambda role: (P.detach()*role[..., None]).sum(-2)
-        error = lambda guess, want, has: ((guess - want).square().mean(-1)*has).sum()/n
-        if batch.label.is_floating_point() and s.score_loss == 'mae': task = ((y[..., 0] - batch.label).abs()*valid).sum()/n
-        else: task = task_loss(y, batch.label, valid)
-        parts = dict(task=task, forward=error(y1, target(one), has1), back=error(back, x.detach(), has1), second=error(y2, target(two), has2), penalty=self.answer.weight.square().sum())
-        return task + s.translation*(parts['forward'] + parts['back'] + parts['second']) + s.penalty*parts['penalty'], parts
+        # an utterance without a target adds nothing
+        has1, has2 = (valid & (r & there).any(-1) for r in (one, two))
+        target = lambda role: (P.detach() * role[..., None]).sum(-2)
+        error = lambda guess, want, has: ((guess - want).square().mean(-1) * has).sum() / n
+        if batch.label.is_floating_point() and s.score_loss == 'mae':
+            task = ((y[..., 0] - batch.label).abs() * valid).sum() / n
+        else:
+            task = task_loss(y, batch.label, valid)
+        parts = dict(
+            task=task,
+            forward=error(y1, target(one), has1),
+            back=error(back, x.detach(), has1),
+            second=error(y2, target(two), has2),
+            penalty=self.answer.weight.square().sum(),
+        )
+        return task + s.translation * (
+            parts['forward'] + parts['back'] + parts['second']
+        ) + s.penalty * parts['penalty'], parts
 
 # %% ../../nbs/baselines/03_mctn.ipynb #23da570f
 @register('mctn-per-condition')
 class MCTNPerCondition(Specialists):
     "One MCTN per combination, each trained and used under it."
+
     base = MCTN

@@ -22,39 +22,49 @@ from .recipe import Baseline, Recipe
 # %% ../../nbs/baselines/04_mmin.ipynb #0f458d7b
 class Mlp(nn.Module):
     "Linear maps; after each but the last an activation, and dropout if there is one."
-    def __init__(self,
-        *sizes:int,  # widths, from the input to the output
+
+    def __init__(
+        self,
+        *sizes: int,  # widths, from the input to the output
         act=F.relu,  # activation
     ):
         super().__init__()
         self.maps, self.act = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:])), act
 
-    def forward(self,
-        x:Tensor,                # [..., sizes[0]]
-        drop:Dropout|None=None,  # None: no dropout
-        place:Tensor|None=None,  # [...] which utterance each row is, for dropout
-    )->Tensor:                   # [..., sizes[-1]]
+    def forward(
+        self,
+        x: Tensor,  # [..., sizes[0]]
+        drop: Dropout | None = None,  # None: no dropout
+        place: Tensor | None = None,  # [...] which utterance each row is, for dropout
+    ) -> Tensor:  # [..., sizes[-1]]
         for f in self.maps[:-1]:
             x = self.act(f(x))
-            if drop is not None: x = drop(x, place)
+            if drop is not None:
+                x = drop(x, place)
         return self.maps[-1](x)
 
 # %% ../../nbs/baselines/04_mmin.ipynb #61c0e6ae
 class CRA(nn.Module):
     "Cascade of residual autoencoders."
-    def __init__(self,
-        width:int,             # of h
-        sizes:tuple[int, ...], # of an autoencoder, down to its bottleneck
-        depth:int,             # B, autoencoders
+
+    def __init__(
+        self,
+        width: int,  # of h
+        sizes: tuple[int, ...],  # of an autoencoder, down to its bottleneck
+        depth: int,  # B, autoencoders
     ):
         super().__init__()
-        self.down = nn.ModuleList(Mlp(width, *sizes, act=F.leaky_relu) for _ in range(depth))     # E_k
-        self.up = nn.ModuleList(Mlp(*sizes[::-1], width) for _ in range(depth))                   # D_k
-        self.out = Mlp(width, width, width)                                                       # W_1, W_2
+        # E_k
+        self.down = nn.ModuleList(Mlp(width, *sizes, act=F.leaky_relu) for _ in range(depth))
+        # D_k
+        self.up = nn.ModuleList(Mlp(*sizes[::-1], width) for _ in range(depth))
+        # W_1, W_2
+        self.out = Mlp(width, width, width)
 
-    def forward(self,
-        x:Tensor,              # [..., width] h
-    )->tuple[Tensor, Tensor]:  # [..., width] h', [..., depth*sizes[-1]] [z_1; ...; z_B]
+    def forward(
+        self,
+        x: Tensor,  # [..., width] h
+    ) -> tuple[Tensor, Tensor]:  # [..., width] h', [..., depth*sizes[-1]] [z_1; ...; z_B]
         z = []
         for down, up in zip(self.down, self.up):
             z.append(down(x))
@@ -63,10 +73,10 @@ class CRA(nn.Module):
 
 # %% ../../nbs/baselines/04_mmin.ipynb #9027f9a6
 def slot_error(
-    x:Tensor,      # [B, L, M*d]
-    y:Tensor,      # [B, L, M*d]
-    counts:Tensor, # [B, L, M] bool: which modalities of which utterances
-)->Tensor:         # scalar
+    x: Tensor,  # [B, L, M*d]
+    y: Tensor,  # [B, L, M*d]
+    counts: Tensor,  # [B, L, M] bool: which modalities of which utterances
+) -> Tensor:  # scalar
     "Mean squared error over the slots that count."
     each = (x - y).square().unflatten(-1, (counts.shape[-1], -1)).mean(-1)
     return (each * counts).sum() / counts.sum().clamp(min=1)
@@ -74,71 +84,125 @@ def slot_error(
 # %% ../../nbs/baselines/04_mmin.ipynb #efb860f3
 class ImaginingSettings(Recipe):
     "Settings that MMIN and IF-MMIN share."
-    width:int = Field(128, ge=2)                     # d, of every hidden vector
-    depth:int = Field(5, ge=1)                       # B, autoencoders in a cascade
-    dropout:float = Field(.5, ge=0, lt=1)
-    teacher_dropout:float = Field(.3, ge=0, lt=1)    # while the teacher is trained
-    teacher_epochs:int|None = Field(None, ge=1)      # of the teacher, at most; None: as `epochs`
-    complete_in_training:bool = True                 # False: complete utterances are never drawn
-    imagination:float = Field(4., ge=0)              # weight of || h' - h~ ||
+
+    width: int = Field(128, ge=2)  # d, of every hidden vector
+    depth: int = Field(5, ge=1)  # B, autoencoders in a cascade
+    dropout: float = Field(0.5, ge=0, lt=1)
+    teacher_dropout: float = Field(0.3, ge=0, lt=1)  # while the teacher is trained
+    # of the teacher, at most; None: as `epochs`
+    teacher_epochs: int | None = Field(None, ge=1)
+    # False: complete utterances are never drawn
+    complete_in_training: bool = True
+    imagination: float = Field(4.0, ge=0)  # weight of || h' - h~ ||
+
 
 class MMINSettings(ImaginingSettings):
     "Settings of MMIN."
-    cycle:float = Field(2., ge=0)                    # weight of || h'' - h ||
+
+    cycle: float = Field(2.0, ge=0)  # weight of || h'' - h ||
 
 # %% ../../nbs/baselines/04_mmin.ipynb #7a70aa3b
 class Imagining(Baseline):
-    "Base of MMIN and IF-MMIN: encoders, the frozen copy of them that is the teacher, and their two stages."
-    first, second = ('encoders', 'teacher_head'), ('encoders', 'ahead', 'back', 'head')      # what each stage trains
-    taught = ('encoders',)                                                                   # what the teacher is a copy of
-    late = ('depth', 'imagination', 'cycle', 'invariance')                                     # settings without a part in the first stage
+    """Base of MMIN and IF-MMIN: encoders, the frozen copy of them that is the teacher, and their
+    two stages."""
+
+    # what each stage trains
+    first, second = ('encoders', 'teacher_head'), ('encoders', 'ahead', 'back', 'head')
+    # what the teacher is a copy of
+    taught = ('encoders',)
+    # settings without a part in the first stage
+    late = ('depth', 'imagination', 'cycle', 'invariance')
+
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
         s, N = settings, len(self.q)
-        self.drop = nn.ModuleDict({'teacher': Dropout(s.teacher_dropout), 'imagine': Dropout(s.dropout)})
-        self.encoders = nn.ModuleDict({m: Mlp(w, s.width, s.width, s.width) for m, w in widths.items()})
-        self.hidden_width, self.sizes = len(widths)*s.width, (2*s.width, s.width, s.width//2)
-        if not s.complete_in_training and N > 1: self.q = (torch.arange(N) < N - 1)/(N - 1)  # the complete combination is the last
+        self.drop = nn.ModuleDict(
+            {'teacher': Dropout(s.teacher_dropout), 'imagine': Dropout(s.dropout)}
+        )
+        self.encoders = nn.ModuleDict(
+            {m: Mlp(w, s.width, s.width, s.width) for m, w in widths.items()}
+        )
+        self.hidden_width, self.sizes = len(widths) * s.width, (2 * s.width, s.width, s.width // 2)
+        # the complete combination is the last
+        if not s.complete_in_training and N > 1:
+            self.q = (torch.arange(N) < N - 1) / (N - 1)
 
     @classmethod
     def published(cls, task):
-        batch = {'iemocap': 3, 'iemocap6': 3, 'mosi': 5, 'mosei': 18}.get(task.name.split('-')[0], 16) # dialogues of 37, 25 and 7 utterances: 128 utterances
-        return dict(lr=2e-4, epochs=60, teacher_epochs=20, patience=None, batch_size=batch, sampling='utterance', complete_in_training=False)
+        # dialogues of 37, 25 and 7 utterances: 128 utterances
+        batch = {'iemocap': 3, 'iemocap6': 3, 'mosi': 5, 'mosei': 18}.get(
+            task.name.split('-')[0], 16
+        )
+        return dict(
+            lr=2e-4,
+            epochs=60,
+            teacher_epochs=20,
+            patience=None,
+            batch_size=batch,
+            sampling='utterance',
+            complete_in_training=False,
+        )
 
-    def copy(self): "The teacher: a frozen copy of what it shares with the student."; self.teacher = nn.ModuleDict({n: deepcopy(getattr(self, n)) for n in self.taught}).requires_grad_(False)
+    def copy(self):
+        "The teacher: a frozen copy of what it shares with the student."
+        self.teacher = nn.ModuleDict(
+            {n: deepcopy(getattr(self, n)) for n in self.taught}
+        ).requires_grad_(False)
 
     def stages(self):
         s = self.settings
-        return [self.stage('teacher', trainable=self.first, epochs=s.teacher_epochs or s.epochs, select=labels(self.widths)[-1]), self.stage('imagine', trainable=self.second)]
+        return [
+            self.stage(
+                'teacher',
+                trainable=self.first,
+                epochs=s.teacher_epochs or s.epochs,
+                select=labels(self.widths)[-1],
+            ),
+            self.stage('imagine', trainable=self.second),
+        ]
 
     def begin(self, stage):
         if stage == 'imagine':
-            for n, copy in self.teacher.items(): copy.load_state_dict(getattr(self, n).state_dict())
+            for n, copy in self.teacher.items():
+                copy.load_state_dict(getattr(self, n).state_dict())
 
-    def depends(self, stage): return {k: v for k, v in super().depends(stage).items() if stage != 'teacher' or k not in self.late}
+    def depends(self, stage):
+        return {
+            k: v
+            for k, v in super().depends(stage).items()
+            if stage != 'teacher' or k not in self.late
+        }
 
-    def _each(self, b, nets=None, drop=None): # modality -> [B, L, d] h_m
+    def _each(self, b, nets=None, drop=None):  # modality -> [B, L, d] h_m
         nets, out = nets or self.encoders, {}
         for k, (m, x) in enumerate(b.features.items()):
-            there = b.present[..., k:k+1]
-            if b.encoded: out[m] = torch.where(there, x, F.relu(nets[m](x.new_zeros(self.widths[m]))))   # what the encoder says of zeros
-            else: out[m] = F.relu(nets[m](x.masked_fill(~there, 0), drop, b.place))
+            there = b.present[..., k : k + 1]
+            # what the encoder says of zeros
+            if b.encoded:
+                out[m] = torch.where(there, x, F.relu(nets[m](x.new_zeros(self.widths[m]))))
+            else:
+                out[m] = F.relu(nets[m](x.masked_fill(~there, 0), drop, b.place))
         return out
 
-    def hidden(self,
-        b:Batch,                        # what is there
-        nets:nn.ModuleDict|None=None,   # encoders; None: the student's
-        drop:Dropout|None=None,         # None: no dropout
-    )->Tensor:                          # [B, L, M*d] h
+    def hidden(
+        self,
+        b: Batch,  # what is there
+        nets: nn.ModuleDict | None = None,  # encoders; None: the student's
+        drop: Dropout | None = None,  # None: no dropout
+    ) -> Tensor:  # [B, L, M*d] h
         "The hidden vectors of all modalities side by side."
         return torch.cat(list(self._each(b, nets, drop).values()), -1)
 
-    def encode(self, batch): return {m: unflat(h, batch) for m, h in self._each(flat(batch)).items()}
+    def encode(self, batch):
+        return {m: unflat(h, batch) for m, h in self._each(flat(batch)).items()}
 
-    def lost(self,
-        full:Batch,               # everything the data have
-        b:Batch,                  # what is left of it
-    )->tuple[Tensor, Tensor]:     # [B, L, M] bool: was dropped; slots that a target is known for, in utterances that lost something
+    def lost(
+        self,
+        full: Batch,  # everything the data have
+        b: Batch,  # what is left of it
+        # [B, L, M] bool: was dropped; slots that a target is known for, in utterances that lost
+        # something
+    ) -> tuple[Tensor, Tensor]:
         "What is to be imagined."
         gone = full.present & ~b.present
         return gone, full.present & (gone.any(-1) & b.valid)[..., None]
@@ -147,35 +211,58 @@ class Imagining(Baseline):
 @register('mmin')
 class MMIN(Imagining):
     "Missing modality imagination network."
+
     Settings = MMINSettings
     tuned = {'iemocap': 5e-4}
-    def __init__(self,
-        task,                  # what is predicted
-        widths:dict[str, int], # modality -> D_m
-        settings:MMINSettings, #
+
+    def __init__(
+        self,
+        task,  # what is predicted
+        widths: dict[str, int],  # modality -> D_m
+        settings: MMINSettings,  #
     ):
         super().__init__(task, widths, settings)
         s, h, C = settings, self.hidden_width, task.n_outputs
         self.teacher_head = Mlp(h, s.width, s.width, C)
-        self.ahead, self.back = (CRA(h, self.sizes, s.depth) for _ in range(2))               # CRA, CRA'
-        self.head = Mlp(s.depth*self.sizes[-1], s.width, s.width, C)
+        # CRA, CRA'
+        self.ahead, self.back = (CRA(h, self.sizes, s.depth) for _ in range(2))
+        self.head = Mlp(s.depth * self.sizes[-1], s.width, s.width, C)
         self.copy()
 
     def loss(self, batch, stage):
-        s, drop, full, b = self.settings, self.drop[stage], flat(batch.complete or batch), flat(batch)
+        s, drop, full, b = (
+            self.settings,
+            self.drop[stage],
+            flat(batch.complete or batch),
+            flat(batch),
+        )
         if stage == 'teacher':
-            task = task_loss(self.teacher_head(self.hidden(full, drop=drop), drop, full.place), full.label, full.valid)
+            task = task_loss(
+                self.teacher_head(self.hidden(full, drop=drop), drop, full.place),
+                full.label,
+                full.valid,
+            )
             return task, dict(task=task)
         h = self.hidden(b, drop=drop)
-        imagined, z = self.ahead(h)                                                           # h', [z_1; ...]
-        again, _ = self.back(imagined)                                                        # h''
+        # h', [z_1; ...]
+        imagined, z = self.ahead(h)
+        # h''
+        again, _ = self.back(imagined)
         gone, known = self.lost(full, b)
-        target = self.hidden(replace(full, present=gone), self.teacher['encoders']).detach()  # the teacher's answer to the reversed input
+        # the teacher's answer to the reversed input
+        target = self.hidden(replace(full, present=gone), self.teacher['encoders']).detach()
         task = task_loss(self.head(z, drop, b.place), b.label, b.valid)
-        imagination, cycle = slot_error(imagined, target, known), slot_error(again, h.detach(), known)
-        return task + s.imagination*imagination + s.cycle*cycle, dict(task=task, imagination=imagination, cycle=cycle)
+        imagination, cycle = (
+            slot_error(imagined, target, known),
+            slot_error(again, h.detach(), known),
+        )
+        return task + s.imagination * imagination + s.cycle * cycle, dict(
+            task=task, imagination=imagination, cycle=cycle
+        )
 
     def predict(self, batch, stage=None):
         b = flat(batch)
         h = self.hidden(b)
-        return unflat(self.teacher_head(h) if stage == 'teacher' else self.head(self.ahead(h)[1]), batch)
+        return unflat(
+            self.teacher_head(h) if stage == 'teacher' else self.head(self.ahead(h)[1]), batch
+        )

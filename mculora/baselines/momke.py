@@ -23,99 +23,142 @@ from .recipe import Baseline, Recipe, Specialists
 # %% ../../nbs/baselines/06_momke.ipynb #8ad5ecbd
 class Maps(nn.Module):
     "K linear maps side by side."
-    def __init__(self,
-        n:int,     # K
-        d_in:int,  # width of x_k
-        d_out:int, # width of y_k
+
+    def __init__(
+        self,
+        n: int,  # K
+        d_in: int,  # width of x_k
+        d_out: int,  # width of y_k
     ):
         super().__init__()
         each = [nn.Linear(d_in, d_out) for _ in range(n)]
-        self.weight = nn.Parameter(torch.stack([w.weight.detach() for w in each])) # [K, d_out, d_in]
-        self.bias = nn.Parameter(torch.stack([w.bias.detach() for w in each]))     # [K, d_out]
+        # [K, d_out, d_in]
+        self.weight = nn.Parameter(torch.stack([w.weight.detach() for w in each]))
+        # [K, d_out]
+        self.bias = nn.Parameter(torch.stack([w.bias.detach() for w in each]))
 
-    def forward(self,
-        x:Tensor,  # [K, n, d_in], or [1, n, d_in]: the same for all
-    )->Tensor:     # [K, n, d_out]
+    def forward(
+        self,
+        x: Tensor,  # [K, n, d_in], or [1, n, d_in]: the same for all
+    ) -> Tensor:  # [K, n, d_out]
         return torch.baddbmm(self.bias[:, None], x.expand(len(self.weight), -1, -1), self.weight.mT)
 
 # %% ../../nbs/baselines/06_momke.ipynb #d3ea64be
-AdaptMaps = Callable[[str, Maps, Tensor], Tensor] # (name of the maps, the maps, their input) -> their output
+# (name of the maps, the maps, their input) -> their output
+AdaptMaps = Callable[[str, Maps, Tensor], Tensor]
 
+# %% ../../nbs/baselines/06_momke.ipynb #ae80a53a
 class Experts(nn.Module):
     "K stacks of blocks, side by side."
-    def __init__(self,
-        n:int,         # K
-        width:int,     # d
-        depth:int,     # blocks
-        heads:int,     # of the attention
-        dropout:float, # behind both maps of each MLP
+
+    def __init__(
+        self,
+        n: int,  # K
+        width: int,  # d
+        depth: int,  # blocks
+        heads: int,  # of the attention
+        dropout: float,  # behind both maps of each MLP
     ):
         super().__init__()
-        if width % heads: raise ValueError(f'width: found {width}, expected a multiple of heads ({heads})')
+        if width % heads:
+            raise ValueError(f'width: found {width}, expected a multiple of heads ({heads})')
         self.heads, self.dropout = heads, Dropout(dropout)
-        self.blocks = nn.ModuleList(nn.ModuleDict(dict(qkv=Maps(n, width, 3*width), up=Maps(n, width, width), down=Maps(n, width, width))) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                dict(
+                    qkv=Maps(n, width, 3 * width),
+                    up=Maps(n, width, width),
+                    down=Maps(n, width, width),
+                )
+            )
+            for _ in range(depth)
+        )
 
-    def forward(self,
-        x:Tensor,        # [K, n, d], or [1, n, d]: every expert reads the same rows
-        look:Callable,   # of `looks`
-        place:Tensor,    # [n] which row each is, for dropout
-        adapt:AdaptMaps=lambda name, maps, h: maps(h), # how the maps of the MLPs are applied; names are '0_up', '0_down', '1_up', ...
-    )->Tensor:           # [K, n, d]
+    def forward(
+        self,
+        x: Tensor,  # [K, n, d], or [1, n, d]: every expert reads the same rows
+        look: Callable,  # of `looks`
+        place: Tensor,  # [n] which row each is, for dropout
+        # how the maps of the MLPs are applied; names are '0_up', '0_down', '1_up', ...
+        adapt: AdaptMaps = lambda name, maps, h: maps(h),
+    ) -> Tensor:  # [K, n, d]
         K = len(self.blocks[0].qkv.weight)
-        place = place*K + torch.arange(K, device=x.device)[:, None]
+        place = place * K + torch.arange(K, device=x.device)[:, None]
         for i, block in enumerate(self.blocks):
             z = look(block.qkv(x), self.heads)
             h = self.dropout(F.gelu(adapt(f'{i}_up', block.up, z)), place)
             x = x + z + self.dropout(adapt(f'{i}_down', block.down, h), place)
         return x
 
+# %% ../../nbs/baselines/06_momke.ipynb #4f3ee1f4
 def looks(
-    present:Tensor,         # [K, P, L] or [1, P, L] bool: who may be looked at, in P sequences
-    rows:Tensor|None=None,  # [n] which of the P L places the rows are; None: all of them
-)->Callable:                # ([K, n, 3d] queries, keys and values; heads) -> [K, n, d]
+    # [K, P, L] or [1, P, L] bool: who may be looked at, in P sequences
+    present: Tensor,
+    # [n] which of the P L places the rows are; None: all of them
+    rows: Tensor | None = None,
+) -> Callable:  # ([K, n, 3d] queries, keys and values; heads) -> [K, n, d]
     "Attention among the rows of each sequence."
     one, P, L = present.shape
     mask = attention_mask(present.flatten(0, 1)).unflatten(0, (one, P))
+
     def look(qkv, heads):
         K, _, wide = qkv.shape
-        if rows is not None: qkv = qkv.new_zeros(K, P*L, wide).index_copy(1, rows, qkv)
-        z = attend(qkv.reshape(K*P, L, wide), heads, mask.expand(K, *mask.shape[1:]).flatten(0, 1)).view(K, P*L, wide//3)
+        if rows is not None:
+            qkv = qkv.new_zeros(K, P * L, wide).index_copy(1, rows, qkv)
+        z = attend(
+            qkv.reshape(K * P, L, wide), heads, mask.expand(K, *mask.shape[1:]).flatten(0, 1)
+        ).view(K, P * L, wide // 3)
         return z if rows is None else z.index_select(1, rows)
+
     return look
 
 # %% ../../nbs/baselines/06_momke.ipynb #dacf4037
 class MoMKESettings(Recipe):
     "Settings of MoMKE."
-    width:int = Field(256, ge=2)           # d
-    depth:int = Field(4, ge=1)             # blocks of an expert
-    heads:int = Field(2, ge=1)             # of the attention
-    dropout:float = Field(.5, ge=0, lt=1)  # everywhere
+
+    width: int = Field(256, ge=2)  # d
+    depth: int = Field(4, ge=1)  # blocks of an expert
+    heads: int = Field(2, ge=1)  # of the attention
+    dropout: float = Field(0.5, ge=0, lt=1)  # everywhere
+
 
 class Router(nn.Module):
     "How much each expert is believed about a modality."
-    def __init__(self,
-        width:int,     # d
-        n:int,         # experts
-        dropout:float, # behind both maps: it hits the logits, too
+
+    def __init__(
+        self,
+        width: int,  # d
+        n: int,  # experts
+        dropout: float,  # behind both maps: it hits the logits, too
     ):
         super().__init__()
-        self.up, self.down, self.dropout = nn.Linear(width, width), nn.Linear(width, n), Dropout(dropout)
-    def forward(self,
-        h:Tensor,      # [n, d]
-        place:Tensor,  # [n]
-    )->Tensor:         # [n, K] sums to 1
+        self.up, self.down, self.dropout = (
+            nn.Linear(width, width),
+            nn.Linear(width, n),
+            Dropout(dropout),
+        )
+
+    def forward(
+        self,
+        h: Tensor,  # [n, d]
+        place: Tensor,  # [n]
+    ) -> Tensor:  # [n, K] sums to 1
         return self.dropout(self.down(self.dropout(F.gelu(self.up(h)), place)), place).softmax(-1)
 
+# %% ../../nbs/baselines/06_momke.ipynb #e7b5fa29
 @register('momke')
 class MoMKE(Baseline):
     "Mixture of modality knowledge experts: one model for all conditions."
+
     Settings = MoMKESettings
     tuned = {'iemocap': 5e-4}
-    complete = False   # True: the second stage, too, sees complete data only
-    def __init__(self,
-        task:Task,              # what is predicted
-        widths:dict[str, int],  # modality -> D_m
-        settings:MoMKESettings, #
+    complete = False  # True: the second stage, too, sees complete data only
+
+    def __init__(
+        self,
+        task: Task,  # what is predicted
+        widths: dict[str, int],  # modality -> D_m
+        settings: MoMKESettings,  #
     ):
         super().__init__(task, widths, settings)
         s, M, d = settings, len(widths), settings.width
@@ -124,66 +167,109 @@ class MoMKE(Baseline):
         self.experts = Experts(M, d, s.depth, s.heads, s.dropout)
         self.unimodal = nn.ModuleDict({m: nn.Linear(d, task.n_outputs) for m in widths})
         self.routers = nn.ModuleDict({m: Router(d, M, s.dropout) for m in widths})
-        self.fusion, self.head = nn.Linear(M*d, M*d), nn.Linear(M*d, task.n_outputs)
+        self.fusion, self.head = nn.Linear(M * d, M * d), nn.Linear(M * d, task.n_outputs)
 
     @classmethod
     def published(cls, task):
         data = task.name.split('-')[0]
-        return dict(epochs={'mosi': 150, 'mosei': 50}.get(data, 100), lr=1e-4, weight_decay=1e-5, patience=None, batch_size=32 if data in ('mosi', 'mosei') else 16)
+        return dict(
+            epochs={'mosi': 150, 'mosei': 50}.get(data, 100),
+            lr=1e-4,
+            weight_decay=1e-5,
+            patience=None,
+            batch_size=32 if data in ('mosi', 'mosei') else 16,
+        )
 
     def stages(self):
-        first = self.stage('experts', trainable=('input', 'experts', 'unimodal'), select=labels(self.widths)[-1])
-        return [first, self.stage('joint', trainable=('input', 'experts', 'routers', 'fusion', 'head'))]
+        first = self.stage(
+            'experts', trainable=('input', 'experts', 'unimodal'), select=labels(self.widths)[-1]
+        )
+        return [
+            first,
+            self.stage('joint', trainable=('input', 'experts', 'routers', 'fusion', 'head')),
+        ]
 
     def begin(self, stage):
-        if stage == 'joint' and self.complete: self.q.copy_(torch.eye(len(self.q))[-1])
+        if stage == 'joint' and self.complete:
+            self.q.copy_(torch.eye(len(self.q))[-1])
 
-    def _places(self, b): return (b.place*len(self.widths) + torch.arange(len(self.widths), device=b.place.device)[:, None, None]).flatten(1) # [M, B L]: each modality has its own dropout
+    # [M, B L]: each modality has its own dropout
+    def _places(self, b):
+        return (
+            b.place * len(self.widths)
+            + torch.arange(len(self.widths), device=b.place.device)[:, None, None]
+        ).flatten(1)
 
-    def _own(self,
-        b:Batch,
-    )->list[Tensor]: # M times [n, 1, d] of `flat(b)`
+    def _own(
+        self,
+        b: Batch,
+    ) -> list[Tensor]:  # M times [n, 1, d] of `flat(b)`
         "Each modality through its own expert (stage 1)."
         rows = b.valid.flatten().nonzero()[:, 0] if b.pack else None
         take = lambda x: x.flatten(0, 1) if rows is None else x.flatten(0, 1).index_select(0, rows)
-        place = take(b.place[..., None])[:, 0]*len(self.widths)
-        h = torch.stack([self.dropout(self.input[m](take(x)), place + k) for k, (m, x) in enumerate(b.features.items())])
+        place = take(b.place[..., None])[:, 0] * len(self.widths)
+        h = torch.stack(
+            [
+                self.dropout(self.input[m](take(x)), place + k)
+                for k, (m, x) in enumerate(b.features.items())
+            ]
+        )
         e = self.experts(h, looks(b.present.movedim(-1, 0), rows), place)
         return list(e.unflatten(1, (-1, 1) if b.pack else b.shape))
 
-    def _encode(self,
-        b:Batch,
-    )->dict[str, Tensor]: # modality -> [B, L, 2d] x_m and, beside it, e_{m,m}; zeros where missing
+    def _encode(
+        self,
+        b: Batch,
+        # modality -> [B, L, 2d] x_m and, beside it, e_{m,m}; zeros where missing
+    ) -> dict[str, Tensor]:
         "All experts on every modality, mixed by its router (stage 2)."
-        if b.encoded: return b.features
+        if b.encoded:
+            return b.features
         M, L, there, place = len(self.widths), b.shape[1], b.present.movedim(-1, 0), self._places(b)
-        rows = [t.flatten().nonzero()[:, 0] for t in there] if b.pack else [slice(None)]*M       # of each modality
-        if b.pack: # only those dialogues of a modality that have it
-            some = there.any(-1).flatten()                                                       # [M B]
+        # of each modality
+        rows = [t.flatten().nonzero()[:, 0] for t in there] if b.pack else [slice(None)] * M
+        if b.pack:  # only those dialogues of a modality that have it
+            # [M B]
+            some = there.any(-1).flatten()
             at = there.flatten().nonzero()[:, 0]
-            look = looks(there.flatten(0, 1)[some][None], (some.cumsum(0) - 1)[at//L]*L + at%L)
-        else: look = looks(there.flatten(0, 1)[None])
+            look = looks(
+                there.flatten(0, 1)[some][None], (some.cumsum(0) - 1)[at // L] * L + at % L
+            )
+        else:
+            look = looks(there.flatten(0, 1)[None])
         place = [p[r] for p, r in zip(place, rows)]
-        h = [self.dropout(self.input[m](x.flatten(0, 1)[r]), p) for (m, x), r, p in zip(b.features.items(), rows, place)]
+        h = [
+            self.dropout(self.input[m](x.flatten(0, 1)[r]), p)
+            for (m, x), r, p in zip(b.features.items(), rows, place)
+        ]
         e = self.experts(torch.cat(h)[None], look, torch.cat(place)).split([len(x) for x in h], 1)
         out = {}
         for k, m in enumerate(b.features):
-            share = self.routers[m](h[k], place[k])                                              # r_m
-            x = torch.cat([(e[k]*share.T[..., None]).sum(0), e[k][k]], -1)                       # x_m, e_{m,m}
-            if b.pack: x = x.new_zeros(b.valid.numel(), x.shape[-1]).index_copy(0, rows[k], x)
+            # r_m
+            share = self.routers[m](h[k], place[k])
+            # x_m, e_{m,m}
+            x = torch.cat([(e[k] * share.T[..., None]).sum(0), e[k][k]], -1)
+            if b.pack:
+                x = x.new_zeros(b.valid.numel(), x.shape[-1]).index_copy(0, rows[k], x)
             out[m] = x.unflatten(0, b.shape) * there[k][..., None]
         return out
 
-    def encode(self, batch): return self._encode(batch)
+    def encode(self, batch):
+        return self._encode(batch)
 
-    def _behind(self, b): return flat(replace(b, features=self._encode(b), encoded=True))        # nobody looks at neighbours any more
+    # nobody looks at neighbours any more
+    def _behind(self, b):
+        return flat(replace(b, features=self._encode(b), encoded=True))
 
     def _joint(self, b):
-        z = torch.cat([x[..., :self.settings.width] for x in b.features.values()], -1)
+        z = torch.cat([x[..., : self.settings.width] for x in b.features.values()], -1)
         return self.head(z + self.dropout(self.fusion(z).relu(), b.place))
 
-    def _late(self, b): # stage 1: the mean of what the experts there say
-        y = sum(self.unimodal[m](x[..., self.settings.width:]) * b.present[..., k:k+1] for k, (m, x) in enumerate(b.features.items()))
+    def _late(self, b):  # stage 1: the mean of what the experts there say
+        y = sum(
+            self.unimodal[m](x[..., self.settings.width :]) * b.present[..., k : k + 1]
+            for k, (m, x) in enumerate(b.features.items())
+        )
         return y / b.present.sum(-1, keepdim=True).clamp(min=1)
 
     def loss(self, batch, stage):
@@ -193,24 +279,38 @@ class MoMKE(Baseline):
             return joint, dict(task=joint)
         full = batch.complete or batch
         b = flat(full)
-        each = {m: task_loss(self.unimodal[m](e), b.label, b.present[..., k]) for k, (m, e) in enumerate(zip(self.widths, self._own(full)))}
+        each = {
+            m: task_loss(self.unimodal[m](e), b.label, b.present[..., k])
+            for k, (m, e) in enumerate(zip(self.widths, self._own(full)))
+        }
         return sum(each.values()), each
 
     def predict(self, batch, stage=None):
         b = self._behind(batch)
         return unflat(self._late(b) if stage == 'experts' else self._joint(b), batch)
 
-    def inspect(self, batch): # r_m [B, L, M, K]
-        return {'router': torch.stack([r(self.input[m](x), batch.place) for (m, x), r in zip(batch.features.items(), self.routers.values())], 2)}
+    def inspect(self, batch):  # r_m [B, L, M, K]
+        return {
+            'router': torch.stack(
+                [
+                    r(self.input[m](x), batch.place)
+                    for (m, x), r in zip(batch.features.items(), self.routers.values())
+                ],
+                2,
+            )
+        }
 
 # %% ../../nbs/baselines/06_momke.ipynb #6c18fdff
 @register('momke-complete')
 class MoMKEComplete(MoMKE):
     "MoMKE whose second stage, too, is trained on complete data."
+
     complete = True
-    grid = ()          # the learning rate of `momke`
+    grid = ()  # the learning rate of `momke`
+
 
 @register('momke-per-condition')
 class MoMKEPerCondition(Specialists):
     "Seven MoMKEs, one per condition: as released."
+
     base = MoMKE

@@ -21,21 +21,23 @@ from .mmin import CRA, Imagining, Mlp
 
 # %% ../../nbs/baselines/10_mran.ipynb #e746ac26
 def word_of(
-    label:Tensor, # [...] long: classes, or float: scores
-    task:Task,    # what is predicted
-)->Tensor:        # [...] long
+    label: Tensor,  # [...] long: classes, or float: scores
+    task: Task,  # what is predicted
+) -> Tensor:  # [...] long
     "Which anchor a label belongs to: its class, or the whole number nearest to its score."
     return label if task.classes else (label.clamp(task.low, task.high) - task.low).round().long()
 
-def n_words(task:Task)->int:
+
+def n_words(task: Task) -> int:
     "The number of anchors."
     return len(task.classes) or round(task.high - task.low) + 1
 
+
 def class_means(
-    x:Tensor,    # [n, D]
-    word:Tensor, # [n] long
-    n:int,       # anchors K
-)->Tensor:       # [K, D]
+    x: Tensor,  # [n, D]
+    word: Tensor,  # [n] long
+    n: int,  # anchors K
+) -> Tensor:  # [K, D]
     "The mean of each class less the mean of all; zeros for a class without utterances."
     member = F.one_hot(word, n).T.to(x.dtype)
     count = member.sum(-1, keepdim=True)
@@ -43,129 +45,222 @@ def class_means(
 
 # %% ../../nbs/baselines/10_mran.ipynb #9375e63e
 def per_utterance(
-    each:Tensor,   # [B, L, M]
-    counts:Tensor, # [B, L, M] bool: what is added up
-    valid:Tensor,  # [B, L] bool
-)->Tensor:         # scalar
+    each: Tensor,  # [B, L, M]
+    counts: Tensor,  # [B, L, M] bool: what is added up
+    valid: Tensor,  # [B, L] bool
+) -> Tensor:  # scalar
     "Sum over the modalities that count, mean over the utterances."
     return (each * (counts & valid[..., None])).sum() / valid.sum().clamp(min=1)
 
+
 def apart(
-    z:Tensor,      # [B, L, M, d]
-    anchor:Tensor, # [B, L, d]
-    distance:str,  # 'cosine' or 'squared'
-)->Tensor:         # [B, L, M]
+    z: Tensor,  # [B, L, M, d]
+    anchor: Tensor,  # [B, L, d]
+    distance: str,  # 'cosine' or 'squared'
+) -> Tensor:  # [B, L, M]
     "How far features are from the anchor of their utterance."
-    if distance == 'squared': return (z - anchor[..., None, :]).square().mean(-1)
+    if distance == 'squared':
+        return (z - anchor[..., None, :]).square().mean(-1)
     return 1 - F.cosine_similarity(z, anchor[..., None, :], dim=-1)
 
 # %% ../../nbs/baselines/10_mran.ipynb #ee8c7f81
 class MRANSettings(Recipe):
     "Settings of the reading of MRAN."
-    width:int = Field(128, ge=2)                     # d, of every hidden vector
-    depth:int = Field(5, ge=1)                       # autoencoders in a cascade, where there is one
-    dropout:float = Field(.5, ge=0, lt=1)
-    teacher_dropout:float = Field(.3, ge=0, lt=1)    # while the teacher is trained
-    teacher_epochs:int|None = Field(None, ge=1)      # of the teacher, at most; None: as `epochs`
-    complete_in_training:bool = True                 # False: complete utterances are never drawn
-    text:str = 't'                                   # which modality is the text
-    index:Literal['pattern', 'bits', 'none'] = 'pattern'
-    reconstructor:Literal['mlp', 'cra'] = 'mlp'
-    target:Literal['teacher', 'own'] = 'teacher'
-    text_map:Literal['linear', 'identity'] = 'linear'
-    anchors:Literal['text', 'text+own', 'own'] = 'text'
-    distance:Literal['cosine', 'squared'] = 'cosine'
-    align:Literal['all', 'present'] = 'all'
-    reconstruction:float = Field(1., ge=0)           # lambda_1
-    alignment:float = Field(1., ge=0)                # lambda_2
 
+    width: int = Field(128, ge=2)  # d, of every hidden vector
+    # autoencoders in a cascade, where there is one
+    depth: int = Field(5, ge=1)
+    dropout: float = Field(0.5, ge=0, lt=1)
+    teacher_dropout: float = Field(0.3, ge=0, lt=1)  # while the teacher is trained
+    # of the teacher, at most; None: as `epochs`
+    teacher_epochs: int | None = Field(None, ge=1)
+    # False: complete utterances are never drawn
+    complete_in_training: bool = True
+    text: str = 't'  # which modality is the text
+    index: Literal['pattern', 'bits', 'none'] = 'pattern'
+    reconstructor: Literal['mlp', 'cra'] = 'mlp'
+    target: Literal['teacher', 'own'] = 'teacher'
+    text_map: Literal['linear', 'identity'] = 'linear'
+    anchors: Literal['text', 'text+own', 'own'] = 'text'
+    distance: Literal['cosine', 'squared'] = 'cosine'
+    align: Literal['all', 'present'] = 'all'
+    reconstruction: float = Field(1.0, ge=0)  # lambda_1
+    alignment: float = Field(1.0, ge=0)  # lambda_2
+
+# %% ../../nbs/baselines/10_mran.ipynb #7362cb54
 class Recover(nn.Module):
     "R_m: what the missing modalities would have been."
-    def __init__(self,
-        M:int,     # modalities
-        width:int, # d
-        depth:int, # autoencoders of a cascade
-        kind:str,  # 'mlp' or 'cra'
+
+    def __init__(
+        self,
+        M: int,  # modalities
+        width: int,  # d
+        depth: int,  # autoencoders of a cascade
+        kind: str,  # 'mlp' or 'cra'
     ):
         super().__init__()
-        self.shared = CRA(2*width, (2*width, width, width//2), depth) if kind == 'cra' else None
-        self.each = nn.ModuleList(nn.Linear(2*width, width) if kind == 'cra' else Mlp(2*width, width, width) for _ in range(M))
+        self.shared = (
+            CRA(2 * width, (2 * width, width, width // 2), depth) if kind == 'cra' else None
+        )
+        self.each = nn.ModuleList(
+            nn.Linear(2 * width, width) if kind == 'cra' else Mlp(2 * width, width, width)
+            for _ in range(M)
+        )
 
-    def forward(self,
-        x:Tensor, # [B, L, 2d] [u; e]
-    )->Tensor:    # [B, L, M, d]
-        if self.shared is not None: x, _ = self.shared(x)
+    def forward(
+        self,
+        x: Tensor,  # [B, L, 2d] [u; e]
+    ) -> Tensor:  # [B, L, M, d]
+        if self.shared is not None:
+            x, _ = self.shared(x)
         return torch.stack([f(x) for f in self.each], -2)
 
+# %% ../../nbs/baselines/10_mran.ipynb #14d8a177
 @register('mran-reading')
 class MRAN(Imagining):
     "Multimodal reconstruct and align net, as far as its abstract tells, and guesses."
+
     Settings = MRANSettings
     grid = (5e-3, 2e-3, *GRID)
     tuned = {'iemocap': 2e-3}
     second = ('encoders', 'embed', 'index', 'recover', 'project', 'words', 'own', 'head')
-    late = ('depth', 'index', 'reconstructor', 'text_map', 'anchors', 'distance', 'align', 'reconstruction', 'alignment')
-    def __init__(self,
-        task,                  # what is predicted
-        widths:dict[str, int], # modality -> D_m
-        settings:MRANSettings, #
+    late = (
+        'depth',
+        'index',
+        'reconstructor',
+        'text_map',
+        'anchors',
+        'distance',
+        'align',
+        'reconstruction',
+        'alignment',
+    )
+
+    def __init__(
+        self,
+        task,  # what is predicted
+        widths: dict[str, int],  # modality -> D_m
+        settings: MRANSettings,  #
     ):
         super().__init__(task, widths, settings)
-        s, M, N, d, h, K = settings, len(widths), len(self.q), settings.width, self.hidden_width, n_words(task)
-        self.text, self.text_at = (s.text, list(widths).index(s.text)) if s.text in widths else (next(iter(widths)), 0)
+        s, M, N, d, h, K = (
+            settings,
+            len(widths),
+            len(self.q),
+            settings.width,
+            self.hidden_width,
+            n_words(task),
+        )
+        self.text, self.text_at = (
+            (s.text, list(widths).index(s.text)) if s.text in widths else (next(iter(widths)), 0)
+        )
         self.teacher_head = Mlp(h, d, d, task.n_outputs)
-        self.embed, self.recover = Mlp(h, d, d), Recover(M, d, s.depth, s.reconstructor)          # u, R_m
-        if s.index != 'none': self.index = nn.Parameter(torch.randn(N + 1 if s.index == 'pattern' else M, d))   # the last pattern: nothing is there
-        self.project = nn.ModuleDict({m: nn.Linear(d, d) for m in widths if m != self.text or s.text_map == 'linear'})   # P_m
-        if s.anchors != 'own': self.words = nn.Linear(widths[self.text], d, bias=False)           # Q
-        if s.anchors != 'text': self.own = nn.Parameter(torch.randn(K, d)*d**-.5)
+        # u, R_m
+        self.embed, self.recover = Mlp(h, d, d), Recover(M, d, s.depth, s.reconstructor)
+        # the last pattern: nothing is there
+        if s.index != 'none':
+            self.index = nn.Parameter(torch.randn(N + 1 if s.index == 'pattern' else M, d))
+        # P_m
+        self.project = nn.ModuleDict(
+            {m: nn.Linear(d, d) for m in widths if m != self.text or s.text_map == 'linear'}
+        )
+        # Q
+        if s.anchors != 'own':
+            self.words = nn.Linear(widths[self.text], d, bias=False)
+        if s.anchors != 'text':
+            self.own = nn.Parameter(torch.randn(K, d) * d**-0.5)
         self.head = Mlp(h, d, d, task.n_outputs)
-        self.register_buffer('means', torch.zeros(K, widths[self.text]))                          # w_y
+        # w_y
+        self.register_buffer('means', torch.zeros(K, widths[self.text]))
         self.copy()
 
     def prepare(self, train):
         has = train.present[:, self.text_at]
-        self.means = class_means(train.features[self.text][has], word_of(train.label[has], self.task), len(self.means))
+        self.means = class_means(
+            train.features[self.text][has], word_of(train.label[has], self.task), len(self.means)
+        )
 
-    def stages(self): return super().stages()[0 if self.settings.target == 'teacher' else 1:]
+    def stages(self):
+        return super().stages()[0 if self.settings.target == 'teacher' else 1 :]
 
-    def anchors(self)->Tensor: # [K, d]
+    def anchors(self) -> Tensor:  # [K, d]
         "The anchor of each class in the text's space."
         s = self.settings.anchors
-        return self.own if s == 'own' else self.words(self.means) + (self.own if s == 'text+own' else 0)
+        return (
+            self.own
+            if s == 'own'
+            else self.words(self.means) + (self.own if s == 'text+own' else 0)
+        )
 
-    def missing(self,
-        present:Tensor, # [B, L, M] bool
-    )->Tensor:          # [B, L, d] e
+    def missing(
+        self,
+        present: Tensor,  # [B, L, M] bool
+    ) -> Tensor:  # [B, L, d] e
         "The missing index embedding."
         s = self.settings
-        if s.index == 'none': return torch.zeros(*present.shape[:-1], s.width, device=present.device)
-        return self.index[combination_index(present) % len(self.index)] if s.index == 'pattern' else (~present).to(self.index.dtype) @ self.index
+        if s.index == 'none':
+            return torch.zeros(*present.shape[:-1], s.width, device=present.device)
+        return (
+            self.index[combination_index(present) % len(self.index)]
+            if s.index == 'pattern'
+            else (~present).to(self.index.dtype) @ self.index
+        )
 
-    def parts(self,
-        b:Batch,                   # what is there
-        drop:Dropout|None=None,    # None: no dropout
-    )->tuple[Tensor, Tensor, Tensor]: # reconstructed h^ [B, L, M, d], aligned z [B, L, M, d], prediction [B, L, C]
+    def parts(
+        self,
+        b: Batch,  # what is there
+        drop: Dropout | None = None,  # None: no dropout
+        # reconstructed h^ [B, L, M, d], aligned z [B, L, M, d], prediction [B, L, C]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         "Everything behind the encoders."
         there, M = b.present[..., None], len(self.widths)
         h = self.hidden(b, drop=drop).unflatten(-1, (M, -1)) * there
-        guess = self.recover(torch.cat([self.embed(h.flatten(-2), drop, b.place), self.missing(b.present)], -1))
+        guess = self.recover(
+            torch.cat([self.embed(h.flatten(-2), drop, b.place), self.missing(b.present)], -1)
+        )
         full = torch.where(there, h, guess)
-        z = torch.stack([self.project[m](x) if m in self.project else x for m, x in zip(self.widths, full.unbind(-2))], -2)
+        z = torch.stack(
+            [
+                self.project[m](x) if m in self.project else x
+                for m, x in zip(self.widths, full.unbind(-2))
+            ],
+            -2,
+        )
         return guess, z, self.head(z.flatten(-2), drop, b.place)
 
     def loss(self, batch, stage):
-        s, drop, full, b = self.settings, self.drop[stage], flat(batch.complete or batch), flat(batch)
+        s, drop, full, b = (
+            self.settings,
+            self.drop[stage],
+            flat(batch.complete or batch),
+            flat(batch),
+        )
         if stage == 'teacher':
-            task = task_loss(self.teacher_head(self.hidden(full, drop=drop), drop, full.place), full.label, full.valid)
+            task = task_loss(
+                self.teacher_head(self.hidden(full, drop=drop), drop, full.place),
+                full.label,
+                full.valid,
+            )
             return task, dict(task=task)
         guess, z, y = self.parts(b, drop)
-        target = self.hidden(full, self.teacher['encoders'] if s.target == 'teacher' else self.encoders).detach().unflatten(-1, (len(self.widths), -1))
+        target = (
+            self.hidden(full, self.teacher['encoders'] if s.target == 'teacher' else self.encoders)
+            .detach()
+            .unflatten(-1, (len(self.widths), -1))
+        )
         task = task_loss(y, b.label, b.valid)
         rec = per_utterance((guess - target).square().mean(-1), full.present & ~b.present, b.valid)
-        align = per_utterance(apart(z, self.anchors()[word_of(b.label, self.task)], s.distance), b.present if s.align == 'present' else torch.ones_like(b.present), b.valid)
-        return task + s.reconstruction*rec + s.alignment*align, dict(task=task, reconstruction=rec, alignment=align)
+        align = per_utterance(
+            apart(z, self.anchors()[word_of(b.label, self.task)], s.distance),
+            b.present if s.align == 'present' else torch.ones_like(b.present),
+            b.valid,
+        )
+        return task + s.reconstruction * rec + s.alignment * align, dict(
+            task=task, reconstruction=rec, alignment=align
+        )
 
     def predict(self, batch, stage=None):
         b = flat(batch)
-        return unflat(self.teacher_head(self.hidden(b)) if stage == 'teacher' else self.parts(b)[2], batch)
+        return unflat(
+            self.teacher_head(self.hidden(b)) if stage == 'teacher' else self.parts(b)[2], batch
+        )

@@ -16,51 +16,93 @@ from ..basics.dialogues import keep
 from ..basics.method import Method, Settings, Stage
 
 # %% ../../nbs/baselines/01_recipe.ipynb #18bc2fb7
-GRID = (1e-3, 5e-4, 2e-4, 1e-4) # learning rates that every baseline may choose from
+GRID = (1e-3, 5e-4, 2e-4, 1e-4)  # learning rates that every baseline may choose from
+
 
 class Recipe(Settings):
     "Settings that all baselines share; the defaults are the fair recipe."
-    preset:Literal['fair', 'as-published'] = 'fair'
-    epochs:int = Field(100, ge=1)              # of each stage, at most
-    patience:int|None = Field(20, ge=1)        # epochs without a better validation score; None: never stop early
-    lr:float = Field(5e-4, gt=0)               # of Adam
-    batch_size:int = Field(16, ge=1)           # dialogues
-    weight_decay:float = Field(0., ge=0)       # of Adam
-    sampling:Literal['dialogue', 'batch', 'utterance'] = 'dialogue' # what a drawn combination holds for
 
-TINY = dict(width=32, depth=1, epochs=15, lr=3e-3, batch_size=4) # for tiny twins
+    preset: Literal['fair', 'as-published'] = 'fair'
+    epochs: int = Field(100, ge=1)  # of each stage, at most
+    # epochs without a better validation score; None: never stop early
+    patience: int | None = Field(20, ge=1)
+    lr: float = Field(5e-4, gt=0)  # of Adam
+    batch_size: int = Field(16, ge=1)  # dialogues
+    weight_decay: float = Field(0.0, ge=0)  # of Adam
+    # what a drawn combination holds for
+    sampling: Literal['dialogue', 'batch', 'utterance'] = 'dialogue'
 
+
+TINY = dict(width=32, depth=1, epochs=15, lr=3e-3, batch_size=4)  # for tiny twins
+
+# %% ../../nbs/baselines/01_recipe.ipynb #00c6c49d
 class Baseline(Method):
     "Base of the baselines: presets, and stages by the recipe."
+
     Settings = Recipe
-    grid:tuple[float, ...] = GRID
-    tuned:dict[str, float] = {}                # dataset -> the learning rate of `GRID` that was best on validation
+    grid: tuple[float, ...] = GRID
+    # dataset -> the learning rate of `GRID` that was best on validation
+    tuned: dict[str, float] = {}
+
     @classmethod
-    def published(cls, task)->dict: "Settings of the preset `as-published` for this dataset, where they differ from the defaults."; return {}
+    def published(cls, task) -> dict:
+        """Settings of the preset `as-published` for this dataset, where they differ from the
+        defaults."""
+        return {}
 
     @classmethod
     def recipe(cls, task, preset='fair'):
         data = task.name.split('-')[0]
-        own = {'fair': {'lr': cls.tuned[data]} if data in cls.tuned else {}, 'as-published': cls.published(task)}.get(preset, {})
-        tiny = {k: v for k, v in TINY.items() if k in cls.Settings.model_fields} if task.name.endswith('-tiny') else {}
+        own = {
+            'fair': {'lr': cls.tuned[data]} if data in cls.tuned else {},
+            'as-published': cls.published(task),
+        }.get(preset, {})
+        tiny = (
+            {k: v for k, v in TINY.items() if k in cls.Settings.model_fields}
+            if task.name.endswith('-tiny')
+            else {}
+        )
         return own | tiny
 
-    def stage(self,
-        name:str, # of the stage
-        **others, # as in `Stage`, where they differ from the settings
-    )->Stage:
+    def stage(
+        self,
+        name: str,  # of the stage
+        **others,  # as in `Stage`, where they differ from the settings
+    ) -> Stage:
         "A stage by the recipe."
         s = self.settings
-        return Stage(name, **{**dict(epochs=s.epochs, lr=s.lr, batch_size=s.batch_size, weight_decay=s.weight_decay, patience=s.patience, sampling=s.sampling), **others})
+        return Stage(
+            name,
+            **{
+                **dict(
+                    epochs=s.epochs,
+                    lr=s.lr,
+                    batch_size=s.batch_size,
+                    weight_decay=s.weight_decay,
+                    patience=s.patience,
+                    sampling=s.sampling,
+                ),
+                **others,
+            },
+        )
 
-    def stages(self): return [self.stage('train')]
+    def stages(self):
+        return [self.stage('train')]
 
 # %% ../../nbs/baselines/01_recipe.ipynb #f0400da7
 class Specialists(Baseline):
     "One model of a baseline per combination, each trained and used under it."
-    base:type[Baseline]
-    grid = ()                                  # the learning rate of `base`
-    def __init_subclass__(cls): cls.Settings, cls.tuned, cls.published = cls.base.Settings, cls.base.tuned, cls.base.published
+
+    base: type[Baseline]
+    grid = ()  # the learning rate of `base`
+
+    def __init_subclass__(cls):
+        cls.Settings, cls.tuned, cls.published = (
+            cls.base.Settings,
+            cls.base.tuned,
+            cls.base.published,
+        )
+
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
         self.each = nn.ModuleList(self.base(task, widths, settings) for _ in self.q)
@@ -68,32 +110,53 @@ class Specialists(Baseline):
 
     def stages(self):
         *common, last = self.each[-1].stages()
-        put = lambda s, i, **others: replace(s, trainable=tuple(f'each.{i}.{t}' for t in s.trainable), **others)
-        return [put(s, len(self.each) - 1) for s in common] + [put(last, i, name=c, select=c) for i, c in enumerate(self.conditions)]
+        put = lambda s, i, **others: replace(
+            s, trainable=tuple(f'each.{i}.{t}' for t in s.trainable), **others
+        )
+        return [put(s, len(self.each) - 1) for s in common] + [
+            put(last, i, name=c, select=c) for i, c in enumerate(self.conditions)
+        ]
 
-    def _at(self, stage): # which model, and what it calls the stage
+    def _at(self, stage):  # which model, and what it calls the stage
         own = self.each[-1].stages()[-1].name
-        return (self.each[self.conditions.index(stage)], own) if stage in self.conditions else (self.each[-1], stage)
+        return (
+            (self.each[self.conditions.index(stage)], own)
+            if stage in self.conditions
+            else (self.each[-1], stage)
+        )
 
     def prepare(self, train):
-        for net in self.each: net.prepare(train)
+        for net in self.each:
+            net.prepare(train)
 
     def begin(self, stage):
         net, own = self._at(stage)
         if stage in self.conditions:
-            if net is not self.each[-1] and len(self.each[-1].stages()) > 1: net.load_state_dict(self.each[-1].state_dict())
-            self.q.copy_(torch.nn.functional.one_hot(torch.tensor(self.conditions.index(stage)), len(self.q)))
+            if net is not self.each[-1] and len(self.each[-1].stages()) > 1:
+                net.load_state_dict(self.each[-1].state_dict())
+            self.q.copy_(
+                torch.nn.functional.one_hot(torch.tensor(self.conditions.index(stage)), len(self.q))
+            )
         net.begin(own)
-        if stage not in self.conditions: self.q.copy_(net.q)
+        if stage not in self.conditions:
+            self.q.copy_(net.q)
 
-    def end_epoch(self, stage, val): net, own = self._at(stage); net.end_epoch(own, val)
-    def loss(self, batch, stage): net, own = self._at(stage); return net.loss(batch, own)
+    def end_epoch(self, stage, val):
+        net, own = self._at(stage)
+        net.end_epoch(own, val)
+
+    def loss(self, batch, stage):
+        net, own = self._at(stage)
+        return net.loss(batch, own)
 
     def predict(self, batch, stage=None):
-        if stage is not None and stage not in self.conditions: return self.each[-1].predict(batch, stage)
-        i = torch.where(batch.combination < 0, len(self.each) - 1, batch.combination)        # nothing there: the complete one's answer to nothing
+        if stage is not None and stage not in self.conditions:
+            return self.each[-1].predict(batch, stage)
+        # nothing there: the complete one's answer to nothing
+        i = torch.where(batch.combination < 0, len(self.each) - 1, batch.combination)
         i = (i[:, None] if i.ndim == 1 else i)[..., None]
         y = torch.zeros((), device=i.device)
         for k, (net, row) in enumerate(zip(self.each, members(len(self.widths)))):
-            if not batch.pack or (i == k).any(): y = torch.where(i == k, net.predict(keep(batch, row)), y)
+            if not batch.pack or (i == k).any():
+                y = torch.where(i == k, net.predict(keep(batch, row)), y)
         return y.expand(*batch.shape, -1)

@@ -23,59 +23,82 @@ from .recipe import GRID, Baseline, Recipe, Specialists
 # %% ../../nbs/baselines/02_reference.ipynb #1973ff60
 class MLP(nn.Module):
     "`depth` hidden layers with ReLU and dropout, and a linear head."
-    def __init__(self,
-        inputs:int,    # columns
-        width:int,     # of each hidden layer
-        depth:int,     # hidden layers
-        outputs:int,   # C
-        dropout:float, # after each hidden layer
+
+    def __init__(
+        self,
+        inputs: int,  # columns
+        width: int,  # of each hidden layer
+        depth: int,  # hidden layers
+        outputs: int,  # C
+        dropout: float,  # after each hidden layer
     ):
         super().__init__()
         self.hidden = nn.ModuleList(nn.Linear(width if i else inputs, width) for i in range(depth))
         self.dropout, self.head = Dropout(dropout), nn.Linear(width, outputs)
 
-    def forward(self,
-        x:Tensor,     # [..., inputs]
-        place:Tensor, # [...] which utterance each row is, for dropout
-    )->Tensor:        # [..., C]
-        for w in self.hidden: x = self.dropout(F.relu(w(x)), place)
+    def forward(
+        self,
+        x: Tensor,  # [..., inputs]
+        place: Tensor,  # [...] which utterance each row is, for dropout
+    ) -> Tensor:  # [..., C]
+        for w in self.hidden:
+            x = self.dropout(F.relu(w(x)), place)
         return self.head(x)
 
 # %% ../../nbs/baselines/02_reference.ipynb #aabb0205
 class FillSettings(Recipe):
     "Settings of the perceptrons."
-    width:int = Field(256, ge=1)            # of each hidden layer
-    depth:int = Field(2, ge=1)              # hidden layers
-    dropout:float = Field(.5, ge=0, lt=1)
 
+    width: int = Field(256, ge=1)  # of each hidden layer
+    depth: int = Field(2, ge=1)  # hidden layers
+    dropout: float = Field(0.5, ge=0, lt=1)
+
+# %% ../../nbs/baselines/02_reference.ipynb #8dc1352a
 @register('zero-fill')
 class ZeroFill(Baseline):
     "An MLP per utterance; zeros stand in for missing modalities, and flags say so."
+
     Settings = FillSettings
-    grid:tuple[float, ...] = (5e-3, 2e-3, *GRID)
+    grid: tuple[float, ...] = (5e-3, 2e-3, *GRID)
     tuned = {'iemocap': 2e-3}
-    flags = True                            # p is an input
-    def __init__(self,
-        task:Task,             # what is predicted
-        widths:dict[str, int], # modality -> D_m
-        settings:FillSettings, #
+    flags = True  # p is an input
+
+    def __init__(
+        self,
+        task: Task,  # what is predicted
+        widths: dict[str, int],  # modality -> D_m
+        settings: FillSettings,  #
     ):
         super().__init__(task, widths, settings)
         s = settings
-        self.mlp = MLP(sum(widths.values()) + len(widths)*self.flags, s.width, s.depth, task.n_outputs, s.dropout)
+        self.mlp = MLP(
+            sum(widths.values()) + len(widths) * self.flags,
+            s.width,
+            s.depth,
+            task.n_outputs,
+            s.dropout,
+        )
 
-    def _filled(self, b): # modality by modality: x^m [..., D_m], and what would stand in for it
+    # modality by modality: x^m [..., D_m], and what would stand in for it
+    def _filled(self, b):
         return [(x, x.new_zeros(())) for x in b.features.values()]
 
-    def inputs(self,
-        b:Batch, # any
-    )->Tensor:   # [B, L, sum D_m], with flags [B, L, sum D_m + M]
+    def inputs(
+        self,
+        b: Batch,  # any
+    ) -> Tensor:  # [B, L, sum D_m], with flags [B, L, sum D_m + M]
         "What the MLP sees: the features that are there, and the stand-ins of the others."
-        x = [torch.where(b.present[..., k:k+1], x, other) for k, (x, other) in enumerate(self._filled(b))]
-        return torch.cat(x + [b.present.to(x[0])]*self.flags, -1)
+        x = [
+            torch.where(b.present[..., k : k + 1], x, other)
+            for k, (x, other) in enumerate(self._filled(b))
+        ]
+        return torch.cat(x + [b.present.to(x[0])] * self.flags, -1)
 
-    def _outputs(self, b): return self.mlp(self.inputs(b), b.place)
-    def predict(self, batch, stage=None): return unflat(self._outputs(flat(batch)), batch)
+    def _outputs(self, b):
+        return self.mlp(self.inputs(b), b.place)
+
+    def predict(self, batch, stage=None):
+        return unflat(self._outputs(flat(batch)), batch)
 
     def loss(self, batch, stage):
         b = flat(batch)
@@ -84,150 +107,239 @@ class ZeroFill(Baseline):
 
 # %% ../../nbs/baselines/02_reference.ipynb #f381c601
 def complete_only(
-    method:Baseline, # its `q` is set
+    method: Baseline,  # its `q` is set
 ):
     "Training draws the complete combination and no other."
     method.q.copy_(F.one_hot(torch.tensor(len(method.q) - 1), len(method.q)))
 
+
 @register('mean-imputation')
 class MeanImputation(ZeroFill):
-    "An MLP per utterance, trained on complete data; the training mean stands in for a missing modality."
+    """An MLP per utterance, trained on complete data; the training mean stands in for a missing
+    modality."""
+
     grid = GRID
     tuned = {'iemocap': 5e-4}
     flags = False
+
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
         complete_only(self)
-        self.register_buffer('mean', torch.zeros(sum(widths.values())))      # of each column, over the utterances that have it
+        # of each column, over the utterances that have it
+        self.register_buffer('mean', torch.zeros(sum(widths.values())))
 
     def prepare(self, train):
-        self.mean = torch.cat([x[p].sum(0)/p.sum().clamp(min=1) for x, p in zip(train.features.values(), train.present.unbind(-1))])
+        self.mean = torch.cat(
+            [
+                x[p].sum(0) / p.sum().clamp(min=1)
+                for x, p in zip(train.features.values(), train.present.unbind(-1))
+            ]
+        )
 
-    def _filled(self, b): return list(zip(b.features.values(), self.mean.split(list(self.widths.values()))))
+    def _filled(self, b):
+        return list(zip(b.features.values(), self.mean.split(list(self.widths.values()))))
 
 # %% ../../nbs/baselines/02_reference.ipynb #4a8a822b
 class NeighbourSettings(FillSettings):
     "Settings of the imputation by neighbours."
-    anchors:int = Field(1024, ge=1)         # training utterances that are kept
-    neighbours:int = Field(5, ge=1)         # k
 
+    anchors: int = Field(1024, ge=1)  # training utterances that are kept
+    neighbours: int = Field(5, ge=1)  # k
+
+# %% ../../nbs/baselines/02_reference.ipynb #10f07617
 @register('knn-imputation')
 class NeighbourImputation(MeanImputation):
-    "An MLP per utterance, trained on complete data; the mean of the nearest training utterances stands in for a missing modality."
+    """An MLP per utterance, trained on complete data; the mean of the nearest training utterances
+    stands in for a missing modality."""
+
     Settings = NeighbourSettings
     tuned = {'iemocap': 5e-4}
+
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
         self.register_buffer('anchors', torch.zeros(settings.anchors, sum(widths.values())))
-        self.register_buffer('has', torch.zeros(settings.anchors, len(widths), dtype=torch.bool)) # False throughout: this row is not used
+        # False throughout: this row is not used
+        self.register_buffer('has', torch.zeros(settings.anchors, len(widths), dtype=torch.bool))
 
     def prepare(self, train):
         super().prepare(train)
-        at = torch.randperm(len(train.utterances), generator=torch.Generator().manual_seed(0))[:len(self.anchors)].to(train.present.device)
+        at = torch.randperm(len(train.utterances), generator=torch.Generator().manual_seed(0))[
+            : len(self.anchors)
+        ].to(train.present.device)
         fixed = lambda x: F.pad(x[at], (0, 0, 0, len(self.anchors) - len(at)))
-        self.anchors, self.has = fixed(torch.cat(list(train.features.values()), -1)), fixed(train.present)
+        self.anchors, self.has = (
+            fixed(torch.cat(list(train.features.values()), -1)),
+            fixed(train.present),
+        )
 
-    def _split(self, x): return x.split(list(self.widths.values()), -1) # columns by modality
+    # columns by modality
+    def _split(self, x):
+        return x.split(list(self.widths.values()), -1)
 
-    def encode(self, batch): # [B, L, D_m + anchors]: x^m, and its squared distance to each anchor's
+    # [B, L, D_m + anchors]: x^m, and its squared distance to each anchor's
+    def encode(self, batch):
         out = {}
         for k, ((m, x), v) in enumerate(zip(batch.features.items(), self._split(self.anchors))):
-            u, v = x.masked_fill(~batch.present[..., k:k+1], 0).double(), v.double()
-            d = u.square().sum(-1, keepdim=True) - 2*(u @ v.T) + v.square().sum(-1)
+            u, v = x.masked_fill(~batch.present[..., k : k + 1], 0).double(), v.double()
+            d = u.square().sum(-1, keepdim=True) - 2 * (u @ v.T) + v.square().sum(-1)
             out[m] = torch.cat([x, d.clamp(min=0).to(x)], -1)
         return out
 
     def _filled(self, b):
-        if b.pack and not b.encoded and b.present.all(): return super()._filled(b)       # nothing to fill: no need to look for neighbours
-        x, d = zip(*(z.split([w, len(self.anchors)], -1) for z, w in zip((b.features if b.encoded else self.encode(b)).values(), self.widths.values())))
-        both = [b.present[..., k:k+1] & has for k, has in enumerate(self.has.T)]         # M times [..., A]
-        common = sum(p*w for p, w in zip(both, self.widths.values()))                    # |C|
-        d = (sum(p*y for p, y in zip(both, d))/common.clamp(min=1)).masked_fill(common == 0, torch.inf) # d^2 / D
-        return [(y, self._nearest(b, k, d, v, mean)) for k, (y, v, mean) in enumerate(zip(x, self._split(self.anchors), self._split(self.mean)))]
+        # nothing to fill: no need to look for neighbours
+        if b.pack and not b.encoded and b.present.all():
+            return super()._filled(b)
+        x, d = zip(
+            *(
+                z.split([w, len(self.anchors)], -1)
+                for z, w in zip(
+                    (b.features if b.encoded else self.encode(b)).values(), self.widths.values()
+                )
+            )
+        )
+        # M times [..., A]
+        both = [b.present[..., k : k + 1] & has for k, has in enumerate(self.has.T)]
+        # |C|
+        common = sum(p * w for p, w in zip(both, self.widths.values()))
+        # d^2 / D
+        d = (sum(p * y for p, y in zip(both, d)) / common.clamp(min=1)).masked_fill(
+            common == 0, torch.inf
+        )
+        return [
+            (y, self._nearest(b, k, d, v, mean))
+            for k, (y, v, mean) in enumerate(
+                zip(x, self._split(self.anchors), self._split(self.mean))
+            )
+        ]
 
-    def _nearest(self, b, k, d, v, mean): # [..., D_m] mean of v [A, D_m] over the nearest donors
-        if b.pack and b.present[..., k].all(): return mean                               # nobody asks
-        near, at = d.masked_fill(~self.has[:, k], torch.inf).topk(min(self.settings.neighbours, len(v)), largest=False) # only who has m is a donor
-        ok = near.isfinite()[..., None]                                                  # [..., k, 1]
+    # [..., D_m] mean of v [A, D_m] over the nearest donors
+    def _nearest(self, b, k, d, v, mean):
+        # nobody asks
+        if b.pack and b.present[..., k].all():
+            return mean
+        # only who has m is a donor
+        near, at = d.masked_fill(~self.has[:, k], torch.inf).topk(
+            min(self.settings.neighbours, len(v)), largest=False
+        )
+        # [..., k, 1]
+        ok = near.isfinite()[..., None]
         total = sum(torch.where(ok[..., j, :], v[at[..., j]], 0) for j in range(at.shape[-1]))
-        return torch.where(ok.any(-2), total/ok.sum(-2).clamp(min=1), mean)
+        return torch.where(ok.any(-2), total / ok.sum(-2).clamp(min=1), mean)
 
 # %% ../../nbs/baselines/02_reference.ipynb #24643168
 class EncoderSettings(Recipe):
     "Settings of the references with encoders: MCULoRA's defaults."
-    width:int = Field(256, ge=2)            # d
-    depth:int = Field(4, ge=1)              # blocks of each encoder
-    heads:int = Field(2, ge=1)              # of the attention
-    dropout:float = Field(.5, ge=0, lt=1)
+
+    width: int = Field(256, ge=2)  # d
+    depth: int = Field(4, ge=1)  # blocks of each encoder
+    heads: int = Field(2, ge=1)  # of the attention
+    dropout: float = Field(0.5, ge=0, lt=1)
+
 
 def encoders(
-    widths:dict[str, int], # modality -> D_m
-    s:EncoderSettings,     #
-)->nn.ModuleDict:          # modality -> E_m
+    widths: dict[str, int],  # modality -> D_m
+    s: EncoderSettings,  #
+) -> nn.ModuleDict:  # modality -> E_m
     "One encoder per modality. Raises `ValueError` if the heads do not share the width."
-    if s.width % s.heads: raise ValueError(f'width: found {s.width}, expected a multiple of heads ({s.heads})')
-    return nn.ModuleDict({m: UnimodalEncoder(w, s.width, s.depth, s.heads, s.dropout) for m, w in widths.items()})
+    if s.width % s.heads:
+        raise ValueError(f'width: found {s.width}, expected a multiple of heads ({s.heads})')
+    return nn.ModuleDict(
+        {m: UnimodalEncoder(w, s.width, s.depth, s.heads, s.dropout) for m, w in widths.items()}
+    )
+
 
 def represent(
-    encoders:nn.ModuleDict, # modality -> E_m
-    b:Batch,                # raw features
-)->dict[str, Tensor]:       # modality -> [B, L, d] R^m, zeros where absent
+    encoders: nn.ModuleDict,  # modality -> E_m
+    b: Batch,  # raw features
+) -> dict[str, Tensor]:  # modality -> [B, L, d] R^m, zeros where absent
     "What each encoder makes of its modality."
-    return {m: e(b.features[m], b.present[..., k], place=b.place, pack=b.pack) for k, (m, e) in enumerate(encoders.items())}
+    return {
+        m: e(b.features[m], b.present[..., k], place=b.place, pack=b.pack)
+        for k, (m, e) in enumerate(encoders.items())
+    }
 
+# %% ../../nbs/baselines/02_reference.ipynb #df0bd59b
 @register('late-fusion')
 class LateFusion(Baseline):
-    "An encoder and a head per modality, trained each for itself on complete data; the mean of what is present predicts."
+    """An encoder and a head per modality, trained each for itself on complete data; the mean of
+    what is present predicts."""
+
     Settings = EncoderSettings
     grid = (2e-3, *GRID)
     tuned = {'iemocap': 1e-3}
-    def __init__(self,
-        task:Task,                # what is predicted
-        widths:dict[str, int],    # modality -> D_m
-        settings:EncoderSettings, #
+
+    def __init__(
+        self,
+        task: Task,  # what is predicted
+        widths: dict[str, int],  # modality -> D_m
+        settings: EncoderSettings,  #
     ):
         super().__init__(task, widths, settings)
-        self.encoders, self.unimodal = encoders(widths, settings), unimodal_heads(widths, settings.width, task.n_outputs, settings.dropout)
+        self.encoders, self.unimodal = (
+            encoders(widths, settings),
+            unimodal_heads(widths, settings.width, task.n_outputs, settings.dropout),
+        )
         complete_only(self)
 
-    def encode(self, batch): # [B, L, C] C_m(R^m), zeros where absent
-        return {m: self.unimodal[m](r)*batch.present[..., k:k+1] for k, (m, r) in enumerate(represent(self.encoders, batch).items())}
+    def encode(self, batch):  # [B, L, C] C_m(R^m), zeros where absent
+        return {
+            m: self.unimodal[m](r) * batch.present[..., k : k + 1]
+            for k, (m, r) in enumerate(represent(self.encoders, batch).items())
+        }
 
     def predict(self, batch, stage=None):
-        y = torch.stack(list((batch.features if batch.encoded else self.encode(batch)).values()), -2) # [B, L, M, C]
-        there = (batch.present | ~batch.present.any(-1, keepdim=True))[..., None]        # nothing present: all the zeros
+        # [B, L, M, C]
+        y = torch.stack(
+            list((batch.features if batch.encoded else self.encode(batch)).values()), -2
+        )
+        # nothing present: all the zeros
+        there = (batch.present | ~batch.present.any(-1, keepdim=True))[..., None]
         n = there.sum(-2)
-        if not self.task.classes: return (y*there).sum(-2)/n
+        if not self.task.classes:
+            return (y * there).sum(-2) / n
         return y.log_softmax(-1).masked_fill(~there, -torch.inf).logsumexp(-2) - n.log()
 
     def loss(self, batch, stage):
-        each = {m: task_loss(y, batch.label, batch.present[..., k]) for k, (m, y) in enumerate(self.encode(batch).items())}
+        each = {
+            m: task_loss(y, batch.label, batch.present[..., k])
+            for k, (m, y) in enumerate(self.encode(batch).items())
+        }
         return sum(each.values()), each
 
 # %% ../../nbs/baselines/02_reference.ipynb #b8a5b8c1
 @register('dropout-transformer')
 class DropoutTransformer(Baseline):
     "An encoder per modality and one fusion layer, trained end to end under the drawn combinations."
+
     Settings = EncoderSettings
     tuned = {'iemocap': 2e-4}
-    def __init__(self,
-        task:Task,                # what is predicted
-        widths:dict[str, int],    # modality -> D_m
-        settings:EncoderSettings, #
+
+    def __init__(
+        self,
+        task: Task,  # what is predicted
+        widths: dict[str, int],  # modality -> D_m
+        settings: EncoderSettings,  #
     ):
         super().__init__(task, widths, settings)
-        n = len(widths)*settings.width
+        n = len(widths) * settings.width
         self.encoders, self.dropout = encoders(widths, settings), Dropout(settings.dropout)
-        self.fusion, self.head = nn.Linear(n, n), nn.Linear(n, task.n_outputs)           # W, C
+        # W, C
+        self.fusion, self.head = nn.Linear(n, n), nn.Linear(n, task.n_outputs)
 
-    def encode(self, batch): return represent(self.encoders, batch)                      # R^m
+    # R^m
+    def encode(self, batch):
+        return represent(self.encoders, batch)
 
-    def _fused(self, b): # a batch of R^m -> [B, L, C]
+    def _fused(self, b):  # a batch of R^m -> [B, L, C]
         h = torch.cat(list(b.features.values()), -1)
         return self.head(h + self.dropout(F.relu(self.fusion(h)), b.place))
 
-    def _behind(self, b): return flat(b if b.encoded else replace(b, features=self.encode(b), encoded=True)) # nobody looks at neighbours any more: without padding
-    def predict(self, batch, stage=None): return unflat(self._fused(self._behind(batch)), batch)
+    # nobody looks at neighbours any more: without padding
+    def _behind(self, b):
+        return flat(b if b.encoded else replace(b, features=self.encode(b), encoded=True))
+
+    def predict(self, batch, stage=None):
+        return unflat(self._fused(self._behind(batch)), batch)
 
     def loss(self, batch, stage):
         b = self._behind(batch)
@@ -238,4 +350,5 @@ class DropoutTransformer(Baseline):
 @register('dropout-transformer-per-condition')
 class DropoutTransformerSpecialists(Specialists):
     "Seven independent modality-dropout transformers, one per condition."
+
     base = DropoutTransformer

@@ -24,179 +24,268 @@ from .momke import Experts, Maps, looks
 # %% ../../nbs/baselines/08_released.ipynb #e0ce6caa
 class Pairs(nn.Module):
     "Low-rank pairs of K maps side by side: a shared one, and a private one per adapter."
-    def __init__(self,
-        n:int,        # K
-        d_in:int,     # width of the input
-        d_out:int,    # width of the output
-        adapters:int, # I private ones
-        rank:int,     # r
+
+    def __init__(
+        self,
+        n: int,  # K
+        d_in: int,  # width of the input
+        d_out: int,  # width of the output
+        adapters: int,  # I private ones
+        rank: int,  # r
     ):
         super().__init__()
-        down = lambda *shape: nn.Parameter(torch.empty(*shape, rank, d_in).uniform_(-d_in**-.5, d_in**-.5)) # kaiming-uniform of each matrix, as for a linear map
+        # kaiming-uniform of each matrix, as for a linear map
+        down = lambda *shape: nn.Parameter(
+            torch.empty(*shape, rank, d_in).uniform_(-(d_in**-0.5), d_in**-0.5)
+        )
         self.A_com, self.B_com = down(n), nn.Parameter(torch.zeros(n, d_out, rank))
         self.A, self.B = down(n, adapters), nn.Parameter(torch.zeros(n, adapters, d_out, rank))
 
-    def shared(self,
-        x:Tensor, # [K, n, d_in]
-    )->Tensor:    # [K, n, d_out] B_com A_com x
+    def shared(
+        self,
+        x: Tensor,  # [K, n, d_in]
+    ) -> Tensor:  # [K, n, d_out] B_com A_com x
         return x @ self.A_com.mT @ self.B_com.mT
 
-    def private(self,
-        x:Tensor,          # [K, n, d_in]; without an index [K, I, n, d_in] or [K, 1, n, d_in]
-        index:Tensor|None, # [n] the adapter i of each row; None: every adapter for every row
-    )->Tensor:             # [K, n, d_out] B_i A_i x; without an index [K, I, n, d_out]
+    def private(
+        self,
+        # [K, n, d_in]; without an index [K, I, n, d_in] or [K, 1, n, d_in]
+        x: Tensor,
+        # [n] the adapter i of each row; None: every adapter for every row
+        index: Tensor | None,
+    ) -> Tensor:  # [K, n, d_out] B_i A_i x; without an index [K, I, n, d_out]
         "The private adapters, each row by its own."
-        if index is None: return x @ self.A.mT @ self.B.mT
+        if index is None:
+            return x @ self.A.mT @ self.B.mT
         I, r = self.A.shape[1:3]
-        own = (index[:, None] == torch.arange(I, device=x.device)).repeat_interleave(r, 1)   # [n, I r]: one product with all A, the rows of others' zeroed
+        # [n, I r]: one product with all A, the rows of others' zeroed
+        own = (index[:, None] == torch.arange(I, device=x.device)).repeat_interleave(r, 1)
         return (x @ self.A.flatten(1, 2).mT * own) @ self.B.transpose(2, 3).flatten(1, 2)
 
 # %% ../../nbs/baselines/08_released.ipynb #753761dd
 class Streams:
     "Applies maps with their pairs, and carries the private stream along."
-    def __init__(self,
-        pairs:dict,         # name of the maps -> `Pairs`
-        index:Tensor|None,  # [n] as in `Pairs.private`
-        drop:Dropout,       # on the input of the shared pair, and of the first private one
-        place:Tensor,       # [n] which row each is
-        private:Tensor|None=None, # the stream so far; None: it starts here
-    ): self.pairs, self.index, self.drop, self.place, self.private = pairs, index, drop, place, private
 
-    def __call__(self,
-        name:str,   # of the maps
-        maps:Maps,  # W
-        x:Tensor,   # [K, n, d_in] main stream
-    )->Tensor:      # [K, n, d_out] main stream
+    def __init__(
+        self,
+        pairs: dict,  # name of the maps -> `Pairs`
+        index: Tensor | None,  # [n] as in `Pairs.private`
+        drop: Dropout,  # on the input of the shared pair, and of the first private one
+        place: Tensor,  # [n] which row each is
+        private: Tensor | None = None,  # the stream so far; None: it starts here
+    ):
+        self.pairs, self.index, self.drop, self.place, self.private = (
+            pairs,
+            index,
+            drop,
+            place,
+            private,
+        )
+
+    def __call__(
+        self,
+        name: str,  # of the maps
+        maps: Maps,  # W
+        x: Tensor,  # [K, n, d_in] main stream
+    ) -> Tensor:  # [K, n, d_out] main stream
         one, y, K = (lambda t: t if self.index is not None else t[:, None]), maps(x), len(x)
-        x = self.drop(x, self.place*K + torch.arange(K, device=x.device)[:, None])
-        self.private = one(y) + self.pairs[name].private(one(x) if self.private is None else self.private, self.index) # W x + B_i A_i x^s
-        return y + self.pairs[name].shared(x)                                                                         # W x + B_com A_com x
+        x = self.drop(x, self.place * K + torch.arange(K, device=x.device)[:, None])
+        # W x + B_i A_i x^s
+        self.private = one(y) + self.pairs[name].private(
+            one(x) if self.private is None else self.private, self.index
+        )
+        # W x + B_com A_com x
+        return y + self.pairs[name].shared(x)
 
 # %% ../../nbs/baselines/08_released.ipynb #179ce72b
 def reversed_divergence(
-    p:Tensor, # [..., d] logits: a representation
-    q:Tensor, # [..., d] the same
-)->Tensor:    # [...]
+    p: Tensor,  # [..., d] logits: a representation
+    q: Tensor,  # [..., d] the same
+) -> Tensor:  # [...]
     "(KL(m||p) + KL(m||q))/2 with m the mean of the two distributions."
     p, q = p.log_softmax(-1), q.log_softmax(-1)
     m = torch.logaddexp(p, q) - math.log(2)
-    return (m.exp() * (m - (p + q)/2)).sum(-1)
+    return (m.exp() * (m - (p + q) / 2)).sum(-1)
+
 
 def push_modalities(
-    p:Tensor,        # [M] chance that a modality is there
-    change:Tensor,   # [N] how far each combination has moved
-    members:Tensor,  # [N, M] bool
-    step:float,      # delta
-    bounds:tuple[float, float], # after every push
-)->Tensor:           # [M]
+    p: Tensor,  # [M] chance that a modality is there
+    change: Tensor,  # [N] how far each combination has moved
+    members: Tensor,  # [N, M] bool
+    step: float,  # delta
+    bounds: tuple[float, float],  # after every push
+) -> Tensor:  # [M]
     "One step of the released code's rule."
-    for r, i in enumerate(change.argsort(stable=True).tolist()): p = (p + (members[i].to(p)*2 - 1)*step*2.**-r).clamp(*bounds)
+    for r, i in enumerate(change.argsort(stable=True).tolist()):
+        p = (p + (members[i].to(p) * 2 - 1) * step * 2.0**-r).clamp(*bounds)
     return p
 
 # %% ../../nbs/baselines/08_released.ipynb #e1e9f439
 class ReleasedSettings(Recipe):
     "Settings of MCULoRA as released."
-    width:int = Field(256, ge=2)               # d
-    depth:int = Field(4, ge=1)                 # blocks
-    heads:int = Field(2, ge=1)                 # of the attention
-    dropout:float = Field(.5, ge=0, lt=1)      # of the backbone
-    rank:int = Field(4, ge=1)                  # of the pairs of input maps, fusion and head
-    rank_mlp:int = Field(8, ge=1)              # of the pairs inside the blocks
-    lora_dropout:float = Field(.1, ge=0, lt=1) # on the input of the pairs
-    adapter_index:Literal['own', 'first'] = 'own' # 'first': everybody takes the adapter of the batch's first utterance
-    dpft:Literal['off', 'bernoulli'] = 'off'   # 'bernoulli': the released rule
-    step:float = Field(.003, ge=0)             # delta of that rule
-    bounds:tuple[Low, High] = Field((.4, .6), strict=False) # of each p_m
 
+    width: int = Field(256, ge=2)  # d
+    depth: int = Field(4, ge=1)  # blocks
+    heads: int = Field(2, ge=1)  # of the attention
+    dropout: float = Field(0.5, ge=0, lt=1)  # of the backbone
+    rank: int = Field(4, ge=1)  # of the pairs of input maps, fusion and head
+    rank_mlp: int = Field(8, ge=1)  # of the pairs inside the blocks
+    lora_dropout: float = Field(0.1, ge=0, lt=1)  # on the input of the pairs
+    # 'first': everybody takes the adapter of the batch's first utterance
+    adapter_index: Literal['own', 'first'] = 'own'
+    dpft: Literal['off', 'bernoulli'] = 'off'  # 'bernoulli': the released rule
+    step: float = Field(0.003, ge=0)  # delta of that rule
+    bounds: tuple[Low, High] = Field((0.4, 0.6), strict=False)  # of each p_m
+
+# %% ../../nbs/baselines/08_released.ipynb #5118bc72
 @register('mculora-released')
 class Released(Baseline):
     "MCULoRA as its first released code computes it."
+
     Settings = ReleasedSettings
     tuned = {'iemocap': 5e-4}
-    def __init__(self,
-        task:Task,                 # what is predicted
-        widths:dict[str, int],     # modality -> D_m
-        settings:ReleasedSettings, #
+
+    def __init__(
+        self,
+        task: Task,  # what is predicted
+        widths: dict[str, int],  # modality -> D_m
+        settings: ReleasedSettings,  #
     ):
         super().__init__(task, widths, settings)
-        s, M, d, C, I = settings, len(widths), settings.width, task.n_outputs, 2**len(widths)
+        s, M, d, C, I = settings, len(widths), settings.width, task.n_outputs, 2 ** len(widths)
         self.dropout, self.lora_dropout = Dropout(s.dropout), Dropout(s.lora_dropout)
         self.input = nn.ModuleDict({m: Maps(1, w, d) for m, w in widths.items()})
         self.experts = Experts(M, d, s.depth, s.heads, s.dropout)
-        self.fusion, self.head = Maps(1, M*d, M*d), Maps(1, M*d, C)
-        self.unimodal = nn.ModuleDict({m: nn.Linear(d, C) for m in widths})                      # in no loss: never trained, here for the count
+        self.fusion, self.head = Maps(1, M * d, M * d), Maps(1, M * d, C)
+        # in no loss: never trained, here for the count
+        self.unimodal = nn.ModuleDict({m: nn.Linear(d, C) for m in widths})
         self.pairs_in = nn.ModuleDict({m: Pairs(1, w, d, I, s.rank) for m, w in widths.items()})
-        self.pairs = nn.ModuleDict({f'{i}_{n}': Pairs(M, d, d, I, s.rank_mlp) for i in range(s.depth) for n in ('up', 'down')}
-            | dict(fusion=Pairs(1, M*d, M*d, I, s.rank), head=Pairs(1, M*d, C, I, s.rank)))
-        self.register_buffer('p', torch.full((M,), .5))
-        self.register_buffer('s', torch.zeros(I - 1))                                            # the divergences of the last epoch
-        self.register_buffer('first', torch.full((I - 1,), -1.))                                 # and of the first; below 0: not measured
+        self.pairs = nn.ModuleDict(
+            {
+                f'{i}_{n}': Pairs(M, d, d, I, s.rank_mlp)
+                for i in range(s.depth)
+                for n in ('up', 'down')
+            }
+            | dict(fusion=Pairs(1, M * d, M * d, I, s.rank), head=Pairs(1, M * d, C, I, s.rank))
+        )
+        self.register_buffer('p', torch.full((M,), 0.5))
+        # the divergences of the last epoch
+        self.register_buffer('s', torch.zeros(I - 1))
+        # and of the first; below 0: not measured
+        self.register_buffer('first', torch.full((I - 1,), -1.0))
 
     @classmethod
     def published(cls, task):
         data = task.name.split('-')[0]
-        return dict(epochs=200 if data == 'mosei' else 300, lr=1e-4, weight_decay=1e-5, patience=None, batch_size=32 if data in ('mosi', 'mosei') else 16,
-            sampling='batch', adapter_index='first', dpft='bernoulli', **(dict(step=.00025, bounds=(.445, .555)) if data == 'iemocap' else {}))
+        return dict(
+            epochs=200 if data == 'mosei' else 300,
+            lr=1e-4,
+            weight_decay=1e-5,
+            patience=None,
+            batch_size=32 if data in ('mosi', 'mosei') else 16,
+            sampling='batch',
+            adapter_index='first',
+            dpft='bernoulli',
+            **(dict(step=0.00025, bounds=(0.445, 0.555)) if data == 'iemocap' else {}),
+        )
 
-    def stages(self): return [self.stage('train', trainable=('input', 'experts', 'fusion', 'head', 'pairs'))]
+    def stages(self):
+        return [self.stage('train', trainable=('input', 'experts', 'fusion', 'head', 'pairs'))]
 
-    def _index(self, b): # [B, L]: which adapter
-        i = torch.where(b.combination < 0, len(self.q), b.combination)                           # nothing there has one of its own
-        if self.settings.adapter_index == 'first': i = i.reshape(-1)[:1]
+    def _index(self, b):  # [B, L]: which adapter
+        # nothing there has one of its own
+        i = torch.where(b.combination < 0, len(self.q), b.combination)
+        if self.settings.adapter_index == 'first':
+            i = i.reshape(-1)[:1]
         return (i[:, None] if i.ndim == 1 else i).expand(b.shape)
 
-    def _towers(self,
-        x:list[Tensor],     # M times [n, D_m]
-        there:Tensor,       # [M, n] bool
-        look,               # of `looks`
-        index:Tensor|None,  # [n]; None: all private streams
-        place:Tensor,       # [n]
-    )->tuple[Tensor, Tensor]: # main stream [M, n, d] and private stream [M, n, d] or [M, I, n, d] behind the blocks
+    def _towers(
+        self,
+        x: list[Tensor],  # M times [n, D_m]
+        there: Tensor,  # [M, n] bool
+        look,  # of `looks`
+        index: Tensor | None,  # [n]; None: all private streams
+        place: Tensor,  # [n]
+        # main stream [M, n, d] and private stream [M, n, d] or [M, I, n, d] behind the blocks
+    ) -> tuple[Tensor, Tensor]:
         main, private = [], []
         for k, ((m, w), z) in enumerate(zip(self.input.items(), x)):
-            here = place*len(x) + k
+            here = place * len(x) + k
             s = Streams(self.pairs_in, index, self.lora_dropout, here)
-            main.append(self.dropout(s(m, w, (z*there[k][:, None])[None]), here)); private.append(s.private)
+            main.append(self.dropout(s(m, w, (z * there[k][:, None])[None]), here))
+            private.append(s.private)
         s = Streams(self.pairs, index, self.lora_dropout, place, torch.cat(private))
-        return self.experts(torch.cat(main), lambda qkv, heads: look(qkv, heads)*there[..., None], place, s), s.private
+        return self.experts(
+            torch.cat(main), lambda qkv, heads: look(qkv, heads) * there[..., None], place, s
+        ), s.private
 
-    def _joint(self,
-        main:Tensor,     # [M, n, d]
-        private:Tensor,  # [M, n, d]
-        index:Tensor,    # [n]
-        place:Tensor,    # [n]
-    )->Tensor:           # [n, C]
-        x, xs = (z.transpose(0, 1).flatten(1)[None] for z in (main, private))                    # splice: [1, n, M d]
+    def _joint(
+        self,
+        main: Tensor,  # [M, n, d]
+        private: Tensor,  # [M, n, d]
+        index: Tensor,  # [n]
+        place: Tensor,  # [n]
+    ) -> Tensor:  # [n, C]
+        # splice: [1, n, M d]
+        x, xs = (z.transpose(0, 1).flatten(1)[None] for z in (main, private))
         s = Streams(self.pairs, index, self.lora_dropout, place, xs)
         h = x + self.dropout(s('fusion', self.fusion, x).relu(), place)
-        return (s('head', self.head, h) + s.private)[0]                                          # a plain sum: 2 W h + ...
+        # a plain sum: 2 W h + ...
+        return (s('head', self.head, h) + s.private)[0]
 
-    def _rows(self, b): # the valid rows, if they may be packed; how to take them from [B, L, ...]; there [M, n], place [n]
+    # the valid rows, if they may be packed; how to take them from [B, L, ...]; there [M, n], place
+    # [n]
+    def _rows(self, b):
         rows = b.valid.flatten().nonzero()[:, 0] if b.pack else None
         take = lambda x: x.flatten(0, 1) if rows is None else x.flatten(0, 1).index_select(0, rows)
         return rows, take, take(b.present).T, take(b.place[..., None])[:, 0]
 
     def _encode(self, b, index=None):
         rows, take, there, place = self._rows(b)
-        return self._towers([take(x) for x in b.features.values()], there, looks(b.present.movedim(-1, 0), rows), None if index is None else take(index[..., None])[:, 0], place)
+        return self._towers(
+            [take(x) for x in b.features.values()],
+            there,
+            looks(b.present.movedim(-1, 0), rows),
+            None if index is None else take(index[..., None])[:, 0],
+            place,
+        )
 
-    def encode(self, batch): # [x_m, all x^s_m] side by side
+    def encode(self, batch):  # [x_m, all x^s_m] side by side
         main, private = self._encode(batch)
-        z = torch.cat([main[:, None], private], 1).movedim(1, 2).flatten(2) * self._rows(batch)[2][..., None]
-        return {m: unflat(x[:, None] if batch.pack else x.unflatten(0, batch.shape), batch) for m, x in zip(self.widths, z)}
+        z = (
+            torch.cat([main[:, None], private], 1).movedim(1, 2).flatten(2)
+            * self._rows(batch)[2][..., None]
+        )
+        return {
+            m: unflat(x[:, None] if batch.pack else x.unflatten(0, batch.shape), batch)
+            for m, x in zip(self.widths, z)
+        }
 
-    def _picked(self, b, index): # the two streams from encoded features
+    def _picked(self, b, index):  # the two streams from encoded features
         _, take, there, _ = self._rows(b)
         none = torch.zeros(1, dtype=torch.long, device=there.device)
-        main, private = self._towers([w.weight.new_zeros(1, w.weight.shape[-1]) for w in self.input.values()], there.new_zeros(len(there), 1), looks(there.new_zeros(len(there), 1, 1)), None, none)
-        nothing = torch.cat([main[:, None], private], 1).movedim(1, 2)                           # [M, 1, 1+I, d] what a missing modality is
+        main, private = self._towers(
+            [w.weight.new_zeros(1, w.weight.shape[-1]) for w in self.input.values()],
+            there.new_zeros(len(there), 1),
+            looks(there.new_zeros(len(there), 1, 1)),
+            None,
+            none,
+        )
+        # [M, 1, 1+I, d] what a missing modality is
+        nothing = torch.cat([main[:, None], private], 1).movedim(1, 2)
         z = torch.stack([take(x) for x in b.features.values()]).unflatten(-1, nothing.shape[2:])
         z = torch.where(there[..., None, None], z, nothing)
-        return z[:, :, 0], torch.take_along_dim(z, take(index[..., None])[None, ..., None] + 1, 2)[:, :, 0]
+        return z[:, :, 0], torch.take_along_dim(z, take(index[..., None])[None, ..., None] + 1, 2)[
+            :, :, 0
+        ]
 
-    def _output(self, b): # as `flat(b)` has it
+    def _output(self, b):  # as `flat(b)` has it
         index, (_, take, _, place) = self._index(b), self._rows(b)
-        y = self._joint(*(self._picked if b.encoded else self._encode)(b, index), take(index[..., None])[:, 0], place)
+        y = self._joint(
+            *(self._picked if b.encoded else self._encode)(b, index),
+            take(index[..., None])[:, 0],
+            place,
+        )
         return y[:, None] if b.pack else y.unflatten(0, b.shape)
 
     def loss(self, batch, stage):
@@ -204,28 +293,51 @@ class Released(Baseline):
         task = task_loss(self._output(batch), b.label, b.valid)
         return task, dict(task=task)
 
-    def predict(self, batch, stage=None): return unflat(self._output(batch), batch)
-    def watch(self): return {'q': self.q, 's': self.s}
+    def predict(self, batch, stage=None):
+        return unflat(self._output(batch), batch)
+
+    def watch(self):
+        return {'q': self.q, 's': self.s}
 
     @torch.no_grad()
-    def divergences(self,
-        d:Dialogues, #
-    )->Tensor:       # [N]
+    def divergences(
+        self,
+        d: Dialogues,  #
+    ) -> Tensor:  # [N]
         "How far main and private stream are apart for each combination, with everything present."
         rows, N = members(len(self.widths)).to(self.q.device), len(self.q)
-        total, count = torch.zeros(N, len(self.widths), device=self.q.device), torch.zeros(len(self.widths), device=self.q.device)
+        total, count = (
+            torch.zeros(N, len(self.widths), device=self.q.device),
+            torch.zeros(len(self.widths), device=self.q.device),
+        )
         for at in batches(d.lengths, 64, 512):
             b = batch(d, at)
             for k, z in enumerate(self.encode(b).values()):
-                z = z.unflatten(-1, (N + 2, -1))                                                 # [B, L, 1+I, d]
-                total[:, k] += (reversed_divergence(z[..., :1, :], z[..., 1:-1, :]) * b.present[..., k:k+1]).sum((0, 1)); count[k] += b.present[..., k].sum()
-        return (total/count.clamp(min=1) * rows).sum(1)/rows.sum(1)                              # mean over the combination's modalities
+                # [B, L, 1+I, d]
+                z = z.unflatten(-1, (N + 2, -1))
+                total[:, k] += (
+                    reversed_divergence(z[..., :1, :], z[..., 1:-1, :]) * b.present[..., k : k + 1]
+                ).sum((0, 1))
+                count[k] += b.present[..., k].sum()
+        # mean over the combination's modalities
+        return (total / count.clamp(min=1) * rows).sum(1) / rows.sum(1)
 
     @torch.no_grad()
     def end_epoch(self, stage, val):
-        if self.settings.dpft == 'off': return
+        if self.settings.dpft == 'off':
+            return
         now, known = self.divergences(val), bool(self.first[0] >= 0)
         self.s.copy_(now)
-        if not known: self.first.copy_(now); return
-        self.p.copy_(push_modalities(self.p.cpu(), (now - self.first).abs().cpu(), members(len(self.p)), self.settings.step, self.settings.bounds))
+        if not known:
+            self.first.copy_(now)
+            return
+        self.p.copy_(
+            push_modalities(
+                self.p.cpu(),
+                (now - self.first).abs().cpu(),
+                members(len(self.p)),
+                self.settings.step,
+                self.settings.bounds,
+            )
+        )
         self.q.copy_(from_modalities(self.p))

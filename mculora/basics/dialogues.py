@@ -19,102 +19,165 @@ from .modalities import combination_index, members, supports
 
 # %% ../../nbs/basics/01_dialogues.ipynb #bf488feb
 class DataError(ValueError):
-    "Data that cannot be used. The message names the file or field, what was found and what was expected."
+    """Data that cannot be used. The message names the file or field, what was found and what was
+    expected."""
+
 
 @dataclass(frozen=True)
 class Task:
     "What is predicted, and what must be said wherever it is shown."
-    name:str                     # dataset name, also the folder of its runs: 'iemocap', 'mosei-simulated', ...
-    classes:tuple[str, ...] = () # class names, index = label; empty: a score is predicted
-    low:float = -3.              # lowest score (scores only)
-    high:float = 3.              # highest score
-    middle:float|None = 0.       # of scores: ACC and F1 are of the two sides of it; None: no sides, r leads
-    simulated:bool = False       # True for the simulated twins
-    views:dict[str, str] = field(default_factory=dict) # modality -> what it is, in words, e.g. the feature folder
+
+    # dataset name, also the folder of its runs: 'iemocap', 'mosei-simulated', ...
+    name: str
+    classes: tuple[str, ...] = ()  # class names, index = label; empty: a score is predicted
+    low: float = -3.0  # lowest score (scores only)
+    high: float = 3.0  # highest score
+    # of scores: ACC and F1 are of the two sides of it; None: no sides, r leads
+    middle: float | None = 0.0
+    simulated: bool = False  # True for the simulated twins
+    # modality -> what it is, in words, e.g. the feature folder
+    views: dict[str, str] = field(default_factory=dict)
 
     @property
-    def n_outputs(self)->int: return len(self.classes) or 1 # C: logits of the classes, or one score
+    # C: logits of the classes, or one score
+    def n_outputs(self) -> int:
+        return len(self.classes) or 1
 
 # %% ../../nbs/basics/01_dialogues.ipynb #f942ff94
 @dataclass(frozen=True)
 class Dialogues:
     "All dialogues of a dataset, utterance after utterance."
-    task:Task
-    features:dict[str, Tensor]  # modality -> [N, D_m] float32; rows of zeros where not present
-    present:Tensor              # [N, M] bool, modalities in the order of `features`
-    speaker:Tensor              # [N] long, 0, 1, ...
-    label:Tensor                # [N] long (classes) or float (score)
-    offset:Tensor               # [K+1] long: dialogue k is rows offset[k] to offset[k+1]
-    ids:tuple[str, ...]         # K dialogue names
-    utterances:tuple[str, ...]  # N utterance names
-    part:tuple[str, ...]        # K: session of each dialogue, or 'train', 'val', 'test'
-    encoded:bool = False        # True: `features` are the outputs of frozen encoders, not raw input
 
-    def __len__(self): return len(self.ids)
+    task: Task
+    # modality -> [N, D_m] float32; rows of zeros where not present
+    features: dict[str, Tensor]
+    present: Tensor  # [N, M] bool, modalities in the order of `features`
+    speaker: Tensor  # [N] long, 0, 1, ...
+    label: Tensor  # [N] long (classes) or float (score)
+    offset: Tensor  # [K+1] long: dialogue k is rows offset[k] to offset[k+1]
+    ids: tuple[str, ...]  # K dialogue names
+    utterances: tuple[str, ...]  # N utterance names
+    part: tuple[str, ...]  # K: session of each dialogue, or 'train', 'val', 'test'
+    # True: `features` are the outputs of frozen encoders, not raw input
+    encoded: bool = False
+
+    def __len__(self):
+        return len(self.ids)
+
     @property
-    def modalities(self)->tuple[str, ...]: return tuple(self.features)
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.features)
+
     @property
-    def widths(self)->dict[str, int]: return {m: x.shape[-1] for m, x in self.features.items()}
+    def widths(self) -> dict[str, int]:
+        return {m: x.shape[-1] for m, x in self.features.items()}
+
     @cached_property
-    def lengths(self)->Tensor: return (self.offset[1:] - self.offset[:-1]).cpu() # [K], on the host: shapes are decided there
+    # [K], on the host: shapes are decided there
+    def lengths(self) -> Tensor:
+        return (self.offset[1:] - self.offset[:-1]).cpu()
+
     @cached_property
-    def uniform(self)->bool:
+    def uniform(self) -> bool:
         "True if within each dialogue every utterance has the same modalities."
-        first = self.present[self.offset[:-1]].repeat_interleave(self.lengths.to(self.present.device), 0)
+        first = self.present[self.offset[:-1]].repeat_interleave(
+            self.lengths.to(self.present.device), 0
+        )
         return bool((first == self.present).all())
+
     @cached_property
-    def can(self)->Tensor|None:
-        "[N, 2^M - 1] bool, on the host: the combinations that each utterance has in full; None where all have all."
+    def can(self) -> Tensor | None:
+        """[N, 2^M - 1] bool, on the host: the combinations that each utterance has in full; None
+        where all have all."""
         return None if self.present.all() else supports(self.present).cpu()
 
 # %% ../../nbs/basics/01_dialogues.ipynb #523132d1
-def _first(names, bad, n=3): # the first few names where `bad` holds
+def _first(names, bad, n=3):  # the first few names where `bad` holds
     where = bad.nonzero().flatten().tolist()
-    return ', '.join(names[i] for i in where[:n]) + (f' and {len(where)-n} more' if len(where) > n else '')
+    return ', '.join(names[i] for i in where[:n]) + (
+        f' and {len(where) - n} more' if len(where) > n else ''
+    )
 
+# %% ../../nbs/basics/01_dialogues.ipynb #79772e8a
 def problems(
-    d:Dialogues, # to be checked
-    holes:bool=False, # NaN inside a vector is allowed: an entry that was not measured
-)->list[str]:    # one sentence per problem, empty if all is well
-    "What keeps these dialogues from being used: shapes, empty dialogues, values that are not finite, labels out of range."
+    d: Dialogues,  # to be checked
+    holes: bool = False,  # NaN inside a vector is allowed: an entry that was not measured
+) -> list[str]:  # one sentence per problem, empty if all is well
+    """What keeps these dialogues from being used: shapes, empty dialogues, values that are not
+    finite, labels out of range."""
     n, bad = len(d.utterances), []
-    for name, x, want in [('present', d.present, (n, len(d.features))), ('speaker', d.speaker, (n,)), ('label', d.label, (n,)), ('offset', d.offset, (len(d)+1,))]:
-        if tuple(x.shape) != want: bad.append(f'{name}: found shape {tuple(x.shape)}, expected {want}')
+    for name, x, want in [
+        ('present', d.present, (n, len(d.features))),
+        ('speaker', d.speaker, (n,)),
+        ('label', d.label, (n,)),
+        ('offset', d.offset, (len(d) + 1,)),
+    ]:
+        if tuple(x.shape) != want:
+            bad.append(f'{name}: found shape {tuple(x.shape)}, expected {want}')
     for m, x in d.features.items():
-        if x.ndim != 2 or len(x) != n: bad.append(f'features {m!r}: found shape {tuple(x.shape)}, expected ({n}, width)')
-    if bad or not n: return bad or ['no utterances: found 0, expected at least 1']
-    if len(set(d.ids)) != len(d): bad.append('ids: found the same dialogue name twice, expected different names')
-    if len(d.part) != len(d): bad.append(f'part: found {len(d.part)} entries, expected one per dialogue ({len(d)})')
-    if d.offset[0] != 0 or d.offset[-1] != n: bad.append(f'offset: found {int(d.offset[0])} to {int(d.offset[-1])}, expected 0 to {n}')
-    if (e := d.offset[1:] <= d.offset[:-1]).any(): bad.append(f'dialogue {_first(d.ids, e)}: found length 0, expected at least one utterance')
+        if x.ndim != 2 or len(x) != n:
+            bad.append(f'features {m!r}: found shape {tuple(x.shape)}, expected ({n}, width)')
+    if bad or not n:
+        return bad or ['no utterances: found 0, expected at least 1']
+    if len(set(d.ids)) != len(d):
+        bad.append('ids: found the same dialogue name twice, expected different names')
+    if len(d.part) != len(d):
+        bad.append(f'part: found {len(d.part)} entries, expected one per dialogue ({len(d)})')
+    if d.offset[0] != 0 or d.offset[-1] != n:
+        bad.append(f'offset: found {int(d.offset[0])} to {int(d.offset[-1])}, expected 0 to {n}')
+    if (e := d.offset[1:] <= d.offset[:-1]).any():
+        bad.append(f'dialogue {_first(d.ids, e)}: found length 0, expected at least one utterance')
     for k, (m, x) in enumerate(d.features.items()):
-        if (e := (x.isinf() if holes else ~x.isfinite()).any(-1)).any(): bad.append(f'features {m!r} of {_first(d.utterances, e)}: found {"infinity" if holes else "NaN or infinity"}, expected finite numbers')
-        if x[~d.present[:, k]].any(): bad.append(f'features {m!r}: found values where `present` is False, expected zeros')
-        if not d.present[:, k].any(): bad.append(f'features {m!r}: no utterance has them; leave the modality out instead')
+        if (e := (x.isinf() if holes else ~x.isfinite()).any(-1)).any():
+            bad.append(
+                f'features {m!r} of {_first(d.utterances, e)}: found '
+                f'{"infinity" if holes else "NaN or infinity"}, expected finite numbers'
+            )
+        if x[~d.present[:, k]].any():
+            bad.append(f'features {m!r}: found values where `present` is False, expected zeros')
+        if not d.present[:, k].any():
+            bad.append(f'features {m!r}: no utterance has them; leave the modality out instead')
     if d.task.classes:
-        e = (d.label < 0) | (d.label >= len(d.task.classes)) if not d.label.is_floating_point() else torch.ones(n, dtype=torch.bool)
-        want = f'a whole number from 0 to {len(d.task.classes)-1}'
-    else: e, want = ~((d.label >= d.task.low) & (d.label <= d.task.high)), f'a number from {d.task.low:g} to {d.task.high:g}'
-    if e.any(): bad.append(f'label of {_first(d.utterances, e)}: found {d.label[e][0].item():g}, expected {want}')
+        e = (
+            (d.label < 0) | (d.label >= len(d.task.classes))
+            if not d.label.is_floating_point()
+            else torch.ones(n, dtype=torch.bool)
+        )
+        want = f'a whole number from 0 to {len(d.task.classes) - 1}'
+    else:
+        e, want = (
+            ~((d.label >= d.task.low) & (d.label <= d.task.high)),
+            f'a number from {d.task.low:g} to {d.task.high:g}',
+        )
+    if e.any():
+        bad.append(
+            f'label of {_first(d.utterances, e)}: found {d.label[e][0].item():g}, expected {want}'
+        )
     return bad
 
-def checked(d:Dialogues)->Dialogues:
+# %% ../../nbs/basics/01_dialogues.ipynb #8bd65104
+def checked(d: Dialogues) -> Dialogues:
     "`d` itself, or a `DataError` that lists its problems."
-    if bad := problems(d): raise DataError(f'{d.task.name}: ' + '; '.join(bad))
+    if bad := problems(d):
+        raise DataError(f'{d.task.name}: ' + '; '.join(bad))
     return d
 
 # %% ../../nbs/basics/01_dialogues.ipynb #38d9d5a3
 def random_dialogues(
-    lengths=(3, 5, 2, 7, 4),          # utterances per dialogue
-    widths:dict[str, int]|None=None,  # modality -> width; None: a 4, t 6, v 5
-    n_classes:int=4,                  # 0: scores
-    missing:float=0.,                 # chance that an utterance lacks a modality (never all)
-    absent:float=0.,                  # chance that a whole dialogue lacks a modality (never all)
-    parts=('train', 'train', 'train', 'val', 'test'), # part of each dialogue, repeated as needed
-    seed:int=0,                       #
-)->Dialogues:
+    lengths=(3, 5, 2, 7, 4),  # utterances per dialogue
+    widths: dict[str, int] | None = None,  # modality -> width; None: a 4, t 6, v 5
+    n_classes: int = 4,  # 0: scores
+    # chance that an utterance lacks a modality (never all)
+    missing: float = 0.0,
+    # chance that a whole dialogue lacks a modality (never all)
+    absent: float = 0.0,
+    # part of each dialogue, repeated as needed
+    parts=('train', 'train', 'train', 'val', 'test'),
+    seed: int = 0,  #
+) -> Dialogues:
     "Noise in the shape of a dataset, for tests."
-    if widths is None: widths = dict(a=4, t=6, v=5)
+    if widths is None:
+        widths = dict(a=4, t=6, v=5)
     g, n, M = torch.Generator().manual_seed(seed), sum(lengths), len(widths)
     present = torch.rand(n, M, generator=g) >= missing
     there = torch.rand(len(lengths), M, generator=g) >= absent
@@ -122,204 +185,371 @@ def random_dialogues(
     there = there.repeat_interleave(torch.tensor(lengths), 0)
     present &= there
     present = torch.where(present.any(-1, keepdim=True), present, there)
-    features = {m: torch.randn(n, w, generator=g).masked_fill(~present[:, k:k+1], 0) for k, (m, w) in enumerate(widths.items())}
-    label = torch.randint(n_classes, (n,), generator=g) if n_classes else torch.rand(n, generator=g)*6 - 3
+    features = {
+        m: torch.randn(n, w, generator=g).masked_fill(~present[:, k : k + 1], 0)
+        for k, (m, w) in enumerate(widths.items())
+    }
+    label = (
+        torch.randint(n_classes, (n,), generator=g)
+        if n_classes
+        else torch.rand(n, generator=g) * 6 - 3
+    )
     offset = torch.tensor([0, *lengths]).cumsum(0)
     ids = tuple(f'd{k}' for k in range(len(lengths)))
-    task = Task('noise-simulated', tuple(f'class {c}' for c in range(n_classes)), simulated=True, views={m: 'noise' for m in widths})
-    return Dialogues(task, features, present, torch.randint(2, (n,), generator=g), label, offset, ids,
-        tuple(f'{i}_{j}' for i, l in zip(ids, lengths) for j in range(l)), tuple(parts[k % len(parts)] for k in range(len(lengths))))
+    task = Task(
+        'noise-simulated',
+        tuple(f'class {c}' for c in range(n_classes)),
+        simulated=True,
+        views={m: 'noise' for m in widths},
+    )
+    return Dialogues(
+        task,
+        features,
+        present,
+        torch.randint(2, (n,), generator=g),
+        label,
+        offset,
+        ids,
+        tuple(f'{i}_{j}' for i, l in zip(ids, lengths) for j in range(l)),
+        tuple(parts[k % len(parts)] for k in range(len(lengths))),
+    )
 
 # %% ../../nbs/basics/01_dialogues.ipynb #a1e892f3
 def select(
-    d:Dialogues, # where from
-    rows,        # [k] indices of dialogues, in the order wanted
-)->Dialogues:
+    d: Dialogues,  # where from
+    rows,  # [k] indices of dialogues, in the order wanted
+) -> Dialogues:
     "These dialogues only."
     rows = torch.as_tensor(rows, dtype=torch.long).reshape(-1)
-    at = torch.cat([torch.arange(int(d.offset[r]), int(d.offset[r+1])) for r in rows]) if len(rows) else torch.zeros(0, dtype=torch.long)
+    at = (
+        torch.cat([torch.arange(int(d.offset[r]), int(d.offset[r + 1])) for r in rows])
+        if len(rows)
+        else torch.zeros(0, dtype=torch.long)
+    )
     here = at.to(d.present.device)
-    return replace(d, features={m: x[here] for m, x in d.features.items()}, present=d.present[here], speaker=d.speaker[here], label=d.label[here],
-        offset=torch.cat([torch.zeros(1, dtype=torch.long), d.lengths[rows].cumsum(0)]).to(d.offset.device), ids=tuple(d.ids[r] for r in rows),
-        utterances=tuple(d.utterances[i] for i in at.tolist()), part=tuple(d.part[r] for r in rows))
+    return replace(
+        d,
+        features={m: x[here] for m, x in d.features.items()},
+        present=d.present[here],
+        speaker=d.speaker[here],
+        label=d.label[here],
+        offset=torch.cat([torch.zeros(1, dtype=torch.long), d.lengths[rows].cumsum(0)]).to(
+            d.offset.device
+        ),
+        ids=tuple(d.ids[r] for r in rows),
+        utterances=tuple(d.utterances[i] for i in at.tolist()),
+        part=tuple(d.part[r] for r in rows),
+    )
+
 
 def resolve_device(
-    device:str, # 'auto', 'cpu', 'cuda', ...
-)->torch.device:
+    device: str,  # 'auto', 'cpu', 'cuda', ...
+) -> torch.device:
     "The device, or a `ValueError` that says what there is."
     there = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
-    if device == 'auto': return torch.device(there[:2][-1])                                   # the first GPU, or the CPU
+    # the first GPU, or the CPU
+    if device == 'auto':
+        return torch.device(there[:2][-1])
     name = 'cuda:0' if device == 'cuda' else device
-    if name not in there: raise ValueError(f'device: found {device!r}, expected auto or one of {", ".join(there)}')
+    if name not in there:
+        raise ValueError(f'device: found {device!r}, expected auto or one of {", ".join(there)}')
     return torch.device(name)
 
+# %% ../../nbs/basics/01_dialogues.ipynb #cb8cb797
 def to(
-    d:Dialogues, # where from
-    device,      # 'cpu', 'cuda', ...
-)->Dialogues:
+    d: Dialogues,  # where from
+    device,  # 'cpu', 'cuda', ...
+) -> Dialogues:
     "All tensors on `device`, once: batches are then cut there."
-    return replace(d, features={m: x.to(device) for m, x in d.features.items()},
-        **{k: getattr(d, k).to(device) for k in ('present', 'speaker', 'label', 'offset')})
+    return replace(
+        d,
+        features={m: x.to(device) for m, x in d.features.items()},
+        **{k: getattr(d, k).to(device) for k in ('present', 'speaker', 'label', 'offset')},
+    )
+
 
 def onto(
-    x:Tensor, # on the host
-    device,   # 'cpu', 'cuda', ...
-)->Tensor:
+    x: Tensor,  # on the host
+    device,  # 'cpu', 'cuda', ...
+) -> Tensor:
     "One tensor on `device`; to a GPU from pinned memory, so that nobody waits for it."
-    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == 'cuda' and not x.is_cuda else x.to(device)
+    return (
+        x.pin_memory().to(device, non_blocking=True)
+        if torch.device(device).type == 'cuda' and not x.is_cuda
+        else x.to(device)
+    )
+
 
 @cache
-def members_on(M:int, device:torch.device)->Tensor:
+def members_on(M: int, device: torch.device) -> Tensor:
     "`members(M)`, kept on the device."
     return members(M).to(device)
 
-def _range(d): # lowest, highest and middle score, where they are not what the labels themselves say: their range without a middle, or with 0 if it is -3 to 3
-    if d.task.classes or not len(d.label): return []
+
+# lowest, highest and middle score, where they are not what the labels themselves say: their range
+# without a middle, or with 0 if it is -3 to 3
+def _range(d):
+    if d.task.classes or not len(d.label):
+        return []
     low, high = (x.item() for x in d.label.aminmax())
     said = [d.task.low, d.task.high, d.task.middle]
-    return [] if said == [low, high, 0. if (low, high) == (-3., 3.) else None] else [said]
+    return [] if said == [low, high, 0.0 if (low, high) == (-3.0, 3.0) else None] else [said]
 
-def fingerprint(d:Dialogues)->str:
+# %% ../../nbs/basics/01_dialogues.ipynb #3189a2f2
+def fingerprint(d: Dialogues) -> str:
     "Hash of everything that a method can see: 16 hexadecimal digits."
-    h = hashlib.sha256(json.dumps([d.task.name, d.task.classes, d.modalities, d.ids, d.part, *_range(d)]).encode())
-    for x in [*d.features.values(), d.present, d.speaker, d.label, d.offset]: h.update(np.ascontiguousarray(x.detach().cpu().numpy()).data)
+    h = hashlib.sha256(
+        json.dumps([d.task.name, d.task.classes, d.modalities, d.ids, d.part, *_range(d)]).encode()
+    )
+    for x in [*d.features.values(), d.present, d.speaker, d.label, d.offset]:
+        h.update(np.ascontiguousarray(x.detach().cpu().numpy()).data)
     return h.hexdigest()[:16]
 
 # %% ../../nbs/basics/01_dialogues.ipynb #eb22f358
 @dataclass(frozen=True)
 class Batch:
     "A batch as every method sees it."
-    features:dict[str, Tensor] # modality -> [B, L, D_m], zeros where not present
-    present:Tensor             # [B, L, M] bool
-    valid:Tensor               # [B, L] bool, False on padding
-    speaker:Tensor             # [B, L] long
-    label:Tensor               # [B, L] long or float, 0 on padding
-    combination:Tensor         # [B] or [B, L] long, -1 where nothing is present
-    rows:tuple[int, ...]       # B: which dialogues these are
-    place:Tensor               # [B, L] long: which utterance of the `Dialogues` this is, 0 on padding: what dropout goes by
-    encoded:bool = False       # features are outputs of frozen encoders
-    pack:bool = False          # True: what is absent may be left out of a computation, not only masked (shapes then depend on values: on a CPU, one model at a time)
-    whole:bool = True          # whatever `keep` dropped, it dropped for whole dialogues
-    complete:'Batch|None' = None # training only: the batch before `keep` dropped modalities
+
+    features: dict[str, Tensor]  # modality -> [B, L, D_m], zeros where not present
+    present: Tensor  # [B, L, M] bool
+    valid: Tensor  # [B, L] bool, False on padding
+    speaker: Tensor  # [B, L] long
+    label: Tensor  # [B, L] long or float, 0 on padding
+    combination: Tensor  # [B] or [B, L] long, -1 where nothing is present
+    rows: tuple[int, ...]  # B: which dialogues these are
+    # [B, L] long: which utterance of the `Dialogues` this is, 0 on padding: what dropout goes by
+    place: Tensor
+    encoded: bool = False  # features are outputs of frozen encoders
+    # True: what is absent may be left out of a computation, not only masked (shapes then depend on
+    # values: on a CPU, one model at a time)
+    pack: bool = False
+    whole: bool = True  # whatever `keep` dropped, it dropped for whole dialogues
+    # training only: the batch before `keep` dropped modalities
+    complete: 'Batch|None' = None
 
     @property
-    def shape(self)->tuple[int, ...]: return tuple(self.valid.shape) # B, L
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.valid.shape)  # B, L
 
+# %% ../../nbs/basics/01_dialogues.ipynb #1a9831d9
 def batch(
-    d:Dialogues, # where from
-    rows,        # [B] indices of dialogues
-    size:tuple[int, int]=(0, 0), # at least so many dialogues and utterances: what is not there is padding
-)->Batch:
+    d: Dialogues,  # where from
+    rows,  # [B] indices of dialogues
+    # at least so many dialogues and utterances: what is not there is padding
+    size: tuple[int, int] = (0, 0),
+) -> Batch:
     "Some dialogues side by side, padded to the longest of them."
     device, rows = d.present.device, torch.as_tensor(rows, dtype=torch.long)
     length = d.lengths[rows]
-    pos, more = torch.arange(max(size[1], int(length.max()) if len(rows) else 0)), max(size[0] - len(rows), 0)
-    start = d.lengths.cumsum(0) - d.lengths                                   # as `offset`, but on the host: no waiting for a GPU
+    pos, more = (
+        torch.arange(max(size[1], int(length.max()) if len(rows) else 0)),
+        max(size[0] - len(rows), 0),
+    )
+    # as `offset`, but on the host: no waiting for a GPU
+    start = d.lengths.cumsum(0) - d.lengths
     length, start = (F.pad(x, (0, more)) for x in (length, start[rows]))
     valid = pos < length[:, None]
     at, valid = onto(torch.where(valid, start[:, None] + pos, 0), device), onto(valid, device)
     pad = ~valid
-    take = lambda x: x[at].masked_fill_(pad.view(*pad.shape, *[1]*(x.ndim-1)), 0)
+    take = lambda x: x[at].masked_fill_(pad.view(*pad.shape, *[1] * (x.ndim - 1)), 0)
     present = take(d.present)
-    return Batch({m: take(x) for m, x in d.features.items()}, present, valid, take(d.speaker), take(d.label),
-        combination_index(present[:, 0] if d.uniform else present), tuple(rows.tolist()), at, d.encoded, device.type == 'cpu')
+    return Batch(
+        {m: take(x) for m, x in d.features.items()},
+        present,
+        valid,
+        take(d.speaker),
+        take(d.label),
+        combination_index(present[:, 0] if d.uniform else present),
+        tuple(rows.tolist()),
+        at,
+        d.encoded,
+        device.type == 'cpu',
+    )
 
 # %% ../../nbs/basics/01_dialogues.ipynb #17b98f0b
 def keep(
-    b:Batch,             # batch
-    mask:Tensor,         # [M], [B, M] or [B, L, M] bool: what stays
-    targets:bool=False,  # training: let `complete` show what was dropped
-)->Batch:
-    "The batch with some modalities gone. Raises if utterances of an encoded batch would lose different modalities."
-    if mask.ndim == 3 and b.encoded: raise ValueError('keep: found a mask per utterance on encoded features, expected one per dialogue; encode after masking instead')
+    b: Batch,  # batch
+    mask: Tensor,  # [M], [B, M] or [B, L, M] bool: what stays
+    targets: bool = False,  # training: let `complete` show what was dropped
+) -> Batch:
+    """The batch with some modalities gone. Raises if utterances of an encoded batch would lose
+    different modalities."""
+    if mask.ndim == 3 and b.encoded:
+        raise ValueError(
+            'keep: found a mask per utterance on encoded features, expected one per '
+            'dialogue; encode after masking instead'
+        )
     whole = mask.ndim < 3
     mask = onto(mask, b.present.device)
     present = b.present & (mask[:, None] if mask.ndim == 2 else mask)
-    if whole and b.combination.ndim == 1: # -1, nothing there, stays -1
-        index = combination_index(members_on(mask.shape[-1], mask.device)[b.combination] & mask & (b.combination >= 0)[:, None])
-    else: index = combination_index(present)
-    return replace(b, present=present, combination=index, whole=b.whole and whole, complete=b if targets else None,
-        features={m: x.masked_fill(~present[..., k:k+1], 0) for k, (m, x) in enumerate(b.features.items())})
+    if whole and b.combination.ndim == 1:  # -1, nothing there, stays -1
+        index = combination_index(
+            members_on(mask.shape[-1], mask.device)[b.combination]
+            & mask
+            & (b.combination >= 0)[:, None]
+        )
+    else:
+        index = combination_index(present)
+    return replace(
+        b,
+        present=present,
+        combination=index,
+        whole=b.whole and whole,
+        complete=b if targets else None,
+        features={
+            m: x.masked_fill(~present[..., k : k + 1], 0)
+            for k, (m, x) in enumerate(b.features.items())
+        },
+    )
 
 # %% ../../nbs/basics/01_dialogues.ipynb #96ba7042
 def flat(
-    b:Batch,   # batch
-)->Batch:      # [n, 1]: its n valid utterances, each by itself
+    b: Batch,  # batch
+) -> Batch:  # [n, 1]: its n valid utterances, each by itself
     "The batch without its padding, if it may be packed; otherwise as it is."
-    if not b.pack: return b
+    if not b.pack:
+        return b
     rows = b.valid.flatten().nonzero()[:, 0]
     cut = lambda x: x.flatten(0, 1).index_select(0, rows)[:, None]
     index = b.combination[:, None].expand(b.shape) if b.combination.ndim == 1 else b.combination
-    return replace(b, features={m: cut(x) for m, x in b.features.items()}, present=cut(b.present), valid=cut(b.valid), speaker=cut(b.speaker), label=cut(b.label), combination=cut(index), place=cut(b.place), complete=None)
+    return replace(
+        b,
+        features={m: cut(x) for m, x in b.features.items()},
+        present=cut(b.present),
+        valid=cut(b.valid),
+        speaker=cut(b.speaker),
+        label=cut(b.label),
+        combination=cut(index),
+        place=cut(b.place),
+        complete=None,
+    )
+
 
 def unflat(
-    x:Tensor,  # [n, 1, C], of `flat(b)`; or [B, L, C] if that was `b` itself
-    b:Batch,   # the batch before
-)->Tensor:     # [B, L, C], zeros on padding
+    x: Tensor,  # [n, 1, C], of `flat(b)`; or [B, L, C] if that was `b` itself
+    b: Batch,  # the batch before
+) -> Tensor:  # [B, L, C], zeros on padding
     "Back into the places of the batch."
-    return x.new_zeros(b.valid.numel(), x.shape[-1]).index_copy(0, b.valid.flatten().nonzero()[:, 0], x[:, 0]).view(*b.shape, -1) if b.pack else x
+    return (
+        x.new_zeros(b.valid.numel(), x.shape[-1])
+        .index_copy(0, b.valid.flatten().nonzero()[:, 0], x[:, 0])
+        .view(*b.shape, -1)
+        if b.pack
+        else x
+    )
 
 # %% ../../nbs/basics/01_dialogues.ipynb #279e9ec0
 def batches(
-    lengths:Tensor,           # [K] utterances of each dialogue
-    max_dialogues:int=16,     # dialogues in a batch, at most (the paper's batch size)
-    max_utterances:int|None=None, # B * L of a batch, at most, padding included (a single longer dialogue is a batch of its own)
-    generator:torch.Generator|None=None, # None: sorted by length, no shuffling
-    pool:int=4,               # batches sorted together; 1: no sorting within the shuffle
-)->list[Tensor]:              # indices of dialogues, each dialogue exactly once
+    lengths: Tensor,  # [K] utterances of each dialogue
+    max_dialogues: int = 16,  # dialogues in a batch, at most (the paper's batch size)
+    # B * L of a batch, at most, padding included (a single longer dialogue is a batch of its own)
+    max_utterances: int | None = None,
+    generator: torch.Generator | None = None,  # None: sorted by length, no shuffling
+    pool: int = 4,  # batches sorted together; 1: no sorting within the shuffle
+) -> list[Tensor]:  # indices of dialogues, each dialogue exactly once
     "Cut dialogues into batches of similar length."
-    order = torch.randperm(len(lengths), generator=generator) if generator else torch.arange(len(lengths))
+    order = (
+        torch.randperm(len(lengths), generator=generator)
+        if generator
+        else torch.arange(len(lengths))
+    )
     size, out = max_dialogues * pool if generator else len(lengths), []
     for group in order.split(max(size, 1)):
-        if pool > 1 or not generator: group = group[lengths[group].argsort(stable=True)]
+        if pool > 1 or not generator:
+            group = group[lengths[group].argsort(stable=True)]
         start, longest = 0, 0
         for i in range(len(group)):
             longest = max(longest, int(lengths[group[i]]))
-            if i > start and (i - start >= max_dialogues or (max_utterances and (i - start + 1)*longest > max_utterances)):
-                out.append(group[start:i]); start, longest = i, int(lengths[group[i]])
+            if i > start and (
+                i - start >= max_dialogues
+                or (max_utterances and (i - start + 1) * longest > max_utterances)
+            ):
+                out.append(group[start:i])
+                start, longest = i, int(lengths[group[i]])
         out.append(group[start:])
-    return [out[i] for i in torch.randperm(len(out), generator=generator).tolist()] if generator else out
+    return (
+        [out[i] for i in torch.randperm(len(out), generator=generator).tolist()]
+        if generator
+        else out
+    )
 
 # %% ../../nbs/basics/01_dialogues.ipynb #561d3c24
 @dataclass(frozen=True)
 class Splits:
     "The three parts of one fold."
-    train:Dialogues
-    val:Dialogues
-    test:Dialogues
-    name:str # what is tested on: 'Session5', 'test'
 
-def folds(d:Dialogues)->list[str]:
+    train: Dialogues
+    val: Dialogues
+    test: Dialogues
+    name: str  # what is tested on: 'Session5', 'test'
+
+
+def folds(d: Dialogues) -> list[str]:
     "What each fold tests on: the official test part, or one session after the other."
     parts = sorted(set(d.part))
     return ['test'] if 'test' in parts else parts
 
+# %% ../../nbs/basics/01_dialogues.ipynb #bd4ef3fe
 def split(
-    d:Dialogues,  # all dialogues
-    fold:int=1,   # 1, 2, ...: which fold of `folds(d)`
-    seed:int=66,  # which dialogues are held out for validation, where there is no official part
-    n_val:int=8,  # one dialogue in `n_val` is held out
-    hold:str='dialogues', # what is held out: 'dialogues', or a whole 'session', that with number `seed` (and round again) of those that are left
-)->Splits:
-    "Train, validation and test dialogues of one fold. Raises `DataError` if there is no such fold, or nothing to train on."
-    from sklearn.model_selection import StratifiedGroupKFold # here, because it takes a second to import
+    d: Dialogues,  # all dialogues
+    fold: int = 1,  # 1, 2, ...: which fold of `folds(d)`
+    # which dialogues are held out for validation, where there is no official part
+    seed: int = 66,
+    n_val: int = 8,  # one dialogue in `n_val` is held out
+    # what is held out: 'dialogues', or a whole 'session', that with number `seed` (and round again)
+    # of those that are left
+    hold: str = 'dialogues',
+) -> Splits:
+    """Train, validation and test dialogues of one fold. Raises `DataError` if there is no such
+    fold, or nothing to train on."""
+    # here, because it takes a second to import
+    from sklearn.model_selection import StratifiedGroupKFold
+
     names = folds(d)
-    if not 1 <= fold <= len(names): raise DataError(f'fold: found {fold}, expected 1 to {len(names)} ({d.task.name} tests on {", ".join(names)})')
-    name, part = names[fold-1], np.array(d.part)
+    if not 1 <= fold <= len(names):
+        raise DataError(
+            f'fold: found {fold}, expected 1 to {len(names)} ({d.task.name} tests on '
+            f'{", ".join(names)})'
+        )
+    name, part = names[fold - 1], np.array(d.part)
     test, val = (part == name).nonzero()[0], (part == 'val').nonzero()[0]
     rest = ((part != name) & (part != 'val')).nonzero()[0]
-    if len(rest) < 2: raise DataError(f'fold {fold} of {d.task.name}: found {len(rest)} dialogues outside {name!r}, expected at least 2 to train on')
+    if len(rest) < 2:
+        raise DataError(
+            f'fold {fold} of {d.task.name}: found {len(rest)} dialogues outside {name!r}, '
+            'expected at least 2 to train on'
+        )
     if hold == 'session':
         sessions = [n for n in names if n != name]
-        if len(val) or len(sessions) < 2: raise DataError(f'hold: found session, with {len(sessions)} sessions of {d.task.name} outside {name!r}' + ' and an official validation part'*bool(len(val)) + ', expected at least two and no such part')
+        if len(val) or len(sessions) < 2:
+            raise DataError(
+                (
+                    f'hold: found session, with {len(sessions)} sessions of {d.task.name} '
+                    f'outside {name!r}'
+                )
+                + ' and an official validation part' * bool(len(val))
+                + ', expected at least two and no such part'
+            )
         held = part == sessions[seed % len(sessions)]
         val, rest = held.nonzero()[0], rest[~held[rest]]
     if not len(val):
         r = select(d, rest)
-        y = r.label.numpy() if d.task.classes else (r.label - (r.label.median() if d.task.middle is None else d.task.middle)).sign().numpy()
+        y = (
+            r.label.numpy()
+            if d.task.classes
+            else (r.label - (r.label.median() if d.task.middle is None else d.task.middle))
+            .sign()
+            .numpy()
+        )
         group = np.repeat(np.arange(len(r)), r.lengths.numpy())
         n = min(n_val, len(rest), int(np.unique(y, return_counts=True)[1].max()))
-        if n < 2: raise DataError(f'{d.task.name}: found no label twice outside {name!r}, expected enough utterances to hold some out for validation')
-        fit, held = next(StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(group, y, group))
+        if n < 2:
+            raise DataError(
+                f'{d.task.name}: found no label twice outside {name!r}, expected enough '
+                'utterances to hold some out for validation'
+            )
+        fit, held = next(
+            StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(group, y, group)
+        )
         val, rest = rest[np.unique(group[held])], rest[np.unique(group[fit])]
     return Splits(select(d, rest), select(d, val), select(d, test), name)

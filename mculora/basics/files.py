@@ -19,81 +19,139 @@ from safetensors.torch import save_file
 from .dialogues import DataError
 
 # %% ../../nbs/basics/02_files.ipynb #f11e0006
-def shown(x)->str:
+def shown(x) -> str:
     "A value in a message: a name or a number as it is, anything else by its type."
-    return f'{x!r:.60}' if isinstance(x, (str, float, np.number, type(None))) or (isinstance(x, int) and abs(x) < 10**20) else f'a {type(x).__name__}'
+    return (
+        f'{x!r:.60}'
+        if isinstance(x, (str, float, np.number, type(None)))
+        or (isinstance(x, int) and abs(x) < 10**20)
+        else f'a {type(x).__name__}'
+    )
 
-def printable(name:str)->str:
+
+def printable(name: str) -> str:
     "A file's name in a message, without what could pass for another line or steer a terminal."
     return name if name.isprintable() else repr(name)
 
-def brief(e:Exception)->str:
+
+def brief(e: Exception) -> str:
     "The beginning of an exception's message, in one line."
     return printable(' '.join(str(e).split())[:120]) or type(e).__name__
 
-def plain_bytes(path, most:int)->bytes:
-    "The bytes of a plain file: a pipe would never end, a device is none of our business. Raises `DataError` beyond `most`."
+
+def plain_bytes(path, most: int) -> bytes:
+    """The bytes of a plain file: a pipe would never end, a device is none of our business. Raises
+    `DataError` beyond `most`."""
     s = os.stat(path)
-    if not stat.S_ISREG(s.st_mode): raise DataError(f'found a {"folder" if stat.S_ISDIR(s.st_mode) else "pipe or device"}, expected a file')
-    if s.st_size > most: raise DataError(f'found {s.st_size} bytes, expected at most {most}')
+    if not stat.S_ISREG(s.st_mode):
+        raise DataError(
+            f'found a {"folder" if stat.S_ISDIR(s.st_mode) else "pipe or device"}, expected a file'
+        )
+    if s.st_size > most:
+        raise DataError(f'found {s.st_size} bytes, expected at most {most}')
     return Path(path).read_bytes()
 
 # %% ../../nbs/basics/02_files.ipynb #6c1e32b4
 class OutputError(OSError):
     "Something cannot be written. The message names the file or folder."
 
-def _flush(folder): # so that a new name outlives a power cut; some file systems cannot promise that
-    at = os.open(folder, os.O_RDONLY)
-    try: os.fsync(at)
-    except OSError as e:
-        if e.errno not in (errno.EINVAL, errno.ENOTSUP): raise
-    finally: os.close(at)
 
+# so that a new name outlives a power cut; some file systems cannot promise that
+def _flush(folder):
+    at = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(at)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(at)
+
+# %% ../../nbs/basics/02_files.ipynb #f203ba63
 def write_atomically(
-    path,           # final name
-    write:Callable, # is given a temporary path in the same folder
-    before=None,    # where the file that is replaced goes; None: nowhere
+    path,  # final name
+    write: Callable,  # is given a temporary path in the same folder
+    before=None,  # where the file that is replaced goes; None: nowhere
 ):
-    "`write` to a temporary name, flush to disk, then rename: a reader sees the old file or the new one, never half of one. Raises `OutputError`."
+    """`write` to a temporary name, flush to disk, then rename: a reader sees the old file or the
+    new one, never half of one. Raises `OutputError`."""
     path = Path(path)
     part = path.with_name(f'.{path.name}.{uuid4().hex}')
     try:
-        part.touch(); mode = part.stat().st_mode                        # what the umask gives: some writers, safetensors is one, make a file that only its owner can read
+        # what the umask gives: some writers, safetensors is one, make a file that only its owner
+        # can read
+        part.touch()
+        mode = part.stat().st_mode
         write(part)
-        with suppress(OSError): os.chmod(part, mode)
-        with open(part, 'rb+') as f: os.fsync(f.fileno())
+        with suppress(OSError):
+            os.chmod(part, mode)
+        with open(part, 'rb+') as f:
+            os.fsync(f.fileno())
         if before:
-            with suppress(FileNotFoundError): os.replace(path, before)
+            with suppress(FileNotFoundError):
+                os.replace(path, before)
         os.replace(part, path)
         _flush(path.parent)
-    except (OSError, SafetensorError) as e: raise OutputError(f'cannot write {path} ({e})') from e
+    except (OSError, SafetensorError) as e:
+        raise OutputError(f'cannot write {path} ({e})') from e
     finally:
-        with suppress(OSError): part.unlink()
+        with suppress(OSError):
+            part.unlink()
 
 # %% ../../nbs/basics/02_files.ipynb #5ea1ed01
-def _digest(tensors, meta): # of names, types, shapes, values and text
+def _digest(tensors, meta):  # of names, types, shapes, values and text
     h = hashlib.sha256(meta.encode())
-    for k, x in sorted(tensors.items()): h.update(f'{k} {x.dtype} {tuple(x.shape)}'.encode()); h.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for k, x in sorted(tensors.items()):
+        h.update(f'{k} {x.dtype} {tuple(x.shape)}'.encode())
+        h.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
+
 def save_sealed(
-    path,                       # .safetensors file, replaced in one step
-    tensors:dict[str, Tensor],  # everything that is a tensor
-    about,                      # everything else, as JSON
-    before=None,                # where the file that is replaced goes; None: nowhere
+    path,  # .safetensors file, replaced in one step
+    tensors: dict[str, Tensor],  # everything that is a tensor
+    about,  # everything else, as JSON
+    before=None,  # where the file that is replaced goes; None: nowhere
 ):
     "One safetensors file with a sha256 over all that is in it. Raises `OutputError`."
-    meta, tensors = json.dumps(about), {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    tensors = {k: v if v.untyped_storage().nbytes() == v.nbytes else v.clone() for k, v in tensors.items()} # a file wants tensors that share nothing
-    write_atomically(path, lambda tmp: save_file(tensors, str(tmp), metadata={'about': meta, 'sha256': _digest(tensors, meta)}), before)
+    meta, tensors = (
+        json.dumps(about),
+        {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+    )
+    # a file wants tensors that share nothing
+    tensors = {
+        k: v if v.untyped_storage().nbytes() == v.nbytes else v.clone() for k, v in tensors.items()
+    }
+    write_atomically(
+        path,
+        lambda tmp: save_file(
+            tensors, str(tmp), metadata={'about': meta, 'sha256': _digest(tensors, meta)}
+        ),
+        before,
+    )
 
+# %% ../../nbs/basics/02_files.ipynb #2df4b9a3
 def load_sealed(
-    path, # written by `save_sealed`
-)->tuple[dict[str, Tensor], object]: # its tensors, mapped into memory, and what was said about them
+    path,  # written by `save_sealed`
+    # its tensors, mapped into memory, and what was said about them
+) -> tuple[dict[str, Tensor], object]:
     "Read such a file. Raises `DataError` if its contents are not those that were written."
     try:
-        with safe_open(str(path), 'pt') as f: tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
-        if _digest(tensors, meta['about']) != meta['sha256']: raise ValueError('its contents do not fit its checksum')
+        with safe_open(str(path), 'pt') as f:
+            tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
+        if _digest(tensors, meta['about']) != meta['sha256']:
+            raise ValueError('its contents do not fit its checksum')
         return tensors, json.loads(meta['about'])
-    except (OSError, SafetensorError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as e:
-        raise DataError(f'{path}: found no whole file ({type(e).__name__}: {brief(e)}), expected one with its checksum') from e
+    except (
+        OSError,
+        SafetensorError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        RecursionError,
+    ) as e:
+        raise DataError(
+            f'{path}: found no whole file ({type(e).__name__}: {brief(e)}), expected one '
+            'with its checksum'
+        ) from e

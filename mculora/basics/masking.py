@@ -20,126 +20,213 @@ from .files import brief, write_atomically
 
 # %% ../../nbs/basics/03_masking.ipynb #6a341ea5
 def highest_rate(
-    n_modalities:int, # M
-)->float:             # (M-1)/M
+    n_modalities: int,  # M
+) -> float:  # (M-1)/M
     "The largest share of entries that can be missing while every utterance keeps one modality."
-    return (n_modalities - 1)/n_modalities
+    return (n_modalities - 1) / n_modalities
 
+# %% ../../nbs/basics/03_masking.ipynb #a2d91910
 def random_mask(
-    n_utterances:int,  # N
-    n_modalities:int,  # M
-    rate:float|tuple[float, ...], # share of missing entries, 0 to `highest_rate`; above that (the field's "0.7") it is `highest_rate`. Or the share of each modality, M numbers with a sum of at most M - 1
-    seed:int=66,       # the paper's seed
-    present:Tensor|None=None, # [N, M] bool: what is there to begin with; None: everything
-)->Tensor:             # [N, M] bool: what stays
-    "Random missing protocol: every utterance keeps at least one modality that it has, a share `rate` of all entries is gone. Raises `ValueError` for rates that cannot be had."
-    if not all(0 <= x < 1 for x in (rate if isinstance(rate, tuple) else (rate,))): raise ValueError(f'rate: found {rate}, expected at least 0 and below 1')
-    if isinstance(rate, tuple) and (len(rate) != n_modalities or sum(rate) > n_modalities - 1 + 1e-9): raise ValueError(f'rate: found {rate}, expected {n_modalities} shares with a sum of at most {n_modalities - 1}: every utterance keeps one modality')
+    n_utterances: int,  # N
+    n_modalities: int,  # M
+    # share of missing entries, 0 to `highest_rate`; above that (the field's "0.7") it is
+    # `highest_rate`. Or the share of each modality, M numbers with a sum of at most M - 1
+    rate: float | tuple[float, ...],
+    seed: int = 66,  # the paper's seed
+    # [N, M] bool: what is there to begin with; None: everything
+    present: Tensor | None = None,
+) -> Tensor:  # [N, M] bool: what stays
+    """Random missing protocol: every utterance keeps at least one modality that it has, a share
+    `rate` of all entries is gone. Raises `ValueError` for rates that cannot be had."""
+    if not all(0 <= x < 1 for x in (rate if isinstance(rate, tuple) else (rate,))):
+        raise ValueError(f'rate: found {rate}, expected at least 0 and below 1')
+    if isinstance(rate, tuple) and (
+        len(rate) != n_modalities or sum(rate) > n_modalities - 1 + 1e-9
+    ):
+        raise ValueError(
+            f'rate: found {rate}, expected {n_modalities} shares with a sum of at most '
+            f'{n_modalities - 1}: every utterance keeps one modality'
+        )
     g = torch.Generator().manual_seed(seed)
     if isinstance(rate, tuple):
         eta = torch.tensor(rate)
-        S = (1 - eta).sum().clamp(min=1)                                              # modalities of an utterance that stay, on average
-        one, p = torch.multinomial((1 - eta)/S, n_utterances, replacement=True, generator=g)[:, None], (eta*S/(S - 1 + eta)).nan_to_num(0)
-    else: one, p = torch.randint(n_modalities, (n_utterances, 1), generator=g), min(rate/highest_rate(n_modalities), 1.) if n_modalities > 1 else 0.
+        # modalities of an utterance that stay, on average
+        S = (1 - eta).sum().clamp(min=1)
+        one, p = (
+            torch.multinomial((1 - eta) / S, n_utterances, replacement=True, generator=g)[:, None],
+            (eta * S / (S - 1 + eta)).nan_to_num(0),
+        )
+    else:
+        one, p = (
+            torch.randint(n_modalities, (n_utterances, 1), generator=g),
+            min(rate / highest_rate(n_modalities), 1.0) if n_modalities > 1 else 0.0,
+        )
     stays = one == torch.arange(n_modalities)
     luck = torch.rand(n_utterances, n_modalities, generator=g) >= p
-    if present is not None and (again := ~(stays & present).any(-1) & present.any(-1)).any(): # the one that stays is not there: another that is
-        stays[again] = torch.multinomial(present[again].float(), 1, generator=g) == torch.arange(n_modalities)
+    # the one that stays is not there: another that is
+    if present is not None and (again := ~(stays & present).any(-1) & present.any(-1)).any():
+        stays[again] = torch.multinomial(present[again].float(), 1, generator=g) == torch.arange(
+            n_modalities
+        )
     return stays | luck
 
 # %% ../../nbs/basics/03_masking.ipynb #cde2a92c
 def mask_hash(
-    mask:Tensor, # [N, M] bool
-)->str:          # 16 hexadecimal digits
+    mask: Tensor,  # [N, M] bool
+) -> str:  # 16 hexadecimal digits
     "Fingerprint of a mask."
-    return hashlib.sha256(json.dumps(mask.shape).encode() + mask.cpu().numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps(mask.shape).encode() + mask.cpu().numpy().tobytes()
+    ).hexdigest()[:16]
 
-def _names_hash(d): return hashlib.sha256('\n'.join([*d.modalities, *d.utterances]).encode() + (b'' if d.can is None else d.present.cpu().numpy().tobytes())).hexdigest()[:16]
+
+def _names_hash(d):
+    return hashlib.sha256(
+        '\n'.join([*d.modalities, *d.utterances]).encode()
+        + (b'' if d.can is None else d.present.cpu().numpy().tobytes())
+    ).hexdigest()[:16]
+
 
 def save_mask(
-    mask:Tensor,    # [N, M] bool
-    d:Dialogues,    # the dialogues it is for
-    path,           # file to write
-    **about,        # rate, seed, ...: kept as text beside it
-)->str:             # the mask's hash
+    mask: Tensor,  # [N, M] bool
+    d: Dialogues,  # the dialogues it is for
+    path,  # file to write
+    **about,  # rate, seed, ...: kept as text beside it
+) -> str:  # the mask's hash
     "Write a mask with its hash and the names of the utterances it belongs to."
-    meta = {'mask': mask_hash(mask), 'utterances': _names_hash(d), 'about': json.dumps(about, sort_keys=True)}
+    meta = {
+        'mask': mask_hash(mask),
+        'utterances': _names_hash(d),
+        'about': json.dumps(about, sort_keys=True),
+    }
     write_atomically(path, lambda tmp: save_file({'keep': mask.contiguous()}, tmp, metadata=meta))
     return mask_hash(mask)
 
+# %% ../../nbs/basics/03_masking.ipynb #ab1cdc8b
 def load_mask(
-    path,        # file written by `save_mask`
-    d:Dialogues, # the dialogues it should be for
-)->Tensor:       # [N, M] bool
-    "Read a mask. Raises `DataError` if the file is damaged, or made for other utterances or modalities."
-    if not Path(path).is_file(): raise DataError(f'mask file {path}: not found')
+    path,  # file written by `save_mask`
+    d: Dialogues,  # the dialogues it should be for
+) -> Tensor:  # [N, M] bool
+    """Read a mask. Raises `DataError` if the file is damaged, or made for other utterances or
+    modalities."""
+    if not Path(path).is_file():
+        raise DataError(f'mask file {path}: not found')
     try:
-        with safe_open(str(path), 'pt') as f: mask, meta = f.get_tensor('keep'), f.metadata()
+        with safe_open(str(path), 'pt') as f:
+            mask, meta = f.get_tensor('keep'), f.metadata()
         said = {k: meta[k] for k in ('mask', 'utterances')}
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e: raise DataError(f'mask file {path}: found something unreadable ({brief(e)}), expected a file of `save_mask`; delete it if it was drawn here: it will be drawn again') from e
-    if mask.dtype != torch.bool or mask_hash(mask) != said['mask']: raise DataError(f'mask file {path}: found contents that differ from their hash, expected {said["mask"]:.16}; delete it if it was drawn here: it will be drawn again')
-    if said['utterances'] != _names_hash(d): raise DataError(f'mask file {path}: found a mask for other utterances or modalities, expected one for {d.task.name}')
-    if mask.shape != d.present.shape: raise DataError(f'mask file {path}: found shape {tuple(mask.shape)}, expected {tuple(d.present.shape)}')
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
+        raise DataError(
+            f'mask file {path}: found something unreadable ({brief(e)}), expected a file of '
+            '`save_mask`; delete it if it was drawn here: it will be drawn again'
+        ) from e
+    if mask.dtype != torch.bool or mask_hash(mask) != said['mask']:
+        raise DataError(
+            f'mask file {path}: found contents that differ from their hash, expected '
+            f'{said["mask"]:.16}; delete it if it was drawn here: it will be drawn again'
+        )
+    if said['utterances'] != _names_hash(d):
+        raise DataError(
+            f'mask file {path}: found a mask for other utterances or modalities, expected '
+            f'one for {d.task.name}'
+        )
+    if mask.shape != d.present.shape:
+        raise DataError(
+            f'mask file {path}: found shape {tuple(mask.shape)}, expected {tuple(d.present.shape)}'
+        )
     return mask
 
+# %% ../../nbs/basics/03_masking.ipynb #868a66e7
 def drop(
-    d:Dialogues,  # where from
-    mask:Tensor,  # [N, M] bool: what stays
-)->Dialogues:
+    d: Dialogues,  # where from
+    mask: Tensor,  # [N, M] bool: what stays
+) -> Dialogues:
     "The dialogues with these entries gone for good: nothing downstream can see them."
-    if d.encoded: raise ValueError('drop: found encoded features, expected raw ones; encode after masking instead')
+    if d.encoded:
+        raise ValueError(
+            'drop: found encoded features, expected raw ones; encode after masking instead'
+        )
     mask = mask.to(d.present.device)
-    return replace(d, present=d.present & mask, features={m: x.masked_fill(~mask[:, k:k+1], 0) for k, (m, x) in enumerate(d.features.items())})
+    return replace(
+        d,
+        present=d.present & mask,
+        features={
+            m: x.masked_fill(~mask[:, k : k + 1], 0) for k, (m, x) in enumerate(d.features.items())
+        },
+    )
 
 # %% ../../nbs/basics/03_masking.ipynb #f36cd28d
-RATES = (0., .1, .2, .3, .4, .5, .6, .7) # GCNet's
+RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # GCNet's
+
 
 def protocol_masks(
-    d:Dialogues,   # a test part
-    folder,        # where the files lie, or will
-    name:str,      # of the part, in the files' names
-    rates=RATES,   # shares of missing entries
-    seed:int=66,   # the paper's
-)->dict[str, Tensor]: # rate, in words -> [N, M] bool: what stays
-    "Random missing protocol of a test part, from files that are made where they are not there. Raises `DataError` if one is damaged or of other utterances."
+    d: Dialogues,  # a test part
+    folder,  # where the files lie, or will
+    name: str,  # of the part, in the files' names
+    rates=RATES,  # shares of missing entries
+    seed: int = 66,  # the paper's
+) -> dict[str, Tensor]:  # rate, in words -> [N, M] bool: what stays
+    """Random missing protocol of a test part, from files that are made where they are not there.
+    Raises `DataError` if one is damaged or of other utterances."""
     out = {}
     for rate in rates:
-        path = Path(folder)/f'{name}-rate{rate}-seed{seed}-{_names_hash(d)[:8]}.safetensors'
+        path = Path(folder) / f'{name}-rate{rate}-seed{seed}-{_names_hash(d)[:8]}.safetensors'
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_mask(random_mask(len(d.utterances), len(d.modalities), rate, seed, d.present.cpu()), d, path, rate=rate, seed=seed)
+            save_mask(
+                random_mask(len(d.utterances), len(d.modalities), rate, seed, d.present.cpu()),
+                d,
+                path,
+                rate=rate,
+                seed=seed,
+            )
         out[str(rate)] = load_mask(path, d)
     return out
 
 # %% ../../nbs/basics/03_masking.ipynb #0a8d6234
 def from_modalities(
-    p:Tensor, # [M] chance that a modality is there
-    on:Tensor|None=None, # [N] bool: combinations that can occur; None: all
-)->Tensor:    # [N] probability of each combination, the empty one left out
+    p: Tensor,  # [M] chance that a modality is there
+    on: Tensor | None = None,  # [N] bool: combinations that can occur; None: all
+) -> Tensor:  # [N] probability of each combination, the empty one left out
     "Probabilities of the combinations when every modality is drawn by itself."
     m = members(len(p)).to(p.device)
     q = torch.where(m, p, 1 - p).prod(-1)
-    if on is not None: q = q*on
+    if on is not None:
+        q = q * on
     return q / q.sum()
 
+# %% ../../nbs/basics/03_masking.ipynb #48c07b2f
 def sample(
-    q:Tensor,                  # [N] probability of each combination
-    shape:tuple[int, int],     # B, L of the batch
-    per:str='dialogue',        # 'dialogue', 'batch', 'utterance' or 'mixed'
-    generator:torch.Generator|None=None, # random state, on q's device
-    can:Tensor|None=None,      # [n, N] bool for the n draws: the combinations that can be made of what is there; None: all
-)->Tensor:                     # [B, M], or [B, L, M] if per utterance or mixed: what stays
-    "Draw a combination for each dialogue, for the whole batch, for each utterance, or for each dialogue by a coin."
+    q: Tensor,  # [N] probability of each combination
+    shape: tuple[int, int],  # B, L of the batch
+    per: str = 'dialogue',  # 'dialogue', 'batch', 'utterance' or 'mixed'
+    generator: torch.Generator | None = None,  # random state, on q's device
+    # [n, N] bool for the n draws: the combinations that can be made of what is there; None: all
+    can: Tensor | None = None,
+) -> Tensor:  # [B, M], or [B, L, M] if per utterance or mixed: what stays
+    """Draw a combination for each dialogue, for the whole batch, for each utterance, or for each
+    dialogue by a coin."""
     B, L = shape
-    sizes = {'dialogue': B, 'batch': 1, 'utterance': B*L, 'mixed': B*L}
-    if per not in sizes: raise ValueError(f'sampling: found {per!r}, expected one of {", ".join(sizes)}')
+    sizes = {'dialogue': B, 'batch': 1, 'utterance': B * L, 'mixed': B * L}
+    if per not in sizes:
+        raise ValueError(f'sampling: found {per!r}, expected one of {", ".join(sizes)}')
     M = (len(q) + 1).bit_length() - 1
     i = torch.multinomial(q, sizes[per], replacement=True, generator=generator)
     if can is not None:
-        rest = q*can                                                                  # [n, N]
-        again = ((rest.gather(1, i[:, None])[:, 0] == 0) & (rest.sum(-1) > 0)).nonzero()[:, 0] # not to be had: drawn once more, of what is
-        if len(again): i[again] = torch.multinomial(rest[again], 1, generator=generator)[:, 0]
+        # [n, N]
+        rest = q * can
+        # not to be had: drawn once more, of what is
+        again = ((rest.gather(1, i[:, None])[:, 0] == 0) & (rest.sum(-1) > 0)).nonzero()[:, 0]
+        if len(again):
+            i[again] = torch.multinomial(rest[again], 1, generator=generator)[:, 0]
     mask = members(M).to(q.device)[i]
-    if per in ('dialogue', 'batch'): return mask.expand(B, M)
+    if per in ('dialogue', 'batch'):
+        return mask.expand(B, M)
     mask = mask.view(B, L, M)
-    return mask if per == 'utterance' else torch.where(torch.rand(B, 1, 1, generator=generator, device=q.device) < .5, mask[:, :1], mask)
+    return (
+        mask
+        if per == 'utterance'
+        else torch.where(
+            torch.rand(B, 1, 1, generator=generator, device=q.device) < 0.5, mask[:, :1], mask
+        )
+    )

@@ -19,134 +19,232 @@ from .dialogues import Batch, Dialogues, Task
 @dataclass(frozen=True)
 class Stage:
     "One stage of training."
-    name:str                 # 'pretrain', 'finetune', ...
-    epochs:int               # at most
-    lr:float = 1e-4          # of Adam
-    batch_size:int = 16      # dialogues
-    trainable:tuple[str, ...] = ('',) # parameters whose names start with one of these are trained, all others are frozen
-    weight_decay:float = 0.  # of Adam
-    patience:int|None = None # stop after so many epochs without a better validation score; None: never
-    sampling:str = 'dialogue' # what a drawn combination holds for: 'dialogue', 'batch', 'utterance', 'mixed'
-    encoded:bool = False     # what `encode` computes is frozen here: it is computed once and takes the place of the features
-    average:float = 0.       # m: what is evaluated and kept is the running mean of the weights, m old + (1 - m) new after each epoch; 0: the weights themselves
-    select:str = 'all'       # on whose validation score an epoch is kept: an average, or a condition; then nothing else is evaluated
+
+    name: str  # 'pretrain', 'finetune', ...
+    epochs: int  # at most
+    lr: float = 1e-4  # of Adam
+    batch_size: int = 16  # dialogues
+    # parameters whose names start with one of these are trained, all others are frozen
+    trainable: tuple[str, ...] = ('',)
+    weight_decay: float = 0.0  # of Adam
+    # stop after so many epochs without a better validation score; None: never
+    patience: int | None = None
+    # what a drawn combination holds for: 'dialogue', 'batch', 'utterance', 'mixed'
+    sampling: str = 'dialogue'
+    # what `encode` computes is frozen here: it is computed once and takes the place of the features
+    encoded: bool = False
+    # m: what is evaluated and kept is the running mean of the weights, m old + (1 - m) new after
+    # each epoch; 0: the weights themselves
+    average: float = 0.0
+    # on whose validation score an epoch is kept: an average, or a condition; then nothing else is
+    # evaluated
+    select: str = 'all'
 
 # %% ../../nbs/basics/04_method.ipynb #7c5b7344
 class Settings(BaseModel):
     "Base of all settings: unknown names and wrong types are refused."
+
     model_config = ConfigDict(extra='forbid', strict=True, frozen=True)
+
 
 _S = TypeVar('_S', bound=BaseModel)
 
+
 def read_settings(
-    cls:type[_S],        # which settings
-    options:dict,        # name -> value, as given by a person
-    what:str='options',  # said in the message
-)->_S:
+    cls: type[_S],  # which settings
+    options: dict,  # name -> value, as given by a person
+    what: str = 'options',  # said in the message
+) -> _S:
     "`cls(**options)`, or a `ValueError` with one line per problem."
-    if odd := [k for k in options if not isinstance(k, str)]: raise ValueError(f'{what}: found the name {odd[0]!r}, expected one of the known names ({", ".join(cls.model_fields)})')
-    try: return cls(**options)
+    if odd := [k for k in options if not isinstance(k, str)]:
+        raise ValueError(
+            f'{what}: found the name {odd[0]!r}, expected one of the known names '
+            f'({", ".join(cls.model_fields)})'
+        )
+    try:
+        return cls(**options)
     except ValidationError as e:
         known = ', '.join(cls.model_fields)
-        say = lambda p: f'{what}: {".".join(map(str, p["loc"]))}: found {p["input"]!r}, expected ' + (
-            f'one of the known names ({known})' if p['type'] == 'extra_forbidden' else p['msg'].removeprefix('Input should be ').removeprefix('Value error, '))
+        say = lambda p: (
+            f'{what}: {".".join(map(str, p["loc"]))}: found {p["input"]!r}, expected '
+            + (
+                f'one of the known names ({known})'
+                if p['type'] == 'extra_forbidden'
+                else p['msg'].removeprefix('Input should be ').removeprefix('Value error, ')
+            )
+        )
         raise ValueError('\n'.join(say(p) for p in e.errors())) from None
 
 # %% ../../nbs/basics/04_method.ipynb #a83c424a
 class Method(nn.Module):
     "Base of all methods."
-    name:str                      # as registered
-    listed:bool                   # a row of the tables of all methods
-    q:Tensor                      # [N] probability of each combination in training
-    settings:Any                  # an instance of `Settings`, which each method extends by its own
-    Settings:type[BaseModel] = Settings # the settings of the method
-    grid:tuple[float, ...] = ()   # learning rates that its fair recipe chooses from, on validation
-    space:Mapping[str, Sequence] = {} # settings of its own that a tuning study varies: from where to where, or which values
+
+    name: str  # as registered
+    listed: bool  # a row of the tables of all methods
+    q: Tensor  # [N] probability of each combination in training
+    # an instance of `Settings`, which each method extends by its own
+    settings: Any
+    Settings: type[BaseModel] = Settings  # the settings of the method
+    # learning rates that its fair recipe chooses from, on validation
+    grid: tuple[float, ...] = ()
+    # settings of its own that a tuning study varies: from where to where, or which values
+    space: Mapping[str, Sequence] = {}
+
     @classmethod
-    def recipe(cls, task:Task, preset:str='fair')->dict: "Settings of a preset for this dataset, where they differ from the defaults: 'fair', or 'as-published' by the method's source."; return {}
-    def __init__(self,
-        task:Task,                # what is predicted
-        widths:dict[str, int],    # modality -> D_m
-        settings:BaseModel,       # an instance of `Settings`
+    def recipe(cls, task: Task, preset: str = 'fair') -> dict:
+        """Settings of a preset for this dataset, where they differ from the defaults: 'fair', or
+        'as-published' by the method's source."""
+        return {}
+
+    def __init__(
+        self,
+        task: Task,  # what is predicted
+        widths: dict[str, int],  # modality -> D_m
+        settings: BaseModel,  # an instance of `Settings`
     ):
         super().__init__()
         self.task, self.widths, self.settings = task, dict(widths), settings
-        self.register_buffer('q', torch.full((2**len(widths) - 1,), 1/(2**len(widths) - 1))) # probability of each combination in training
+        # probability of each combination in training
+        self.register_buffer('q', torch.full((2 ** len(widths) - 1,), 1 / (2 ** len(widths) - 1)))
 
-    def stages(self)->list[Stage]: raise NotImplementedError
-    def loss(self,
-        batch:Batch,         # modalities dropped; `batch.complete` is the batch before that
-        stage:str,           # name of the stage
-    )->tuple[Tensor, dict[str, Tensor]]: # the scalar that is minimised, and its parts by name (for the curves)
-        raise NotImplementedError
-    def predict(self,
-        batch:Batch,         # what is there
-        stage:str|None=None, # None: the finished model
-    )->Tensor:               # [B, L, C] logits, or [B, L, 1] scores
+    def stages(self) -> list[Stage]:
         raise NotImplementedError
 
-    def forward(self, f, *args): "`f(self, *args)`: what `torch.func.functional_call` calls, so that several models run as one program."; return f(self, *args)
-    def depends(self, stage:str)->dict: "The settings that the weights after a stage depend on. Runs that agree in them share the stage: it is trained once."; return self.settings.model_dump(mode='json')
-    def prepare(self, train:Dialogues): "Before training: what is computed from the training part rather than trained (means, class shares)."
-    def watch(self)->dict[str, Tensor]: "What is worth drawing over the epochs: name -> one value per combination."; return {'q': self.q}
-    def inspect(self, batch:Batch)->dict[str, Tensor]: "What a reader may want to see of single utterances beside the prediction: name -> [B, L, ...]."; return {}
-    def begin(self, stage:str): "At the start of a stage: for example, copy a pre-trained head."
-    def end_epoch(self, stage:str, val:Dialogues): "After each epoch, without gradient: for example, DPFT measures and moves `q`. `val` is encoded in stages that are."
-    def encode(self,
-        batch:Batch,             # raw features
-    )->dict[str, Tensor]|None:   # modality -> [B, L, d]: computed from each modality alone; None: this method has no such part
-        "The part of the work that is the same whichever *other* modalities are there. It is then done once for all conditions."
+    def loss(
+        self,
+        batch: Batch,  # modalities dropped; `batch.complete` is the batch before that
+        stage: str,  # name of the stage
+        # the scalar that is minimised, and its parts by name (for the curves)
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        raise NotImplementedError
+
+    def predict(
+        self,
+        batch: Batch,  # what is there
+        stage: str | None = None,  # None: the finished model
+    ) -> Tensor:  # [B, L, C] logits, or [B, L, 1] scores
+        raise NotImplementedError
+
+    def forward(self, f, *args):
+        """`f(self, *args)`: what `torch.func.functional_call` calls, so that several models run as
+        one program."""
+        return f(self, *args)
+
+    def depends(self, stage: str) -> dict:
+        """The settings that the weights after a stage depend on. Runs that agree in them share the
+        stage: it is trained once."""
+        return self.settings.model_dump(mode='json')
+
+    def prepare(self, train: Dialogues):
+        """Before training: what is computed from the training part rather than trained (means,
+        class shares)."""
+
+    def watch(self) -> dict[str, Tensor]:
+        "What is worth drawing over the epochs: name -> one value per combination."
+        return {'q': self.q}
+
+    def inspect(self, batch: Batch) -> dict[str, Tensor]:
+        """What a reader may want to see of single utterances beside the prediction: name -> [B, L,
+        ...]."""
+        return {}
+
+    def begin(self, stage: str):
+        "At the start of a stage: for example, copy a pre-trained head."
+
+    def end_epoch(self, stage: str, val: Dialogues):
+        """After each epoch, without gradient: for example, DPFT measures and moves `q`. `val` is
+        encoded in stages that are."""
+
+    def encode(
+        self,
+        batch: Batch,  # raw features
+        # modality -> [B, L, d]: computed from each modality alone; None: this method has no such
+        # part
+    ) -> dict[str, Tensor] | None:
+        """The part of the work that is the same whichever *other* modalities are there. It is then
+        done once for all conditions."""
 
 # %% ../../nbs/basics/04_method.ipynb #a51afde0
-_methods:dict[str, type[Method]] = {}
+_methods: dict[str, type[Method]] = {}
+
 
 def register(
-    name:str, # as in `-p method NAME`
-    listed:bool=True, # a row of the tables of all methods; False: still being tried
+    name: str,  # as in `-p method NAME`
+    listed: bool = True,  # a row of the tables of all methods; False: still being tried
 ):
     "Class decorator: make a method known under `name`."
-    def known(cls): _methods[name] = cls; cls.name, cls.listed = name, listed; return cls
+
+    def known(cls):
+        _methods[name] = cls
+        cls.name, cls.listed = name, listed
+        return cls
+
     return known
 
-def methods()->dict[str, type[Method]]:
+
+def methods() -> dict[str, type[Method]]:
     "Every method by name."
     for part in ('model', 'baselines', 'beyond'):
         base = importlib.import_module(f'mculora.{part}')
-        for m in pkgutil.iter_modules(base.__path__): importlib.import_module(f'{base.__name__}.{m.name}')
+        for m in pkgutil.iter_modules(base.__path__):
+            importlib.import_module(f'{base.__name__}.{m.name}')
     return dict(sorted(_methods.items()))
 
-def settings_of(
-    name:str,               # which method
-    task:Task,              # what is predicted
-    options:dict|None=None, # settings that differ from the defaults
-)->tuple[type[Method], BaseModel]:
-    "The class of a method and all its settings for a task. Raises `ValueError` for an unknown name or unfit options."
-    known = _methods if name in _methods else methods()
-    if name not in known: raise ValueError(f'method: found {name!r}, expected one of {", ".join(known)}')
-    cls = known[name]
-    return cls, read_settings(cls.Settings, {**cls.recipe(task, (options or {}).get('preset', 'fair')), **(options or {})}, f'options of {name}')
 
+def settings_of(
+    name: str,  # which method
+    task: Task,  # what is predicted
+    options: dict | None = None,  # settings that differ from the defaults
+) -> tuple[type[Method], BaseModel]:
+    """The class of a method and all its settings for a task. Raises `ValueError` for an unknown
+    name or unfit options."""
+    known = _methods if name in _methods else methods()
+    if name not in known:
+        raise ValueError(f'method: found {name!r}, expected one of {", ".join(known)}')
+    cls = known[name]
+    return cls, read_settings(
+        cls.Settings,
+        {**cls.recipe(task, (options or {}).get('preset', 'fair')), **(options or {})},
+        f'options of {name}',
+    )
+
+# %% ../../nbs/basics/04_method.ipynb #272d9cb2
 def create(
-    name:str,              # which method
-    task:Task,             # what is predicted
-    widths:dict[str, int], # modality -> D_m
-    options:dict|None=None, # settings that differ from the defaults
-)->Method:
+    name: str,  # which method
+    task: Task,  # what is predicted
+    widths: dict[str, int],  # modality -> D_m
+    options: dict | None = None,  # settings that differ from the defaults
+) -> Method:
     "A new model of a method. Raises `ValueError` for an unknown name or unfit options."
     cls, settings = settings_of(name, task, options)
     return cls(task, widths, settings)
 
 # %% ../../nbs/basics/04_method.ipynb #4b24299f
-NEVER = -1e9 # logit of a class that training never had: finite, and no chance
+NEVER = -1e9  # logit of a class that training never had: finite, and no chance
+
 
 @register('majority')
 class Majority(Method):
     "Predicts the class shares (or the mean score) of the training part."
+
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
         self.register_buffer('prior', torch.zeros(task.n_outputs))
-    def stages(self): return []
+
+    def stages(self):
+        return []
+
     def prepare(self, train):
         y = train.label
-        self.prior = torch.bincount(y, minlength=len(self.task.classes)).float().div(len(y)).log().clamp(min=NEVER) if self.task.classes else y.mean()[None]
-    def predict(self, batch, stage=None): return self.prior.expand(*batch.shape, -1)
+        self.prior = (
+            torch.bincount(y, minlength=len(self.task.classes))
+            .float()
+            .div(len(y))
+            .log()
+            .clamp(min=NEVER)
+            if self.task.classes
+            else y.mean()[None]
+        )
+
+    def predict(self, batch, stage=None):
+        return self.prior.expand(*batch.shape, -1)

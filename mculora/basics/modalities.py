@@ -15,59 +15,78 @@ from torch import Tensor
 # %% ../../nbs/basics/00_modalities.ipynb #73a62429
 @cache
 def members(
-    n_modalities:int, # M
-)->Tensor:            # [2^M - 1, M] bool: row i says which modalities combination i has; the last row is the complete one
+    n_modalities: int,  # M
+    # [2^M - 1, M] bool: row i says which modalities combination i has; the last row is the complete
+    # one
+) -> Tensor:
     "Every non-empty combination of `n_modalities` modalities, smallest first."
-    if not 1 <= n_modalities <= 10: raise ValueError(f'n_modalities: found {n_modalities}, expected 1 to 10 (there are 2^M - 1 combinations)')
-    rows = [[k in s for k in range(n_modalities)] for size in range(1, n_modalities+1) for s in subsets(range(n_modalities), size)]
+    if not 1 <= n_modalities <= 10:
+        raise ValueError(
+            f'n_modalities: found {n_modalities}, expected 1 to 10 (there are 2^M - 1 combinations)'
+        )
+    rows = [
+        [k in s for k in range(n_modalities)]
+        for size in range(1, n_modalities + 1)
+        for s in subsets(range(n_modalities), size)
+    ]
     return torch.tensor(rows)
 
 # %% ../../nbs/basics/00_modalities.ipynb #b55aeb07
 def join_names(
-    chosen:Iterable[str], # the names to join
-    names:Iterable[str],  # all modality names: whether one of them has two letters decides how they are joined
-)->str:
+    chosen: Iterable[str],  # the names to join
+    # all modality names: whether one of them has two letters decides how they are joined
+    names: Iterable[str],
+) -> str:
     "One label for several modalities: `atv` for one-letter names, `text+audio` for longer ones."
     return ('' if all(len(n) == 1 for n in names) else '+').join(chosen)
 
+
 def labels(
-    names:Iterable[str], # modality names, in the order of the data
-)->tuple[str, ...]:      # one label per combination, in the order of `members`
+    names: Iterable[str],  # modality names, in the order of the data
+) -> tuple[str, ...]:  # one label per combination, in the order of `members`
     "The label of every combination."
     names = list(names)
-    if len(set(names)) != len(names) or not all(names): raise ValueError(f'modality names: found {names}, expected different, non-empty names')
-    return tuple(join_names([n for n, has in zip(names, row) if has], names) for row in members(len(names)).tolist())
+    if len(set(names)) != len(names) or not all(names):
+        raise ValueError(f'modality names: found {names}, expected different, non-empty names')
+    return tuple(
+        join_names([n for n, has in zip(names, row) if has], names)
+        for row in members(len(names)).tolist()
+    )
 
 # %% ../../nbs/basics/00_modalities.ipynb #19e934ad
 @cache
 def _table(n_modalities, device):
     m = members(n_modalities)
     table = torch.full((2**n_modalities,), -1)
-    table[(m * 2**torch.arange(n_modalities)).sum(-1)] = torch.arange(len(m))
-    return table.to(device), (2**torch.arange(n_modalities)).to(device)
+    table[(m * 2 ** torch.arange(n_modalities)).sum(-1)] = torch.arange(len(m))
+    return table.to(device), (2 ** torch.arange(n_modalities)).to(device)
+
 
 def combination_index(
-    present:Tensor, # [..., M] bool: which modalities are there
-)->Tensor:          # [...] index i of the combination, -1 where nothing is there
+    present: Tensor,  # [..., M] bool: which modalities are there
+) -> Tensor:  # [...] index i of the combination, -1 where nothing is there
     "The index of the combination that is present."
     table, power = _table(present.shape[-1], present.device)
     return table[(present * power).sum(-1)]
 
 # %% ../../nbs/basics/00_modalities.ipynb #2565152e
 def combination(
-    label:str,           # e.g. 'tv', or 'text+video'; the order of the names does not matter
-    names:Iterable[str], # modality names, in the order of the data
-)->int:                  # index of the combination
+    # e.g. 'tv', or 'text+video'; the order of the names does not matter
+    label: str,
+    names: Iterable[str],  # modality names, in the order of the data
+) -> int:  # index of the combination
     "The index of a combination given by its label."
     names = list(names)
     parts = list(label) if all(len(n) == 1 for n in names) else label.split('+')
     if not parts or not set(parts) <= set(names) or len(set(parts)) != len(parts):
-        raise ValueError(f'combination: found {label!r}, expected one of {", ".join(labels(names))}')
+        raise ValueError(
+            f'combination: found {label!r}, expected one of {", ".join(labels(names))}'
+        )
     return int(combination_index(torch.tensor([n in parts for n in names])))
 
 # %% ../../nbs/basics/00_modalities.ipynb #3b59270e
 def supports(
-    present:Tensor, # [..., M] bool: which modalities are there
-)->Tensor:          # [..., N] bool: which combinations can be made of them
+    present: Tensor,  # [..., M] bool: which modalities are there
+) -> Tensor:  # [..., N] bool: which combinations can be made of them
     "The combinations that are there in full."
     return (present[..., None, :] | ~members(present.shape[-1]).to(present.device)).all(-1)

@@ -13,72 +13,115 @@ import torch
 from torch import Tensor, nn
 
 # %% ../../nbs/basics/05_randomness.ipynb #25b7fd86
-_M1, _M2, _GOLD, _CALL, _COLUMN = -2048144789, -1028477387, -1640531527, 1013904223, 668265263 # odd numbers, as signed 32-bit words
+# odd numbers, as signed 32-bit words
+_M1, _M2, _GOLD, _CALL, _COLUMN = -2048144789, -1028477387, -1640531527, 1013904223, 668265263
+
 
 def scramble(
-    x:Tensor, # int32
-)->Tensor:    # int32, the same shape
+    x: Tensor,  # int32
+) -> Tensor:  # int32, the same shape
     "The finaliser of MurmurHash3."
-    x = (x ^ (x >> 16 & 0xffff)) * _M1
-    x = (x ^ (x >> 13 & 0x7ffff)) * _M2
-    return x ^ (x >> 16 & 0xffff)
+    x = (x ^ (x >> 16 & 0xFFFF)) * _M1
+    x = (x ^ (x >> 13 & 0x7FFFF)) * _M2
+    return x ^ (x >> 16 & 0xFFFF)
 
 # %% ../../nbs/basics/05_randomness.ipynb #d388433e
-_now:ContextVar[list|None] = ContextVar('noise', default=None)
+_now: ContextVar[list | None] = ContextVar('noise', default=None)
+
 
 @contextmanager
 def seeded(
-    key:int|Tensor, # below 2^31; or an int32 scalar, batched under `torch.vmap`
+    key: int | Tensor,  # below 2^31; or an int32 scalar, batched under `torch.vmap`
 ):
     "Within, all noise comes from `key`."
     token = _now.set([key, 0])
-    try: yield
-    finally: _now.reset(token)
+    try:
+        yield
+    finally:
+        _now.reset(token)
 
-def _cut(words, dtype): # int32 [..., n] -> [..., 4 n] of 8 bits or [..., 2 n] of 16, the low bits first
+
+# int32 [..., n] -> [..., 4 n] of 8 bits or [..., 2 n] of 16, the low bits first
+def _cut(words, dtype):
     bits = torch.iinfo(dtype).bits
-    return (words[..., None] << torch.arange(32 - bits, -1, -bits, dtype=torch.int32, device=words.device) >> 32 - bits).to(dtype).flatten(-2)
+    return (
+        (
+            words[..., None]
+            << torch.arange(32 - bits, -1, -bits, dtype=torch.int32, device=words.device)
+            >> 32 - bits
+        )
+        .to(dtype)
+        .flatten(-2)
+    )
 
-def _view(words, dtype): return words.view(dtype) # the same bits without computing anything
 
-def _known(): # PyTorch before 2.13 has no such view under vmap, and says so with an error
-    try: torch.vmap(lambda x: _view(x, torch.int8))(torch.zeros(1, 1, dtype=torch.int32)); return sys.byteorder == 'little'
-    except RuntimeError: return False
+def _view(words, dtype):
+    return words.view(dtype)  # the same bits without computing anything
+
+
+def _known():  # PyTorch before 2.13 has no such view under vmap, and says so with an error
+    try:
+        torch.vmap(lambda x: _view(x, torch.int8))(torch.zeros(1, 1, dtype=torch.int32))
+        return sys.byteorder == 'little'
+    except RuntimeError:
+        return False
+
 
 _split = _view if _known() else _cut
 
+# %% ../../nbs/basics/05_randomness.ipynb #7f2dc71a
 def random_integers(
-    place:Tensor, # [...] whole numbers: what each row of noise is for
-    n:int,        # numbers a row
-    dtype:torch.dtype=torch.int8, # int8, int16 or int32
-)->Tensor:        # [..., n]: uniform over all numbers of this type
+    place: Tensor,  # [...] whole numbers: what each row of noise is for
+    n: int,  # numbers a row
+    dtype: torch.dtype = torch.int8,  # int8, int16 or int32
+) -> Tensor:  # [..., n]: uniform over all numbers of this type
     "Noise for every place. The next call gives other noise."
     state = _now.get() or [int(torch.randint(2**31, ())), 0]
     state[1] += 1
-    row, each = scramble(place.int()*_GOLD + (state[0] + (state[1]*_CALL & 0x7fffffff))), 32//torch.iinfo(dtype).bits
-    column = torch.arange(-(-n//each), dtype=torch.int32, device=place.device)*_COLUMN
+    row, each = (
+        scramble(place.int() * _GOLD + (state[0] + (state[1] * _CALL & 0x7FFFFFFF))),
+        32 // torch.iinfo(dtype).bits,
+    )
+    column = torch.arange(-(-n // each), dtype=torch.int32, device=place.device) * _COLUMN
     return _split(scramble(row[..., None] + column), dtype)[..., :n]
 
 # %% ../../nbs/basics/05_randomness.ipynb #b1b8eb80
 class Dropout(nn.Module):
     "Zero a share `p` of the features in training, and scale the rest so that the mean stays."
-    def __init__(self,
-        p:float=.5, # share that is dropped, below 1
+
+    def __init__(
+        self,
+        p: float = 0.5,  # share that is dropped, below 1
     ):
         super().__init__()
-        if not 0 <= p < 1: raise ValueError(f'dropout: found {p}, expected at least 0 and below 1')
+        if not 0 <= p < 1:
+            raise ValueError(f'dropout: found {p}, expected at least 0 and below 1')
         self.p = p
 
-    def forward(self,
-        x:Tensor,                # [..., d]
-        place:Tensor|None=None,  # [...] which utterance each row is; None: its coordinates in `x`
-    )->Tensor:                   # [..., d]
-        drop = min(round(256*self.p), 255)
-        if not self.training or not drop: return x
+    def forward(
+        self,
+        x: Tensor,  # [..., d]
+        # [...] which utterance each row is; None: its coordinates in `x`
+        place: Tensor | None = None,
+    ) -> Tensor:  # [..., d]
+        drop = min(round(256 * self.p), 255)
+        if not self.training or not drop:
+            return x
         if place is None:
             place = torch.zeros((), dtype=torch.int32, device=x.device)
-            for n in x.shape[:-1]: place = scramble(place)[..., None] + torch.arange(n, dtype=torch.int32, device=x.device)
-        mask = random_integers(place, x.shape[-1]).to(x.dtype).sub_(drop - 129).clamp(0, 1).mul_(256/(256 - drop)) # byte >= drop - 128, in floating point: faster than comparing bytes
-        return x*mask
+            for n in x.shape[:-1]:
+                place = scramble(place)[..., None] + torch.arange(
+                    n, dtype=torch.int32, device=x.device
+                )
+        # byte >= drop - 128, in floating point: faster than comparing bytes
+        mask = (
+            random_integers(place, x.shape[-1])
+            .to(x.dtype)
+            .sub_(drop - 129)
+            .clamp(0, 1)
+            .mul_(256 / (256 - drop))
+        )
+        return x * mask
 
-    def extra_repr(self): return f'p={self.p}'
+    def extra_repr(self):
+        return f'p={self.p}'

@@ -16,49 +16,70 @@ from ..model.mculora import MCULoRA, stack
 
 # %% ../../nbs/beyond/01_conflict.ipynb #4d264b40
 def surgery(
-    gram:Tensor, # [N, N] inner products of the combinations' gradients
-)->Tensor:       # [N] c
-    "How much each combination's gradient counts once conflicts are projected out (PCGrad, in the order of the combinations)."
+    gram: Tensor,  # [N, N] inner products of the combinations' gradients
+) -> Tensor:  # [N] c
+    """How much each combination's gradient counts once conflicts are projected out (PCGrad, in the
+    order of the combinations)."""
     own = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    a = own                                                        # row i: g_i in terms of all g^0
+    # row i: g_i in terms of all g^0
+    a = own
     for j in range(len(gram)):
-        against = (a @ gram[:, j]).clamp(max=0)/gram[j, j].clamp(min=1e-30)
-        a = a - (against*(1 - own[j]))[:, None]*own[j]
+        against = (a @ gram[:, j]).clamp(max=0) / gram[j, j].clamp(min=1e-30)
+        a = a - (against * (1 - own[j]))[:, None] * own[j]
     return a.sum(0)
 
 # %% ../../nbs/beyond/01_conflict.ipynb #fa5bc4ec
 def gram(
-    error:Tensor,       # [B, L, C] derivative of each utterance's loss by the common prediction, 0 where it does not count
-    token:Tensor,       # [B, L, d] what the common head read
-    combination:Tensor, # [B] or [B, L] index i
-    n:int,              # N
-)->Tensor:              # [N, N]
+    # [B, L, C] derivative of each utterance's loss by the common prediction, 0 where it does not
+    # count
+    error: Tensor,
+    token: Tensor,  # [B, L, d] what the common head read
+    combination: Tensor,  # [B] or [B, L] index i
+    n: int,  # N
+) -> Tensor:  # [N, N]
     "Inner products of the combinations' gradients of the common head."
-    i = (combination if combination.ndim == 2 else combination[:, None].expand(error.shape[:2])).clamp(0)
-    g = torch.einsum('bln,blc,bld->ncd', F.one_hot(i, n).to(error.dtype), error, F.pad(token, (0, 1), value=1.)).flatten(1)
+    i = (
+        combination if combination.ndim == 2 else combination[:, None].expand(error.shape[:2])
+    ).clamp(0)
+    g = torch.einsum(
+        'bln,blc,bld->ncd', F.one_hot(i, n).to(error.dtype), error, F.pad(token, (0, 1), value=1.0)
+    ).flatten(1)
     return g @ g.T
 
+
 def weighed(
-    y:Tensor, # any
-    c:Tensor, # alike, or with one number for the last dimension
-)->Tensor:    # y
+    y: Tensor,  # any
+    c: Tensor,  # alike, or with one number for the last dimension
+) -> Tensor:  # y
     "`y` itself, whose gradient is multiplied by `c`."
-    return y.detach() + c*(y - y.detach())
+    return y.detach() + c * (y - y.detach())
 
 # %% ../../nbs/beyond/01_conflict.ipynb #671e100c
 @register('mculora-projected', listed=False)
 class Projected(MCULoRA):
     "MCULoRA whose combinations' gradients on the common path are projected where they conflict."
-    def _agreed(self, b, y, y_com, token, share): # y_com, weighed
+
+    def _agreed(self, b, y, y_com, token, share):  # y_com, weighed
         with torch.no_grad():
-            error = y.softmax(-1) - F.one_hot(b.label, y.shape[-1]) if self.task.classes else y - b.label[..., None]
-            c = surgery(gram(share*error*b.present.any(-1, keepdim=True), token, b.combination, len(self.q)))[b.combination.clamp(0)]
+            error = (
+                y.softmax(-1) - F.one_hot(b.label, y.shape[-1])
+                if self.task.classes
+                else y - b.label[..., None]
+            )
+            c = surgery(
+                gram(
+                    share * error * b.present.any(-1, keepdim=True),
+                    token,
+                    b.combination,
+                    len(self.q),
+                )
+            )[b.combination.clamp(0)]
         return weighed(y_com, c[..., None] if c.ndim == 2 else c[:, None, None])
 
     def _joint(self, b):
         token = self._tokens(stack(self._encode(b)), b)
         y = self.common_head(token, torch.zeros_like(b.combination))
-        return task_loss(self._agreed(b, y, y, token, 1.), b.label, b.present.any(-1))
+        return task_loss(self._agreed(b, y, y, token, 1.0), b.label, b.present.any(-1))
 
     def _tuned(self, b, o):
         y_com = self._agreed(b, o['y_last'], o['y_com'], o['token'], 1 - o['weight'])

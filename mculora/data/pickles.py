@@ -15,65 +15,120 @@ from ..basics.dialogues import DataError
 from ..basics.files import brief, plain_bytes, printable
 
 # %% ../../nbs/data/00_pickles.ipynb #5b6963b7
-def _simple(xs, where): # only what takes no time to hash or compare
+def _simple(xs, where):  # only what takes no time to hash or compare
     for x in xs:
-        if not isinstance(x, (str, bytes, int, float, np.generic, type(None))) or (isinstance(x, int) and abs(x) >= 2**63) or (isinstance(x, (str, bytes)) and len(x) > 10_000):
-            raise DataError(f'has a {"long "*isinstance(x, (str, bytes, int))}{type(x).__name__} {where}, expected short texts and plain numbers')
+        if (
+            not isinstance(x, (str, bytes, int, float, np.generic, type(None)))
+            or (isinstance(x, int) and abs(x) >= 2**63)
+            or (isinstance(x, (str, bytes)) and len(x) > 10_000)
+        ):
+            raise DataError(
+                f'has a {"long " * isinstance(x, (str, bytes, int))}{type(x).__name__} '
+                f'{where}, expected short texts and plain numbers'
+            )
+
 
 class _DType:
     "Stands for `numpy.dtype` inside a pickle."
+
     def __init__(self, code, *_):
-        if not re.fullmatch(r'[<>|=]?([?bBhHiIlLqQefdO]|[biufSU]\d{1,9}|O[48])', code): raise DataError(f'names the NumPy type {code!r:.40}, expected numbers, strings or objects')
+        if not re.fullmatch(r'[<>|=]?([?bBhHiIlLqQefdO]|[biufSU]\d{1,9}|O[48])', code):
+            raise DataError(
+                f'names the NumPy type {code!r:.40}, expected numbers, strings or objects'
+            )
         self.real = np.dtype('O' if 'O' in code else code)
 
     def __setstate__(self, state):
-        if any(x is not None for x in state[2:5]): raise DataError('names a NumPy record type, expected numbers, strings or objects')
-        if state[1] in ('<', '>'): self.real = self.real.newbyteorder(state[1])
+        if any(x is not None for x in state[2:5]):
+            raise DataError('names a NumPy record type, expected numbers, strings or objects')
+        if state[1] in ('<', '>'):
+            self.real = self.real.newbyteorder(state[1])
+
 
 class _Array(np.ndarray):
     "Stands for `numpy.ndarray` inside a pickle: empty until its data arrive."
+
     def __setstate__(self, state):
         *_, shape, dtype, fortran, data = state
-        if isinstance(data, str): data = data.encode('latin1') # written by Python 2
+        if isinstance(data, str):
+            data = data.encode('latin1')  # written by Python 2
         data, real = _fits(data, dtype, shape)
-        self.spend(8*len(data))
+        self.spend(8 * len(data))
         super().__setstate__((1, tuple(shape), real, bool(fortran), data))
         del self.spend
 
-def _fits(data, dtype, shape): # the data and their NumPy type, if there are exactly as many as the shape says
+# %% ../../nbs/data/00_pickles.ipynb #fac47a15
+# the data and their NumPy type, if there are exactly as many as the shape says
+def _fits(data, dtype, shape):
     real = dtype.real
-    if not isinstance(data, list if real.hasobject else (bytes, bytearray)): raise DataError(f'holds an array with data of type {type(data).__name__}')
-    if not isinstance(shape, (tuple, list)) or len(shape) > 32 or not all(isinstance(n, int) and 0 <= n < 2**62 for n in shape) or (n := math.prod(shape)) > len(data) or n * (1 if real.hasobject else real.itemsize) != len(data):
-        raise DataError(f'holds an array that claims shape {tuple(shape)!r:.60} with data of length {len(data)}')
-    if real.hasobject: _simple(data, 'in an array')
+    if not isinstance(data, list if real.hasobject else (bytes, bytearray)):
+        raise DataError(f'holds an array with data of type {type(data).__name__}')
+    if (
+        not isinstance(shape, (tuple, list))
+        or len(shape) > 32
+        or not all(isinstance(n, int) and 0 <= n < 2**62 for n in shape)
+        or (n := math.prod(shape)) > len(data)
+        or n * (1 if real.hasobject else real.itemsize) != len(data)
+    ):
+        raise DataError(
+            f'holds an array that claims shape {tuple(shape)!r:.60} with data of length {len(data)}'
+        )
+    if real.hasobject:
+        _simple(data, 'in an array')
     return data, real
 
 # %% ../../nbs/data/00_pickles.ipynb #4f36f7ac
-_containers = {f'builtins.{x.__name__}': x for x in (set, frozenset, list, dict)} | {'collections.OrderedDict': OrderedDict}
+_containers = {f'builtins.{x.__name__}': x for x in (set, frozenset, list, dict)} | {
+    'collections.OrderedDict': OrderedDict
+}
 
+# %% ../../nbs/data/00_pickles.ipynb #ea6bb47e
 class _Unpickler(pickle._Unpickler):
     "Reads containers and NumPy arrays, of NumPy 1 or 2, pickled by Python 2 or 3."
-    dispatch = dict(pickle._Unpickler.dispatch) # what each opcode does
+
+    dispatch = dict(pickle._Unpickler.dispatch)  # what each opcode does
+
     def __init__(self, data):
         super().__init__(BytesIO(data), encoding='latin1')
-        self.room = 2**20 + 64*len(data)
+        self.room = 2**20 + 64 * len(data)
 
-    def spend(self, n): # n bytes of memory are about to be used
+    def spend(self, n):  # n bytes of memory are about to be used
         self.room -= n
-        if self.room < 0: raise DataError('asks for far more than the file holds')
+        if self.room < 0:
+            raise DataError('asks for far more than the file holds')
 
     def find_class(self, module, name):
-        full = f'{module}.{name}'.replace('__builtin__.', 'builtins.').replace('numpy._core.', 'numpy.core.')
-        if full in _containers: return lambda items=(): self.container(_containers[full], items)
-        known = {'numpy.ndarray': self.array, 'numpy.core.multiarray._reconstruct': self.array, 'numpy.core.multiarray.scalar': self.scalar,
-            'numpy.core.numeric._frombuffer': self.frombuffer, '_codecs.encode': self.encode, 'numpy.dtype': lambda *args: _DType(*args), 'builtins.bytes': lambda: b''}
-        if full not in known: raise DataError(f'names {printable(f"{module}.{name}"[:60])}, expected only containers and NumPy arrays')
+        full = f'{module}.{name}'.replace('__builtin__.', 'builtins.').replace(
+            'numpy._core.', 'numpy.core.'
+        )
+        if full in _containers:
+            return lambda items=(): self.container(_containers[full], items)
+        known = {
+            'numpy.ndarray': self.array,
+            'numpy.core.multiarray._reconstruct': self.array,
+            'numpy.core.multiarray.scalar': self.scalar,
+            'numpy.core.numeric._frombuffer': self.frombuffer,
+            '_codecs.encode': self.encode,
+            'numpy.dtype': lambda *args: _DType(*args),
+            'builtins.bytes': lambda: b'',
+        }
+        if full not in known:
+            raise DataError(
+                f'names {printable(f"{module}.{name}"[:60])}, expected only containers and '
+                'NumPy arrays'
+            )
         return known[full]
 
     def container(self, cls, items):
-        if not isinstance(items, (list, tuple)): raise DataError(f'makes a {cls.__name__} of a {type(items).__name__}, expected of a list')
-        self.spend(128*len(items))
-        if cls is not list: _simple(items if cls in (set, frozenset) else [k for k, _ in items], f'in a {cls.__name__}')
+        if not isinstance(items, (list, tuple)):
+            raise DataError(
+                f'makes a {cls.__name__} of a {type(items).__name__}, expected of a list'
+            )
+        self.spend(128 * len(items))
+        if cls is not list:
+            _simple(
+                items if cls in (set, frozenset) else [k for k, _ in items], f'in a {cls.__name__}'
+            )
         return cls(items)
 
     def array(self, *_):
@@ -81,67 +136,143 @@ class _Unpickler(pickle._Unpickler):
         a.spend = self.spend
         return a
 
-    def frombuffer(self, data, dtype, shape, order, axes=None): # pickle protocol 5
+    def frombuffer(self, data, dtype, shape, order, axes=None):  # pickle protocol 5
         self.spend(len(data))
-        x = np.frombuffer(*_fits(data, dtype, shape)).reshape(shape, order='F' if order == 'F' else 'C')
+        x = np.frombuffer(*_fits(data, dtype, shape)).reshape(
+            shape, order='F' if order == 'F' else 'C'
+        )
         return x.transpose(axes) if axes else x
 
     def scalar(self, dtype, data):
-        return self.frombuffer(data.encode('latin1') if isinstance(data, str) else data, dtype, (1,), 'C')[0]
+        return self.frombuffer(
+            data.encode('latin1') if isinstance(data, str) else data, dtype, (1,), 'C'
+        )[0]
 
-    def encode(self, text, encoding): # bytes in protocols 0 to 2
+    def encode(self, text, encoding):  # bytes in protocols 0 to 2
         self.spend(len(text))
         return text.encode('latin1')
 
 # %% ../../nbs/data/00_pickles.ipynb #97f3fdbb
-def _build(self): # sets the state of an array or a type, and of nothing else
-    if not isinstance(self.stack[-2], (_Array, _DType)): raise DataError(f'sets the state of a {type(self.stack[-2]).__name__}, expected of an array')
+def _build(self):  # sets the state of an array or a type, and of nothing else
+    if not isinstance(self.stack[-2], (_Array, _DType)):
+        raise DataError(
+            f'sets the state of a {type(self.stack[-2]).__name__}, expected of an array'
+        )
     self.load_build()
 
-def _bytearray(self): # only as long as the file is
+
+def _bytearray(self):  # only as long as the file is
     self.append(bytearray(self.read(int.from_bytes(self.read(8), 'little'))))
 
-def _refused(self): raise DataError('makes objects by an opcode of classes, extensions or persistent names, expected only containers and NumPy arrays')
 
-_price = {pickle.MARK: 80, pickle.EMPTY_LIST: 64, pickle.EMPTY_DICT: 72, pickle.EMPTY_SET: 224, pickle.FROZENSET: 224, pickle.TUPLE1: 56, pickle.MEMOIZE: 104, pickle.REDUCE: 512} # bytes of memory
-_keys = {pickle.SETITEM: lambda self: self.stack[-2:-1], **dict.fromkeys((pickle.SETITEMS, pickle.DICT), lambda self: self.stack[::2]), **dict.fromkeys((pickle.ADDITEMS, pickle.FROZENSET), lambda self: self.stack)}
-_into = {pickle.SETITEM: lambda self: self.stack[-3], pickle.SETITEMS: lambda self: self.metastack[-1][-1]}
+def _refused(self):
+    raise DataError(
+        'makes objects by an opcode of classes, extensions or persistent names, expected '
+        'only containers and NumPy arrays'
+    )
 
-def _guarded(op, load): # an opcode that pays, and looks at what it is given
+
+# bytes of memory
+_price = {
+    pickle.MARK: 80,
+    pickle.EMPTY_LIST: 64,
+    pickle.EMPTY_DICT: 72,
+    pickle.EMPTY_SET: 224,
+    pickle.FROZENSET: 224,
+    pickle.TUPLE1: 56,
+    pickle.MEMOIZE: 104,
+    pickle.REDUCE: 512,
+}
+_keys = {
+    pickle.SETITEM: lambda self: self.stack[-2:-1],
+    **dict.fromkeys((pickle.SETITEMS, pickle.DICT), lambda self: self.stack[::2]),
+    **dict.fromkeys((pickle.ADDITEMS, pickle.FROZENSET), lambda self: self.stack),
+}
+_into = {
+    pickle.SETITEM: lambda self: self.stack[-3],
+    pickle.SETITEMS: lambda self: self.metastack[-1][-1],
+}
+
+# %% ../../nbs/data/00_pickles.ipynb #9dfb1539
+def _guarded(op, load):  # an opcode that pays, and looks at what it is given
     price, keys, into = _price.get(op, 0), _keys.get(op), _into.get(op)
+
     def guarded(self):
         self.spend(price)
-        if keys: _simple(keys(self), 'as a key or in a set')
-        if into and not isinstance(into(self), dict): raise DataError(f'sets items of a {type(into(self)).__name__}, expected of a dict')
+        if keys:
+            _simple(keys(self), 'as a key or in a set')
+        if into and not isinstance(into(self), dict):
+            raise DataError(f'sets items of a {type(into(self)).__name__}, expected of a dict')
         load(self)
+
     return guarded
 
-_Unpickler.dispatch |= {op[0]: _guarded(op, _Unpickler.dispatch[op[0]]) for op in _price | _keys} | {pickle.BUILD[0]: _build, pickle.BYTEARRAY8[0]: _bytearray} | dict.fromkeys([op[0] for op in (pickle.INST,
-    pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID, pickle.BINPERSID, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER)], _refused)
+
+_Unpickler.dispatch |= (
+    {op[0]: _guarded(op, _Unpickler.dispatch[op[0]]) for op in _price | _keys}
+    | {pickle.BUILD[0]: _build, pickle.BYTEARRAY8[0]: _bytearray}
+    | dict.fromkeys(
+        [
+            op[0]
+            for op in (
+                pickle.INST,
+                pickle.OBJ,
+                pickle.NEWOBJ,
+                pickle.NEWOBJ_EX,
+                pickle.EXT1,
+                pickle.EXT2,
+                pickle.EXT4,
+                pickle.PERSID,
+                pickle.BINPERSID,
+                pickle.NEXT_BUFFER,
+                pickle.READONLY_BUFFER,
+            )
+        ],
+        _refused,
+    )
+)
 
 # %% ../../nbs/data/00_pickles.ipynb #9ec10006
-def _unfolded(x, most): # `x` itself, unless its containers hold each other so often that to walk through it would never end
+# `x` itself, unless its containers hold each other so often that to walk through it would never end
+def _unfolded(x, most):
     size, inside, todo = {}, set(), [(x, False)]
     while todo:
         y, left = todo.pop()
-        if not isinstance(y, (list, tuple, dict, set, frozenset)) or id(y) in size: continue
+        if not isinstance(y, (list, tuple, dict, set, frozenset)) or id(y) in size:
+            continue
         held = y.values() if isinstance(y, dict) else y
         if left:
-            size[id(y)] = 1 + sum(size.get(id(z), 1) for z in held); inside.remove(id(y))
-            if size[id(y)] > most: raise DataError('holds the same lists again and again, far more than the file is long')
-        elif id(y) in inside: raise DataError('holds a container that holds itself')
-        else: inside.add(id(y)); todo += [(y, True), *((z, False) for z in held)]
+            size[id(y)] = 1 + sum(size.get(id(z), 1) for z in held)
+            inside.remove(id(y))
+            if size[id(y)] > most:
+                raise DataError(
+                    'holds the same lists again and again, far more than the file is long'
+                )
+        elif id(y) in inside:
+            raise DataError('holds a container that holds itself')
+        else:
+            inside.add(id(y))
+            todo += [(y, True), *((z, False) for z in held)]
     return x
 
+
 def read_pickle(
-    path, # a pickle of containers and NumPy arrays
-    most:int=2**25, # bytes that are read, at most: the labels of the largest dataset are a tenth of it
+    path,  # a pickle of containers and NumPy arrays
+    # bytes that are read, at most: the labels of the largest dataset are a tenth of it
+    most: int = 2**25,
 ):
-    "The content of a pickle, without running anything. Raises `DataError` if it names anything else, or is not a whole pickle."
+    """The content of a pickle, without running anything. Raises `DataError` if it names anything
+    else, or is not a whole pickle."""
     path = Path(path)
-    if not path.is_file(): raise DataError(f'{path}: found no such file, expected a pickle')
+    if not path.is_file():
+        raise DataError(f'{path}: found no such file, expected a pickle')
     try:
         data = plain_bytes(path, most)
-        return _unfolded(_Unpickler(data).load(), 2**16 + 8*len(data))
-    except DataError as e: raise DataError(f'{path}: {e}') from None
-    except Exception as e: raise DataError(f'{path}: found no whole pickle ({type(e).__name__}: {brief(e)}), expected a pickle of containers and NumPy arrays') from e
+        return _unfolded(_Unpickler(data).load(), 2**16 + 8 * len(data))
+    except DataError as e:
+        raise DataError(f'{path}: {e}') from None
+    except Exception as e:
+        raise DataError(
+            f'{path}: found no whole pickle ({type(e).__name__}: {brief(e)}), expected a '
+            'pickle of containers and NumPy arrays'
+        ) from e

@@ -32,170 +32,331 @@ from ..basics.dialogues import DataError, Dialogues, Task, folds, problems, rand
 @dataclass(frozen=True)
 class Layout:
     "Where a dataset lies under the data root, and what its labels mean."
-    folder:str                   # below the data root
-    labels:str                   # the label pickle, inside `folder`
-    classes:tuple[str, ...] = () # empty: a score from -3 to 3
-    speakers:str = ''            # letters of the two actors, speaker 0 and 1; empty: one speaker per video
+
+    folder: str  # below the data root
+    labels: str  # the label pickle, inside `folder`
+    classes: tuple[str, ...] = ()  # empty: a score from -3 to 3
+    # letters of the two actors, speaker 0 and 1; empty: one speaker per video
+    speakers: str = ''
+
 
 LAYOUTS = {
-    'iemocap':  Layout('IEMOCAP', 'IEMOCAP_features_raw_4way.pkl', ('happy', 'sad', 'neutral', 'angry'), 'FM'),
-    'iemocap6': Layout('IEMOCAP', 'IEMOCAP_features_raw_6way.pkl', ('happy', 'sad', 'neutral', 'angry', 'excited', 'frustrated'), 'FM'),
-    'mosi':     Layout('CMUMOSI', 'CMUMOSI_features_raw_2way.pkl'),
-    'mosei':    Layout('CMUMOSEI', 'CMUMOSEI_features_raw_2way.pkl')}
+    'iemocap': Layout(
+        'IEMOCAP', 'IEMOCAP_features_raw_4way.pkl', ('happy', 'sad', 'neutral', 'angry'), 'FM'
+    ),
+    'iemocap6': Layout(
+        'IEMOCAP',
+        'IEMOCAP_features_raw_6way.pkl',
+        ('happy', 'sad', 'neutral', 'angry', 'excited', 'frustrated'),
+        'FM',
+    ),
+    'mosi': Layout('CMUMOSI', 'CMUMOSI_features_raw_2way.pkl'),
+    'mosei': Layout('CMUMOSEI', 'CMUMOSEI_features_raw_2way.pkl'),
+}
 
-def layout(dataset:str)->Layout:
+
+def layout(dataset: str) -> Layout:
     "The layout of a dataset, or a `DataError` that lists those there are."
-    if dataset not in LAYOUTS: raise DataError(f'dataset: found {dataset!r}, expected one of {", ".join(LAYOUTS)}')
+    if dataset not in LAYOUTS:
+        raise DataError(f'dataset: found {dataset!r}, expected one of {", ".join(LAYOUTS)}')
     return LAYOUTS[dataset]
 
+
 def find(
-    dataset:str, # 'iemocap', 'iemocap6', 'mosi', 'mosei'
-    data_root,   # folder that holds IEMOCAP, CMUMOSI, CMUMOSEI
-)->Path|None:    # the dataset's folder, None if it is not there
+    dataset: str,  # 'iemocap', 'iemocap6', 'mosi', 'mosei'
+    data_root,  # folder that holds IEMOCAP, CMUMOSI, CMUMOSEI
+) -> Path | None:  # the dataset's folder, None if it is not there
     "Where the dataset is."
-    folder = Path(data_root)/layout(dataset).folder
+    folder = Path(data_root) / layout(dataset).folder
     return folder if folder.is_dir() else None
 
+# %% ../../nbs/data/01_sources.ipynb #144c4201
 def find_all(
-    path, # a data root, or the folder of one dataset
-)->list[tuple[str, Path]]: # (dataset, its folder)
+    path,  # a data root, or the folder of one dataset
+) -> list[tuple[str, Path]]:  # (dataset, its folder)
     "Every dataset whose label pickle is there."
     path = Path(path)
-    return [(name, p) for name, l in LAYOUTS.items() for p in (path, path/l.folder) if (p/l.labels).is_file()]
+    return [
+        (name, p)
+        for name, l in LAYOUTS.items()
+        for p in (path, path / l.folder)
+        if (p / l.labels).is_file()
+    ]
 
-def _plain(name): # usable as a file name below a folder
-    return isinstance(name, str) and name not in ('', '.') and '..' not in name and not set(name) & set('/\\') and name.isprintable() and len(name) < 200
 
-def _leads_out(path, top): # is it, or leads it through, a link to a place that is not below `top`?
+def _plain(name):  # usable as a file name below a folder
+    return (
+        isinstance(name, str)
+        and name not in ('', '.')
+        and '..' not in name
+        and not set(name) & set('/\\')
+        and name.isprintable()
+        and len(name) < 200
+    )
+
+
+# is it, or leads it through, a link to a place that is not below `top`?
+def _leads_out(path, top):
     return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(top))
 
-def _names(folder): # what is in a folder, for a message
+
+def _names(folder):  # what is in a folder, for a message
     return ', '.join(printable(n) for n in sorted(os.listdir(folder))[:12]) or 'nothing'
 
 # %% ../../nbs/data/01_sources.ipynb #5d0b73d7
 _extractors = {
     'a': 'wav2vec hubert wavlm egemaps opensmile covarep compare',
     't': 'deberta roberta bert minilm glove',
-    'v': 'manet facet openface densenet resnet clip spectrogram hog'}
+    'v': 'manet facet openface densenet resnet clip spectrogram hog',
+}
 
-def _modality(folder): # modality of the longest extractor name in the folder's name ('hubert' is not 'bert'), or None
-    hits = [(len(x), m) for m, names in _extractors.items() for x in names.split() if x in folder.lower()]
+
+# modality of the longest extractor name in the folder's name ('hubert' is not 'bert'), or None
+def _modality(folder):
+    hits = [
+        (len(x), m)
+        for m, names in _extractors.items()
+        for x in names.split()
+        if x in folder.lower()
+    ]
     return max(hits)[1] if hits else None
 
+# %% ../../nbs/data/01_sources.ipynb #1313a942
 def feature_folders(
-    folder,                        # the dataset's folder
-    features:dict[str, str]|None=None, # modality -> feature folder; None: recognise them
-)->dict[str, str]:                 # modality -> feature folder
-    "Which folder holds which modality. Raises `DataError` if that is not clear, and says what is there."
-    top = Path(folder)/'features'
-    if not top.is_dir(): raise DataError(f'{top}: found no such folder, expected one folder per extractor in it; {folder} has {_names(folder) if Path(folder).is_dir() else "not been found either"}')
+    folder,  # the dataset's folder
+    # modality -> feature folder; None: recognise them
+    features: dict[str, str] | None = None,
+) -> dict[str, str]:  # modality -> feature folder
+    """Which folder holds which modality. Raises `DataError` if that is not clear, and says what is
+    there."""
+    top = Path(folder) / 'features'
+    if not top.is_dir():
+        raise DataError(
+            f'{top}: found no such folder, expected one folder per extractor in it; '
+            f'{folder} has '
+            f'{_names(folder) if Path(folder).is_dir() else "not been found either"}'
+        )
     there = sorted(e.name for e in os.scandir(top) if _plain(e.name) and os.path.isdir(e.path))
-    how = f"choose with features={{'a': 'FOLDER', ...}}; {top} has {', '.join(there) or 'no folders'}"
+    how = (
+        f"choose with features={{'a': 'FOLDER', ...}}; {top} has {', '.join(there) or 'no folders'}"
+    )
     if features is not None:
         for m, f in features.items():
-            if f not in there: raise DataError(f'features {m!r}: found no folder {f!r}; {how}')
-        if not features: raise DataError(f'features: found no modality, expected at least one; {how}')
+            if f not in there:
+                raise DataError(f'features {m!r}: found no folder {f!r}; {how}')
+        if not features:
+            raise DataError(f'features: found no modality, expected at least one; {how}')
         return dict(features)
     out = {m: [f for f in there if _modality(f) == m] for m in _extractors}
     for m, fs in out.items():
-        if len(fs) > 1: raise DataError(f'features {m!r}: found {len(fs)} candidates ({", ".join(fs)}), expected one; {how}')
-    if not any(out.values()): raise DataError(f'features: no folder is named for a known extractor; {how}')
-    if rest := [f for f in there if not _modality(f)]: warnings.warn(f'{", ".join(rest)} left out: not named for a known extractor; {how}')
+        if len(fs) > 1:
+            raise DataError(
+                f'features {m!r}: found {len(fs)} candidates ({", ".join(fs)}), expected one; {how}'
+            )
+    if not any(out.values()):
+        raise DataError(f'features: no folder is named for a known extractor; {how}')
+    if rest := [f for f in there if not _modality(f)]:
+        warnings.warn(f'{", ".join(rest)} left out: not named for a known extractor; {how}')
     return {m: fs[0] for m, fs in out.items() if fs}
 
 # %% ../../nbs/data/01_sources.ipynb #89160e7f
-def _view(folder): # a feature folder in words
-    return f'{folder}: a picture of the sound, not a face' if 'spectrogram' in folder.lower() else folder
+def _view(folder):  # a feature folder in words
+    return (
+        f'{folder}: a picture of the sound, not a face'
+        if 'spectrogram' in folder.lower()
+        else folder
+    )
 
+# %% ../../nbs/data/01_sources.ipynb #dd139b79
 def example(
-    dataset:str='iemocap',            # whose names and labels
-    lengths=(3, 5, 2, 7, 4),          # utterances per dialogue
-    widths:dict[str, int]|None=None,  # modality -> width; None: a 4, t 6, v 5
-    no_face:float=0.,                 # share of utterances without the last modality
-    seed:int=0,                       #
-)->Dialogues:
+    dataset: str = 'iemocap',  # whose names and labels
+    lengths=(3, 5, 2, 7, 4),  # utterances per dialogue
+    widths: dict[str, int] | None = None,  # modality -> width; None: a 4, t 6, v 5
+    no_face: float = 0.0,  # share of utterances without the last modality
+    seed: int = 0,  #
+) -> Dialogues:
     "Noise under the names of a dataset, for tests."
     l = layout(dataset)
     d = random_dialogues(lengths, widths, len(l.classes), seed=seed)
     M = len(d.features)
-    present = d.present & ((torch.rand(len(d.label), 1, generator=torch.Generator().manual_seed(seed)) >= no_face) | (torch.arange(M) < M-1))
-    part = [f'Session{k%5 + 1}' if l.speakers else ('train', 'train', 'train', 'val', 'test')[k%5] for k in range(len(d))]
-    ids = [f'Ses0{p[-1]}F_impro{k:02}' if l.speakers else f'video{k:03}' for k, p in enumerate(part)]
+    present = d.present & (
+        (torch.rand(len(d.label), 1, generator=torch.Generator().manual_seed(seed)) >= no_face)
+        | (torch.arange(M) < M - 1)
+    )
+    part = [
+        f'Session{k % 5 + 1}' if l.speakers else ('train', 'train', 'train', 'val', 'test')[k % 5]
+        for k in range(len(d))
+    ]
+    ids = [
+        f'Ses0{p[-1]}F_impro{k:02}' if l.speakers else f'video{k:03}' for k, p in enumerate(part)
+    ]
     order, size = sorted(range(len(d)), key=ids.__getitem__), d.lengths.tolist()
     ids, part, size = ([x[k] for k in order] for x in (ids, part, size))
-    return replace(d, task=Task(dataset, l.classes), present=present, features={m: x.masked_fill(~present[:, k:k+1], 0.) for k, (m, x) in enumerate(d.features.items())},
-        speaker=d.speaker if l.speakers else torch.zeros_like(d.speaker), offset=torch.tensor([0, *size]).cumsum(0), ids=tuple(ids), part=tuple(part),
-        utterances=tuple(f'{i}_{j:03}' for i, n in zip(ids, size) for j in range(n)))
+    return replace(
+        d,
+        task=Task(dataset, l.classes),
+        present=present,
+        features={
+            m: x.masked_fill(~present[:, k : k + 1], 0.0)
+            for k, (m, x) in enumerate(d.features.items())
+        },
+        speaker=d.speaker if l.speakers else torch.zeros_like(d.speaker),
+        offset=torch.tensor([0, *size]).cumsum(0),
+        ids=tuple(ids),
+        part=tuple(part),
+        utterances=tuple(f'{i}_{j:03}' for i, n in zip(ids, size) for j in range(n)),
+    )
 
 # %% ../../nbs/data/01_sources.ipynb #85ae1d25
 def write_layout(
-    data_root,                    # folder that will hold IEMOCAP, CMUMOSI or CMUMOSEI
-    d:Dialogues,                  # `d.task.name` says which layout
-    features:dict[str, str]|None=None, # modality -> name of its folder; None: 'wav2vec-UTT', 'deberta-UTT', 'manet_UTT', or the modality's own name
-)->Path:                          # the dataset's folder
+    data_root,  # folder that will hold IEMOCAP, CMUMOSI or CMUMOSEI
+    d: Dialogues,  # `d.task.name` says which layout
+    # modality -> name of its folder; None: 'wav2vec-UTT', 'deberta-UTT', 'manet_UTT', or the
+    # modality's own name
+    features: dict[str, str] | None = None,
+) -> Path:  # the dataset's folder
     "Write dialogues in the layout of the field."
-    l, folder = layout(d.task.name), Path(data_root)/layout(d.task.name).folder
-    features = features or {m: {'a': 'wav2vec-UTT', 't': 'deberta-UTT', 'v': 'manet_UTT'}.get(m, m) for m in d.modalities}
-    if bad := [x for x in d.ids + d.utterances if not _plain(x)]: raise DataError(f'write_layout: found the name {shown(bad[0])}, expected a plain file name')
-    letter = [l.speakers[s:s+1] for s in d.speaker.tolist()]
+    l, folder = layout(d.task.name), Path(data_root) / layout(d.task.name).folder
+    features = features or {
+        m: {'a': 'wav2vec-UTT', 't': 'deberta-UTT', 'v': 'manet_UTT'}.get(m, m)
+        for m in d.modalities
+    }
+    if bad := [x for x in d.ids + d.utterances if not _plain(x)]:
+        raise DataError(f'write_layout: found the name {shown(bad[0])}, expected a plain file name')
+    letter = [l.speakers[s : s + 1] for s in d.speaker.tolist()]
     for k, m in enumerate(d.modalities):
-        top, x, here = folder/'features'/features[m], d.features[m].cpu().numpy(), d.present[:, k].tolist()
+        top, x, here = (
+            folder / 'features' / features[m],
+            d.features[m].cpu().numpy(),
+            d.present[:, k].tolist(),
+        )
         top.mkdir(parents=True, exist_ok=True)
         for i, u in enumerate(d.utterances):
-            if all(here): np.save(top/f'{u}.npy', x[i])
+            if all(here):
+                np.save(top / f'{u}.npy', x[i])
             elif here[i]:
-                (top/u).mkdir(exist_ok=True)
-                np.save(top/u/f'compress_{letter[i]}.npy', x[i])
+                (top / u).mkdir(exist_ok=True)
+                np.save(top / u / f'compress_{letter[i]}.npy', x[i])
     at = list(zip(d.offset[:-1].tolist(), d.offset[1:].tolist()))
     cut = lambda x: {i: list(x[s:e]) for i, (s, e) in zip(d.ids, at)}
     sets = [{i for i, p in zip(d.ids, d.part) if p == name} for name in ('train', 'val', 'test')]
     sentences = cut([''] * len(d.utterances))
-    tables = [cut(d.utterances), cut(d.label.tolist()), cut(letter), sentences, *([set(d.ids), set()] if l.speakers else sets)]
-    (folder/l.labels).write_bytes(pickle.dumps(tables))
+    tables = [
+        cut(d.utterances),
+        cut(d.label.tolist()),
+        cut(letter),
+        sentences,
+        *([set(d.ids), set()] if l.speakers else sets),
+    ]
+    (folder / l.labels).write_bytes(pickle.dumps(tables))
     return folder
 
 # %% ../../nbs/data/01_sources.ipynb #81454d15
-def _items(x): # a list, tuple or 1-D array as a list, else None
-    return list(x) if isinstance(x, (list, tuple)) or (isinstance(x, np.ndarray) and x.ndim == 1) else None
+def _items(x):  # a list, tuple or 1-D array as a list, else None
+    return (
+        list(x)
+        if isinstance(x, (list, tuple)) or (isinstance(x, np.ndarray) and x.ndim == 1)
+        else None
+    )
 
-def _label_problem(y, l): # what is wrong with one label, or None
-    want = f'a whole number from 0 to {len(l.classes)-1}' if l.classes else 'a number from -3 to 3'
-    good = isinstance(y, (int, float, np.integer, np.floating)) and (0 <= y < len(l.classes) and float(y).is_integer() if l.classes else -3 <= y <= 3)
+
+def _label_problem(y, l):  # what is wrong with one label, or None
+    want = (
+        f'a whole number from 0 to {len(l.classes) - 1}' if l.classes else 'a number from -3 to 3'
+    )
+    good = isinstance(y, (int, float, np.integer, np.floating)) and (
+        0 <= y < len(l.classes) and float(y).is_integer() if l.classes else -3 <= y <= 3
+    )
     return None if good else f'found label {shown(y)}, expected {want}'
 
 # %% ../../nbs/data/01_sources.ipynb #4a02d610
-def _dialogue(k, tables, parts, l): # (utterances, labels, speakers, part) of one dialogue, and its problems
+# (utterances, labels, speakers, part) of one dialogue, and its problems
+def _dialogue(k, tables, parts, l):
     uids, labels, speakers = (_items(t.get(k)) for t in tables[:3])
-    if not _plain(k): return None, [f'dialogue {shown(k)}: found a name that is not a plain file name, expected letters, digits and _']
-    if not uids: return None, [f'dialogue {k}: found {"length 0" if uids == [] else shown(tables[0][k])}, expected a list with at least one utterance']
-    labels, speakers = labels or [], (speakers or []) if l.speakers else ['']*len(uids)
-    bad = [f'dialogue {k}: found {len(x)} {what} for {len(uids)} utterances, expected one each' + ''.join(f' (the first without is {shown(u)})' for u in uids[len(x):][:1])
-        for what, x in (('labels', labels), ('speakers', speakers)) if len(x) != len(uids)]
-    bad += [f'dialogue {k}, utterance {shown(u)}: found a name that is not a plain file name, expected letters, digits and _' for u in uids if not _plain(u)]
-    bad += [f'dialogue {k}, utterance {shown(u)}: {p}' for u, y in zip(uids, labels) if (p := _label_problem(y, l))]
+    if not _plain(k):
+        return None, [
+            (
+                f'dialogue {shown(k)}: found a name that is not a plain file name, expected '
+                'letters, digits and _'
+            )
+        ]
+    if not uids:
+        return None, [
+            (
+                f'dialogue {k}: found {"length 0" if uids == [] else shown(tables[0][k])}, '
+                'expected a list with at least one utterance'
+            )
+        ]
+    labels, speakers = labels or [], (speakers or []) if l.speakers else [''] * len(uids)
+    bad = [
+        f'dialogue {k}: found {len(x)} {what} for {len(uids)} utterances, expected one each'
+        + ''.join(f' (the first without is {shown(u)})' for u in uids[len(x) :][:1])
+        for what, x in (('labels', labels), ('speakers', speakers))
+        if len(x) != len(uids)
+    ]
+    bad += [
+        (
+            f'dialogue {k}, utterance {shown(u)}: found a name that is not a plain file name, '
+            'expected letters, digits and _'
+        )
+        for u in uids
+        if not _plain(u)
+    ]
+    bad += [
+        f'dialogue {k}, utterance {shown(u)}: {p}'
+        for u, y in zip(uids, labels)
+        if (p := _label_problem(y, l))
+    ]
     if l.speakers:
         part = [f'Session{k[4:5]}'] if k[4:5] in tuple('12345') else []
-        if not part: bad.append(f'dialogue {k}: found {shown(k[4:5])} as its fifth character, expected the session, 1 to 5')
-        bad += [f'dialogue {k}, utterance {shown(u)}: found speaker {shown(s)}, expected F or M' for u, s in zip(uids, speakers) if not (isinstance(s, str) and s in tuple(l.speakers))]
+        if not part:
+            bad.append(
+                f'dialogue {k}: found {shown(k[4:5])} as its fifth character, expected the '
+                'session, 1 to 5'
+            )
+        bad += [
+            f'dialogue {k}, utterance {shown(u)}: found speaker {shown(s)}, expected F or M'
+            for u, s in zip(uids, speakers)
+            if not (isinstance(s, str) and s in tuple(l.speakers))
+        ]
     else:
         part = [p for p, names in parts.items() if k in names]
-        if len(part) != 1: bad.append(f'dialogue {k}: found in {" and ".join(part) or "no part"}, expected in one of train, val and test')
+        if len(part) != 1:
+            bad.append(
+                f'dialogue {k}: found in {" and ".join(part) or "no part"}, expected in one '
+                'of train, val and test'
+            )
     return None if bad else ([str(u) for u in uids], labels, speakers, part[0]), bad
 
 # %% ../../nbs/data/01_sources.ipynb #13414b85
 def read_labels(
-    folder,      # the dataset's folder
-    dataset:str, # one of `LAYOUTS`
-)->tuple[dict, list[str]]: # dialogue -> (utterances, labels, speakers, part), sorted; and one sentence per problem
+    folder,  # the dataset's folder
+    dataset: str,  # one of `LAYOUTS`
+    # dialogue -> (utterances, labels, speakers, part), sorted; and one sentence per problem
+) -> tuple[dict, list[str]]:
     "The label pickle. Dialogues with a problem are left out."
     l = layout(dataset)
-    if _leads_out(Path(folder)/l.labels, folder): raise DataError(f'{Path(folder)/l.labels}: found a link that leads out of {folder}, expected a file in it')
-    x, n = read_pickle(Path(folder)/l.labels), 6 if l.speakers else 7
-    if not isinstance(x, (list, tuple)): raise DataError(f'{l.labels}: found a {type(x).__name__}, expected a list of {n}')
-    if len(x) != n: raise DataError(f'{l.labels}: found a {type(x).__name__} of {len(x)}, expected a list of {n}')
+    if _leads_out(Path(folder) / l.labels, folder):
+        raise DataError(
+            f'{Path(folder) / l.labels}: found a link that leads out of {folder}, expected '
+            'a file in it'
+        )
+    x, n = read_pickle(Path(folder) / l.labels), 6 if l.speakers else 7
+    if not isinstance(x, (list, tuple)):
+        raise DataError(f'{l.labels}: found a {type(x).__name__}, expected a list of {n}')
+    if len(x) != n:
+        raise DataError(
+            f'{l.labels}: found a {type(x).__name__} of {len(x)}, expected a list of {n}'
+        )
     for i, t in enumerate(x):
-        if not isinstance(t, dict if i < 4 else (set, frozenset, list, tuple, dict)): raise DataError(f'{l.labels}, entry {i+1}: found a {type(t).__name__}, expected a {"dict" if i < 4 else "set"}')
-    parts = {p: {k for k in t if isinstance(k, str)} for p, t in zip(('train', 'val', 'test'), x[4:])}
+        if not isinstance(t, dict if i < 4 else (set, frozenset, list, tuple, dict)):
+            raise DataError(
+                f'{l.labels}, entry {i + 1}: found a {type(t).__name__}, expected a '
+                f'{"dict" if i < 4 else "set"}'
+            )
+    parts = {
+        p: {k for k in t if isinstance(k, str)} for p, t in zip(('train', 'val', 'test'), x[4:])
+    }
     rows, bad, seen = {}, [], Counter()
     for k in sorted(x[0], key=lambda k: k if isinstance(k, str) else shown(k)):
         row, new = _dialogue(k, x, parts, l)
@@ -203,247 +364,498 @@ def read_labels(
         if row:
             twice = [u for u, c in Counter(row[0]).items() if c > 1 or seen[u]]
             seen.update(row[0])
-            if twice: bad.append(f'dialogue {k}, utterance {twice[0]}: found the same name twice, expected different names')
-            else: rows[k] = row
+            if twice:
+                bad.append(
+                    f'dialogue {k}, utterance {twice[0]}: found the same name twice, '
+                    'expected different names'
+                )
+            else:
+                rows[k] = row
     return rows, bad if x[0] else [f'{l.labels}: found no dialogue, expected at least one']
 
 # %% ../../nbs/data/01_sources.ipynb #2ab16aa8
 def read_npy(
-    path,        # a .npy file
-    finite:bool=True, # refuse NaN and infinity; False: as it lies there, for who has an own rule
-    most:int=2**28, # bytes that are read, at most
-    widest:int=2**16, # D, at most
-)->np.ndarray:   # [D] float32; not `finite`: [D] or [T, D] numbers of any type
-    "One feature vector; frames are averaged. Raises `DataError` with what was found and what was expected."
+    path,  # a .npy file
+    # refuse NaN and infinity; False: as it lies there, for who has an own rule
+    finite: bool = True,
+    most: int = 2**28,  # bytes that are read, at most
+    widest: int = 2**16,  # D, at most
+) -> np.ndarray:  # [D] float32; not `finite`: [D] or [T, D] numbers of any type
+    """One feature vector; frames are averaged. Raises `DataError` with what was found and what was
+    expected."""
     try:
         raw = plain_bytes(path, most)
-        if not raw: raise DataError('found an empty file, expected a .npy array')
+        if not raw:
+            raise DataError('found an empty file, expected a .npy array')
         f = BytesIO(raw)
-        shape, fortran, dtype = (np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(f) == (1, 0) else np.lib.format.read_array_header_2_0)(f)
-        if not all(n < 2**62 for n in shape): raise ValueError('the shape is beyond all bounds')
-    except DataError: raise
-    except Exception as e: raise DataError(f'found no readable .npy file ({brief(e)}), expected a .npy array') from e
-    if dtype.kind not in 'fiub': raise DataError(f'found values of type {dtype!s:.60}, expected numbers')
-    if len(shape) not in (1, 2) or min(shape) < 1: raise DataError(f'found shape {shape!s:.60}, expected (width,) or (frames, width)')
-    size, found = math.prod(shape)*dtype.itemsize, len(raw) - f.tell()
-    if found < size: raise DataError(f'found {found} of {size} bytes, expected a whole file')
-    if shape[-1] > widest: raise DataError(f'found width {shape[-1]}, expected at most {widest}')
-    x = np.frombuffer(raw, dtype, math.prod(shape), f.tell()).reshape(shape, order='F' if fortran else 'C')
-    if not finite: return x
-    with np.errstate(over='ignore', invalid='ignore'): x = (x.mean(0, dtype=np.float64) if x.ndim == 2 else x).astype(np.float32)
-    if not np.isfinite(x).all(): raise DataError('found NaN or infinity, expected finite numbers')
+        shape, fortran, dtype = (
+            np.lib.format.read_array_header_1_0
+            if np.lib.format.read_magic(f) == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )(f)
+        if not all(n < 2**62 for n in shape):
+            raise ValueError('the shape is beyond all bounds')
+    except DataError:
+        raise
+    except Exception as e:
+        raise DataError(f'found no readable .npy file ({brief(e)}), expected a .npy array') from e
+    if dtype.kind not in 'fiub':
+        raise DataError(f'found values of type {dtype!s:.60}, expected numbers')
+    if len(shape) not in (1, 2) or min(shape) < 1:
+        raise DataError(f'found shape {shape!s:.60}, expected (width,) or (frames, width)')
+    size, found = math.prod(shape) * dtype.itemsize, len(raw) - f.tell()
+    if found < size:
+        raise DataError(f'found {found} of {size} bytes, expected a whole file')
+    if shape[-1] > widest:
+        raise DataError(f'found width {shape[-1]}, expected at most {widest}')
+    x = np.frombuffer(raw, dtype, math.prod(shape), f.tell()).reshape(
+        shape, order='F' if fortran else 'C'
+    )
+    if not finite:
+        return x
+    with np.errstate(over='ignore', invalid='ignore'):
+        x = (x.mean(0, dtype=np.float64) if x.ndim == 2 else x).astype(np.float32)
+    if not np.isfinite(x).all():
+        raise DataError('found NaN or infinity, expected finite numbers')
     return x
 
 # %% ../../nbs/data/01_sources.ipynb #76fa7def
 def _vector(
-    top,      # the feature folder
-    u,        # utterance
-    actor,    # 'F' or 'M'; '': files are not told apart
-    there,    # name -> is it a folder, for all that is in `top`; None: a link that leads out of `top`
-    framed,   # this modality lies in folders
-):            # [D] float32, or None if absent; raises DataError with the file's name
-    if out := [n for n in (f'{u}.npy', u) if there.get(n, 0) is None]: raise DataError(f'{out[0]}: found a link that leads out of {top}, expected a file or folder in it')
-    if f'{u}.npy' in there: names = [f'{u}.npy']
+    top,  # the feature folder
+    u,  # utterance
+    actor,  # 'F' or 'M'; '': files are not told apart
+    # name -> is it a folder, for all that is in `top`; None: a link that leads out of `top`
+    there,
+    framed,  # this modality lies in folders
+):  # [D] float32, or None if absent; raises DataError with the file's name
+    if out := [n for n in (f'{u}.npy', u) if there.get(n, 0) is None]:
+        raise DataError(
+            f'{out[0]}: found a link that leads out of {top}, expected a file or folder in it'
+        )
+    if f'{u}.npy' in there:
+        names = [f'{u}.npy']
     elif there.get(u):
-        inside = {f'{u}/{e.name}': e.is_symlink() and _leads_out(e.path, top) for e in os.scandir(f'{top}/{u}') if e.name.endswith('.npy')}
-        if any(inside.values()): raise DataError(f'{printable(max(inside, key=inside.get))}: found a link that leads out of {top}, expected a file in it')
+        inside = {
+            f'{u}/{e.name}': e.is_symlink() and _leads_out(e.path, top)
+            for e in os.scandir(f'{top}/{u}')
+            if e.name.endswith('.npy')
+        }
+        if any(inside.values()):
+            raise DataError(
+                f'{printable(max(inside, key=inside.get))}: found a link that leads out of '
+                f'{top}, expected a file in it'
+            )
         names = sorted(inside)
         if actor:
-            letters = {n: set(n[len(u)+1:-4]) & {'F', 'M'} for n in names}
+            letters = {n: set(n[len(u) + 1 : -4]) & {'F', 'M'} for n in names}
             for n, found in letters.items():
-                if len(found) != 1: raise DataError(f'{printable(n)}: found {"both letters F and M" if found else "neither letter F nor M"} in its name, expected that of one actor')
+                if len(found) != 1:
+                    raise DataError(
+                        f'{printable(n)}: found '
+                        f'{"both letters F and M" if found else "neither letter F nor M"} '
+                        'in its name, expected that of one actor'
+                    )
             names = [n for n in names if letters[n] == {actor}]
-    elif framed: names = []
-    else: raise DataError(f'{u}.npy: found no such file, expected one per utterance')
+    elif framed:
+        names = []
+    else:
+        raise DataError(f'{u}.npy: found no such file, expected one per utterance')
     vectors = []
     for n in names:
-        try: vectors.append(read_npy(f'{top}/{n}'))
-        except DataError as e: raise DataError(f'{printable(n)}: {e}') from e
-        if len(vectors[-1]) != len(vectors[0]): raise DataError(f'{printable(n)}: found width {len(vectors[-1])}, expected {len(vectors[0])} as in {printable(names[0])}')
-    return np.mean(vectors, 0, dtype=np.float64).astype(np.float32) if len(vectors) > 1 else vectors[0] if vectors else None
+        try:
+            vectors.append(read_npy(f'{top}/{n}'))
+        except DataError as e:
+            raise DataError(f'{printable(n)}: {e}') from e
+        if len(vectors[-1]) != len(vectors[0]):
+            raise DataError(
+                f'{printable(n)}: found width {len(vectors[-1])}, expected '
+                f'{len(vectors[0])} as in {printable(names[0])}'
+            )
+    return (
+        np.mean(vectors, 0, dtype=np.float64).astype(np.float32)
+        if len(vectors) > 1
+        else vectors[0]
+        if vectors
+        else None
+    )
 
 # %% ../../nbs/data/01_sources.ipynb #bdf693e3
 def read_features(
-    top,                    # the feature folder
-    utterances:list[str],   # N names
-    actors:list[str],       # N letters of the speaking actor, or ''
-    progress:bool=True,     # a bar, once it takes longer than a second
-)->tuple[Tensor, Tensor, list[str]]: # [N, D] float32, [N] bool, problems
+    top,  # the feature folder
+    utterances: list[str],  # N names
+    actors: list[str],  # N letters of the speaking actor, or ''
+    progress: bool = True,  # a bar, once it takes longer than a second
+) -> tuple[Tensor, Tensor, list[str]]:  # [N, D] float32, [N] bool, problems
     "The features of one modality. What cannot be used is a problem, and zeros."
     top, bad, found = Path(top), [], {}
-    there = {e.name: None if e.is_symlink() and _leads_out(e.path, top) else os.path.isdir(e.path) if e.is_symlink() else e.is_dir() for e in os.scandir(top)}
+    there = {
+        e.name: None
+        if e.is_symlink() and _leads_out(e.path, top)
+        else os.path.isdir(e.path)
+        if e.is_symlink()
+        else e.is_dir()
+        for e in os.scandir(top)
+    }
     framed = any(there.get(u) for u in utterances)
-    for i, u in enumerate(tqdm(utterances, desc=top.name, disable=not progress, delay=1, leave=False)):
-        try: x = _vector(top, u, actors[i], there, framed)
-        except (DataError, OSError) as e: bad.append(f'{top.name}/{e}' if isinstance(e, DataError) else f'{top.name}/{u}: {e.strerror}')
+    for i, u in enumerate(
+        tqdm(utterances, desc=top.name, disable=not progress, delay=1, leave=False)
+    ):
+        try:
+            x = _vector(top, u, actors[i], there, framed)
+        except (DataError, OSError) as e:
+            bad.append(
+                f'{top.name}/{e}' if isinstance(e, DataError) else f'{top.name}/{u}: {e.strerror}'
+            )
         else:
-            if x is not None: found[i] = x
-    if 0 < 1000*len(found) < len(utterances): bad.append(f'{top.name}: found files for {len(found)} of {len(utterances)} utterances, expected for one in 1000 at least'); found = {} # else one wide file would make room for all of them
+            if x is not None:
+                found[i] = x
+    # else one wide file would make room for all of them
+    if 0 < 1000 * len(found) < len(utterances):
+        bad.append(
+            f'{top.name}: found files for {len(found)} of {len(utterances)} utterances, '
+            'expected for one in 1000 at least'
+        )
+        found = {}
     width = Counter(map(len, found.values())).most_common(1)[0][0] if found else 0
-    bad += [f'{top.name}/{utterances[i]}: found width {len(x)}, expected {width} as in most files' for i, x in found.items() if len(x) != width]
-    out, present = torch.zeros(len(utterances), width), torch.zeros(len(utterances), dtype=torch.bool)
+    bad += [
+        f'{top.name}/{utterances[i]}: found width {len(x)}, expected {width} as in most files'
+        for i, x in found.items()
+        if len(x) != width
+    ]
+    out, present = (
+        torch.zeros(len(utterances), width),
+        torch.zeros(len(utterances), dtype=torch.bool),
+    )
     if good := [i for i, x in found.items() if len(x) == width]:
         out[good], present[good] = torch.from_numpy(np.stack([found[i] for i in good])), True
     return out, present, bad
 
 # %% ../../nbs/data/01_sources.ipynb #30490e97
 def read_layout(
-    folder,                            # the dataset's folder
-    dataset:str,                       # one of `LAYOUTS`
-    features:dict[str, str]|None=None, # modality -> feature folder; None: recognise them
-    progress:bool=True,                # show a bar
-)->tuple[Dialogues|None, list[str]]:   # what could be read, and one sentence per problem
-    "Read a dataset from its files. Raises `DataError` where there is nothing to read: no label pickle, no feature folder."
+    folder,  # the dataset's folder
+    dataset: str,  # one of `LAYOUTS`
+    # modality -> feature folder; None: recognise them
+    features: dict[str, str] | None = None,
+    progress: bool = True,  # show a bar
+) -> tuple[Dialogues | None, list[str]]:  # what could be read, and one sentence per problem
+    """Read a dataset from its files. Raises `DataError` where there is nothing to read: no label
+    pickle, no feature folder."""
     l, folder = layout(dataset), Path(folder)
-    if not (folder/l.labels).is_file(): raise DataError(f'{folder/l.labels}: found no such file, expected the label pickle of {dataset}; {folder} has {_names(folder) if folder.is_dir() else "not been found"}')
+    if not (folder / l.labels).is_file():
+        raise DataError(
+            f'{folder / l.labels}: found no such file, expected the label pickle of '
+            f'{dataset}; {folder} has '
+            f'{_names(folder) if folder.is_dir() else "not been found"}'
+        )
     names = feature_folders(folder, features)
     rows, bad = read_labels(folder, dataset)
     utterances, labels, speakers = ([x for row in rows.values() for x in row[j]] for j in range(3))
-    columns = {m: read_features(folder/'features'/f, utterances, speakers, progress) for m, f in names.items()}
+    columns = {
+        m: read_features(folder / 'features' / f, utterances, speakers, progress)
+        for m, f in names.items()
+    }
     bad += [p for _, _, new in columns.values() for p in new]
-    if not rows: return None, bad
-    d = Dialogues(Task(dataset, l.classes, views={m: _view(f) for m, f in names.items()}), {m: x for m, (x, _, _) in columns.items()},
-        torch.stack([p for _, p, _ in columns.values()], -1), torch.tensor([max(l.speakers.find(s), 0) for s in speakers]),
-        torch.tensor([float(y) for y in labels]).to(torch.long if l.classes else torch.float), torch.tensor([0, *(len(r[0]) for r in rows.values())]).cumsum(0),
-        tuple(rows), tuple(utterances), tuple(r[3] for r in rows.values()))
+    if not rows:
+        return None, bad
+    d = Dialogues(
+        Task(dataset, l.classes, views={m: _view(f) for m, f in names.items()}),
+        {m: x for m, (x, _, _) in columns.items()},
+        torch.stack([p for _, p, _ in columns.values()], -1),
+        torch.tensor([max(l.speakers.find(s), 0) for s in speakers]),
+        torch.tensor([float(y) for y in labels]).to(torch.long if l.classes else torch.float),
+        torch.tensor([0, *(len(r[0]) for r in rows.values())]).cumsum(0),
+        tuple(rows),
+        tuple(utterances),
+        tuple(r[3] for r in rows.values()),
+    )
     return d, bad + problems(d)
 
 # %% ../../nbs/data/01_sources.ipynb #6f0cb57d
-class _Meta(BaseModel): # the header of a file of dialogues
+class _Meta(BaseModel):  # the header of a file of dialogues
     model_config = ConfigDict(extra='forbid')
-    format:Literal[2]
-    note:str
-    task:Task
-    modalities:tuple[str, ...]
-    ids:tuple[str, ...]
-    utterances:tuple[str, ...]
-    part:tuple[str, ...]
-    encoded:StrictBool
+    format: Literal[2]
+    note: str
+    task: Task
+    modalities: tuple[str, ...]
+    ids: tuple[str, ...]
+    utterances: tuple[str, ...]
+    part: tuple[str, ...]
+    encoded: StrictBool
+
 
 def save_dialogues(
-    d:Dialogues, # to be saved
-    path,        # .safetensors file, replaced in one step
-    note:str='', # where the data come from
-)->Path:
+    d: Dialogues,  # to be saved
+    path,  # .safetensors file, replaced in one step
+    note: str = '',  # where the data come from
+) -> Path:
     "Save dialogues in one file."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {f'features/{m}': x for m, x in d.features.items()} | {k: getattr(d, k) for k in ('present', 'speaker', 'label', 'offset')}
-    meta = {'format': 2, 'note': note, 'task': asdict(d.task), 'modalities': d.modalities, 'ids': d.ids, 'utterances': d.utterances, 'part': d.part, 'encoded': d.encoded}
+    tensors = {f'features/{m}': x for m, x in d.features.items()} | {
+        k: getattr(d, k) for k in ('present', 'speaker', 'label', 'offset')
+    }
+    meta = {
+        'format': 2,
+        'note': note,
+        'task': asdict(d.task),
+        'modalities': d.modalities,
+        'ids': d.ids,
+        'utterances': d.utterances,
+        'part': d.part,
+        'encoded': d.encoded,
+    }
     save_sealed(path, tensors, meta)
     return path
 
+# %% ../../nbs/data/01_sources.ipynb #89845cbb
 def load_dialogues(
-    path,              # written by `save_dialogues`
-    note:str|None=None, # only accept a file with this note
-)->Dialogues:          # tensors that are mapped, not read
-    "Load dialogues from one file. Raises `DataError` if its contents do not fit its checksum, or are something else."
+    path,  # written by `save_dialogues`
+    note: str | None = None,  # only accept a file with this note
+) -> Dialogues:  # tensors that are mapped, not read
+    """Load dialogues from one file. Raises `DataError` if its contents do not fit its checksum, or
+    are something else."""
     tensors, said = load_sealed(path)
     try:
         meta = _Meta.model_validate(said)
-        if note not in (None, meta.note): raise DataError(f'{path}: found data of another version or origin')
-        d = Dialogues(meta.task, {m: tensors[f'features/{m}'] for m in meta.modalities}, tensors['present'], tensors['speaker'], tensors['label'], tensors['offset'], meta.ids, meta.utterances, meta.part, meta.encoded)
-    except DataError: raise
+        if note not in (None, meta.note):
+            raise DataError(f'{path}: found data of another version or origin')
+        d = Dialogues(
+            meta.task,
+            {m: tensors[f'features/{m}'] for m in meta.modalities},
+            tensors['present'],
+            tensors['speaker'],
+            tensors['label'],
+            tensors['offset'],
+            meta.ids,
+            meta.utterances,
+            meta.part,
+            meta.encoded,
+        )
+    except DataError:
+        raise
     except (LookupError, TypeError, AttributeError, ValueError) as e:
-        raise DataError(f'{path}: found no whole file of dialogues ({type(e).__name__}: {brief(e)})') from e
+        raise DataError(
+            f'{path}: found no whole file of dialogues ({type(e).__name__}: {brief(e)})'
+        ) from e
     N, K = len(d.utterances), len(d)
-    want = [(d.present, torch.bool, (N, len(d.features))), (d.speaker, torch.long, (N,)), (d.label, torch.long if d.task.classes else torch.float, (N,)), (d.offset, torch.long, (K+1,)), *((x, torch.float, (N, x.shape[-1:].numel())) for x in d.features.values())]
-    if any((x.dtype, tuple(x.shape)) != (dtype, shape) for x, dtype, shape in want) or len(d.part) != K: raise DataError(f'{path}: found tensors and names of different lengths or types')
-    if not N or d.offset[0] != 0 or d.offset[-1] != N or (d.lengths < 1).any(): raise DataError(f'{path}: found offsets that are not those of {K} dialogues of {N} utterances')
+    want = [
+        (d.present, torch.bool, (N, len(d.features))),
+        (d.speaker, torch.long, (N,)),
+        (d.label, torch.long if d.task.classes else torch.float, (N,)),
+        (d.offset, torch.long, (K + 1,)),
+        *((x, torch.float, (N, x.shape[-1:].numel())) for x in d.features.values()),
+    ]
+    if (
+        any((x.dtype, tuple(x.shape)) != (dtype, shape) for x, dtype, shape in want)
+        or len(d.part) != K
+    ):
+        raise DataError(f'{path}: found tensors and names of different lengths or types')
+    if not N or d.offset[0] != 0 or d.offset[-1] != N or (d.lengths < 1).any():
+        raise DataError(
+            f'{path}: found offsets that are not those of {K} dialogues of {N} utterances'
+        )
     return d
 
 # %% ../../nbs/data/01_sources.ipynb #e7f8a8f7
-def _stamps(folder, depth=2): # name, size and time of every file in a folder and the folders in it
+# name, size and time of every file in a folder and the folders in it
+def _stamps(folder, depth=2):
     for e in os.scandir(folder):
-        if e.is_dir(follow_symlinks=False): yield from _stamps(e.path, depth-1) if depth > 1 else ()
+        if e.is_dir(follow_symlinks=False):
+            yield from _stamps(e.path, depth - 1) if depth > 1 else ()
         else:
             with suppress(OSError):
                 s = e.stat()
                 yield f'{e.path}\n{s.st_size}\n{s.st_mtime_ns}'
 
-def _hash(*xs): return hashlib.sha256('\n'.join(xs).encode(errors='surrogateescape')).hexdigest()[:16]
 
+def _hash(*xs):
+    return hashlib.sha256('\n'.join(xs).encode(errors='surrogateescape')).hexdigest()[:16]
+
+# %% ../../nbs/data/01_sources.ipynb #ae3184de
 def load_layout(
-    data_root,                         # folder that holds IEMOCAP, CMUMOSI, CMUMOSEI
-    dataset:str,                       # one of `LAYOUTS`
-    features:dict[str, str]|None=None, # modality -> feature folder; None: recognise them
-    cache_dir=None,                    # None: the environment's MCULORA_CACHE, or the user's cache folder
-    progress:bool=True,                # show a bar while reading
-)->Dialogues:
-    "Load a dataset, from the cache if its files are unchanged. Raises `DataError` with the first problems and their number."
+    data_root,  # folder that holds IEMOCAP, CMUMOSI, CMUMOSEI
+    dataset: str,  # one of `LAYOUTS`
+    # modality -> feature folder; None: recognise them
+    features: dict[str, str] | None = None,
+    # None: the environment's MCULORA_CACHE, or the user's cache folder
+    cache_dir=None,
+    progress: bool = True,  # show a bar while reading
+) -> Dialogues:
+    """Load a dataset, from the cache if its files are unchanged. Raises `DataError` with the first
+    problems and their number."""
     l, root = layout(dataset), Path(data_root)
-    if not root.is_dir(): raise DataError(f'data root {root}: found no such folder, expected one with {l.folder} in it')
-    if not (folder := find(dataset, root)): raise DataError(f'{root/l.folder}: found no such folder, expected the files of {dataset}; {root} has {_names(root)}')
+    if not root.is_dir():
+        raise DataError(
+            f'data root {root}: found no such folder, expected one with {l.folder} in it'
+        )
+    if not (folder := find(dataset, root)):
+        raise DataError(
+            f'{root / l.folder}: found no such folder, expected the files of {dataset}; '
+            f'{root} has {_names(root)}'
+        )
     folder, names = folder.resolve(), feature_folders(folder, features)
-    cache = Path(cache_dir or os.environ.get('MCULORA_CACHE') or user_cache_dir('mculora'))/f'{dataset}-{_hash(str(folder), *names, *names.values())}.safetensors'
-    stamp = _hash(*sorted([*_stamps(folder, 1), *(x for f in names.values() for x in _stamps(folder/'features'/f))]))
-    with suppress(DataError): return load_dialogues(cache, stamp) # missing, outdated or damaged: read the files themselves
+    cache = (
+        Path(cache_dir or os.environ.get('MCULORA_CACHE') or user_cache_dir('mculora'))
+        / f'{dataset}-{_hash(str(folder), *names, *names.values())}.safetensors'
+    )
+    stamp = _hash(
+        *sorted(
+            [
+                *_stamps(folder, 1),
+                *(x for f in names.values() for x in _stamps(folder / 'features' / f)),
+            ]
+        )
+    )
+    # missing, outdated or damaged: read the files themselves
+    with suppress(DataError):
+        return load_dialogues(cache, stamp)
     d, bad = read_layout(folder, dataset, names, progress)
-    if bad or d is None: raise DataError(f'{dataset}: {len(bad)} problem{"s"*(len(bad) > 1)}: ' + '; '.join(bad[:5]) + '; ...'*(len(bad) > 5))
-    try: save_dialogues(d, cache, stamp)
-    except (OSError, SafetensorError) as e: warnings.warn(f'{cache.parent}: cannot keep a copy for next time ({e})')
+    if bad or d is None:
+        raise DataError(
+            f'{dataset}: {len(bad)} problem{"s" * (len(bad) > 1)}: '
+            + '; '.join(bad[:5])
+            + '; ...' * (len(bad) > 5)
+        )
+    try:
+        save_dialogues(d, cache, stamp)
+    except (OSError, SafetensorError) as e:
+        warnings.warn(f'{cache.parent}: cannot keep a copy for next time ({e})')
     return d
 
 # %% ../../nbs/data/01_sources.ipynb #037410c6
 def fit_scale(
-    train:Dialogues, # the training part, nothing else
-)->dict[str, tuple[Tensor, Tensor]]: # modality -> mean [D_m], deviation [D_m], float64
+    train: Dialogues,  # the training part, nothing else
+) -> dict[str, tuple[Tensor, Tensor]]:  # modality -> mean [D_m], deviation [D_m], float64
     "Mean and standard deviation of every feature, where it is present."
     out = {}
     for k, (m, x) in enumerate(train.features.items()):
         x = x[train.present[:, k]].double()
         std, mean = (x.std(0, correction=0), x.mean(0)) if len(x) else x.new_zeros(2, x.shape[-1])
         constant = (x == x[:1]).all(0) | (std == 0)
-        for j in (hole := x.isnan()).any(0).nonzero().flatten():                                       # columns with entries that were not measured
+        # columns with entries that were not measured
+        for j in (hole := x.isnan()).any(0).nonzero().flatten():
             y = x[~hole[:, j], j]
-            mean[j], std[j] = (y.mean(), y.std(correction=0)) if len(y) else (0., torch.inf)           # never measured in training: it says nothing
+            # never measured in training: it says nothing
+            mean[j], std[j] = (y.mean(), y.std(correction=0)) if len(y) else (0.0, torch.inf)
             constant[j] = len(y) > 0 and bool((y == y[0]).all())
-        out[m] = mean, std.masked_fill(constant, 1.)
+        out[m] = mean, std.masked_fill(constant, 1.0)
     return out
 
+
 def scale(
-    d:Dialogues, # any part
-    stats:dict[str, tuple[Tensor, Tensor]], # of `fit_scale`
-)->Dialogues:
-    "Features on the scale of the training part. Absent ones stay zero, entries that were not measured become zero: the mean."
-    if tuple(stats) != d.modalities: raise DataError(f'scale: found the modalities {", ".join(d.modalities)}, expected {", ".join(stats)} as in training')
-    put = lambda x, here, mean, std: ((x.double() - mean.to(x.device)) / std.to(x.device)).float().nan_to_num(0., torch.inf, -torch.inf).masked_fill(~here[:, None], 0.)
-    return replace(d, features={m: put(x, d.present[:, k], *stats[m]) for k, (m, x) in enumerate(d.features.items())})
+    d: Dialogues,  # any part
+    stats: dict[str, tuple[Tensor, Tensor]],  # of `fit_scale`
+) -> Dialogues:
+    """Features on the scale of the training part. Absent ones stay zero, entries that were not
+    measured become zero: the mean."""
+    if tuple(stats) != d.modalities:
+        raise DataError(
+            f'scale: found the modalities {", ".join(d.modalities)}, expected '
+            f'{", ".join(stats)} as in training'
+        )
+    put = lambda x, here, mean, std: (
+        ((x.double() - mean.to(x.device)) / std.to(x.device))
+        .float()
+        .nan_to_num(0.0, torch.inf, -torch.inf)
+        .masked_fill(~here[:, None], 0.0)
+    )
+    return replace(
+        d,
+        features={
+            m: put(x, d.present[:, k], *stats[m]) for k, (m, x) in enumerate(d.features.items())
+        },
+    )
 
 # %% ../../nbs/data/01_sources.ipynb #605ea6be
-def _count(n, what, many=None): return f'{n} {what}' if n == 1 else f'{n} {many or what + "s"}'
+def _count(n, what, many=None):
+    return f'{n} {what}' if n == 1 else f'{n} {many or what + "s"}'
 
-def _together(d): # what occurs, and which combinations no utterance has in full
+
+def _together(d):  # what occurs, and which combinations no utterance has in full
     names = labels(d.modalities)
     had = Counter(combination_index(d.present).tolist())
     never = [c for c, ok in zip(names, d.can.any(0).tolist()) if not ok]
-    return 'utterances with exactly: ' + ', '.join(f'{c} {had[i]}' for i, c in enumerate(names) if had[i]) + f', nothing {had[-1]}'*(had[-1] > 0) + ('; in none: ' + ', '.join(never) if never else '')
+    return (
+        'utterances with exactly: '
+        + ', '.join(f'{c} {had[i]}' for i, c in enumerate(names) if had[i])
+        + f', nothing {had[-1]}' * (had[-1] > 0)
+        + ('; in none: ' + ', '.join(never) if never else '')
+    )
 
+# %% ../../nbs/data/01_sources.ipynb #2cc85bcf
 def describe(
-    d:Dialogues|None,         # what could be read
-    problems:Sequence[str]=(), # of `read_layout`
-    most:int=20,              # problems listed in full
-)->str:
+    d: Dialogues | None,  # what could be read
+    problems: Sequence[str] = (),  # of `read_layout`
+    most: int = 20,  # problems listed in full
+) -> str:
     "What is in a dataset, and what is wrong with it."
     lines = []
     if d is not None:
         n, size, y = len(d.utterances), d.lengths.double(), d.label
-        lines = [f'{d.task.name}{" (simulated)"*d.task.simulated}: {_count(len(d), "dialogue")}, {_count(n, "utterance")}']
+        lines = [
+            (
+                f'{d.task.name}{" (simulated)" * d.task.simulated}: '
+                f'{_count(len(d), "dialogue")}, {_count(n, "utterance")}'
+            )
+        ]
         for k, (m, x) in enumerate(d.features.items()):
             here = x[d.present[:, k]]
-            holes = f', {_count(int(here.isnan().sum()), "entry", "entries")} not measured, in {_count(int(here.isnan().any(0).sum()), "column")}' if here.isnan().any() else ''
-            zero, same = int((here == 0).all(-1).sum()), int((here == here[:1]).all(0).sum()) if len(here) else 0
-            lines.append(f'  {m}: {d.task.views.get(m, "")}, width {x.shape[-1]}, present {len(here)/n:.1%}, {_count(zero, "all-zero vector")}, {_count(same, "constant column")}{holes}')
-        if d.can is not None: lines.append('  ' + _together(d))
+            holes = (
+                (
+                    f', {_count(int(here.isnan().sum()), "entry", "entries")} not measured, in '
+                    f'{_count(int(here.isnan().any(0).sum()), "column")}'
+                )
+                if here.isnan().any()
+                else ''
+            )
+            zero, same = (
+                int((here == 0).all(-1).sum()),
+                int((here == here[:1]).all(0).sum()) if len(here) else 0,
+            )
+            lines.append(
+                f'  {m}: {d.task.views.get(m, "")}, width {x.shape[-1]}, present '
+                f'{len(here) / n:.1%}, {_count(zero, "all-zero vector")}, '
+                f'{_count(same, "constant column")}{holes}'
+            )
+        if d.can is not None:
+            lines.append('  ' + _together(d))
         groups, middle = [(c, y == i) for i, c in enumerate(d.task.classes)], d.task.middle
         if not groups and middle is not None:
-            groups = [('negative', y < middle), (f'{middle:g}' if middle else 'zero', y == middle), ('positive', y > middle)]
-        lines.append('  labels: ' + (', '.join(f'{c} {int(e.sum())} ({e.double().mean():.1%})' for c, e in groups) or f'a score, {y.min():g} to {y.max():g}, mean {y.mean():.2f}, deviation {y.std():.2f}'))
-        lines.append(f'  dialogue length: min {size.min():.0f}, median {size.quantile(.5):g}, mean {size.mean():.1f}, max {size.max():.0f}')
-        lines.append('  speakers: ' + ', '.join(f'{s} ({_count(c, "utterance")})' for s, c in sorted(Counter(d.speaker.tolist()).items())))
+            groups = [
+                ('negative', y < middle),
+                (f'{middle:g}' if middle else 'zero', y == middle),
+                ('positive', y > middle),
+            ]
+        lines.append(
+            '  labels: '
+            + (
+                ', '.join(f'{c} {int(e.sum())} ({e.double().mean():.1%})' for c, e in groups)
+                or (
+                    f'a score, {y.min():g} to {y.max():g}, mean {y.mean():.2f}, deviation '
+                    f'{y.std():.2f}'
+                )
+            )
+        )
+        lines.append(
+            f'  dialogue length: min {size.min():.0f}, median {size.quantile(0.5):g}, mean '
+            f'{size.mean():.1f}, max {size.max():.0f}'
+        )
+        lines.append(
+            '  speakers: '
+            + ', '.join(
+                f'{s} ({_count(c, "utterance")})'
+                for s, c in sorted(Counter(d.speaker.tolist()).items())
+            )
+        )
         for p in sorted(set(d.part)):
             own = [int(l) for l, q in zip(d.lengths, d.part) if q == p]
             lines.append(f'  {p}: {_count(len(own), "dialogue")}, {_count(sum(own), "utterance")}')
         lines.append(f'  {_count(len(folds(d)), "fold")}, tested on {", ".join(folds(d))}')
     lines.append(f'  {_count(len(problems), "problem")}:' if problems else '  no problems')
-    return '\n'.join([*lines, *(f'    {p}' for p in problems[:most]), *([f'    and {len(problems)-most} more'] if len(problems) > most else [])])
+    return '\n'.join(
+        [
+            *lines,
+            *(f'    {p}' for p in problems[:most]),
+            *([f'    and {len(problems) - most} more'] if len(problems) > most else []),
+        ]
+    )

@@ -23,365 +23,757 @@ from ..basics.dialogues import DataError, Dialogues, Task, problems
 from .pickles import read_pickle
 from .sources import LAYOUTS, load_dialogues, read_npy, save_dialogues
 from .twins import open_dataset, repo_root
-if TYPE_CHECKING: # annotations alone need it here
+
+if TYPE_CHECKING:  # annotations alone need it here
     import pandas as pd
 
 # %% ../../nbs/data/03_tables.ipynb #ad4eab08
 class Columns(BaseModel):
     "Which column of a table is what, and how its values are read."
+
     model_config = ConfigDict(extra='forbid', strict=True, frozen=True)
-    dialogue:str = 'dialogue'    # absent: every row is a dialogue of its own
-    position:str = 'position'    # a number, order within the dialogue; absent: the order of the rows
-    utterance:str = 'utterance'  # its name; absent: dialogue and position
-    speaker:str = 'speaker'      # any name; absent: one speaker
-    label:str = 'label'          # a class or a score
-    split:str = 'split'          # train, val, test, or names of folds; absent: `folds` folds by dialogue
-    folds:int = Field(5, ge=2)
-    task:Literal['auto', 'classes', 'score'] = 'auto' # auto: numbers with a fraction part are scores, and whole ones of more than 20 values; all else is classes
-    classes:tuple[str, ...] = Field((), strict=False) # their names, in order; empty: as they come, sorted
-    cuts:tuple[float, ...] = Field((), strict=False)  # make classes of scores: up to the first cut, up to the second, ...
-    low:float|None = None        # lowest and highest score; None: as they come
-    high:float|None = None
-    middle:float|None = None     # a score with two sides, such as sentiment: accuracy is of the side; None: the correlation leads
-    nonfinite:Literal['entry', 'modality', 'refuse'] = 'entry' # NaN and infinity in a vector
+    dialogue: str = 'dialogue'  # absent: every row is a dialogue of its own
+    # a number, order within the dialogue; absent: the order of the rows
+    position: str = 'position'
+    utterance: str = 'utterance'  # its name; absent: dialogue and position
+    speaker: str = 'speaker'  # any name; absent: one speaker
+    label: str = 'label'  # a class or a score
+    # train, val, test, or names of folds; absent: `folds` folds by dialogue
+    split: str = 'split'
+    folds: int = Field(5, ge=2)
+    # auto: numbers with a fraction part are scores, and whole ones of more than 20 values; all else
+    # is classes
+    task: Literal['auto', 'classes', 'score'] = 'auto'
+    # their names, in order; empty: as they come, sorted
+    classes: tuple[str, ...] = Field((), strict=False)
+    # make classes of scores: up to the first cut, up to the second, ...
+    cuts: tuple[float, ...] = Field((), strict=False)
+    low: float | None = None  # lowest and highest score; None: as they come
+    high: float | None = None
+    # a score with two sides, such as sentiment: accuracy is of the side; None: the correlation
+    # leads
+    middle: float | None = None
+    # NaN and infinity in a vector
+    nonfinite: Literal['entry', 'modality', 'refuse'] = 'entry'
 
     @classmethod
-    def written(cls, said:dict)->'Columns':
+    def written(cls, said: dict) -> 'Columns':
         "Back from `model_dump`: what is at its default there was not named."
         return cls(**cls(**said).model_dump(exclude_defaults=True))
 
 # %% ../../nbs/data/03_tables.ipynb #1f39a767
-def _mean(frames): # [T, D] -> [D], over what was measured
+def _mean(frames):  # [T, D] -> [D], over what was measured
     there = ~np.isnan(frames)
     n = there.sum(0)
-    return np.where(n, np.where(there, frames, 0).sum(0, dtype=np.float64)/np.maximum(n, 1), np.nan)
+    return np.where(
+        n, np.where(there, frames, 0).sum(0, dtype=np.float64) / np.maximum(n, 1), np.nan
+    )
 
-def _numbers(x): # an array, a tensor or a list -> [D] float32, NaN where not measured
-    try: x = np.array([np.asarray(row, dtype=np.float64) for row in x] if len(x) and np.ndim(x[0]) else x, dtype=np.float64)
-    except (TypeError, ValueError, LookupError, OverflowError, RuntimeError): raise DataError(f'found {x!r:.60}, expected a list of numbers') from None
-    if x.ndim not in (1, 2) or min(x.shape) < 1: raise DataError(f'found shape {x.shape}, expected (width,) or (frames, width)')
+
+def _numbers(x):  # an array, a tensor or a list -> [D] float32, NaN where not measured
+    try:
+        x = np.array(
+            [np.asarray(row, dtype=np.float64) for row in x] if len(x) and np.ndim(x[0]) else x,
+            dtype=np.float64,
+        )
+    except (TypeError, ValueError, LookupError, OverflowError, RuntimeError):
+        raise DataError(f'found {x!r:.60}, expected a list of numbers') from None
+    if x.ndim not in (1, 2) or min(x.shape) < 1:
+        raise DataError(f'found shape {x.shape}, expected (width,) or (frames, width)')
     x[~np.isfinite(x)] = np.nan
-    with np.errstate(over='ignore'): return (_mean(x) if x.ndim == 2 else x).astype(np.float32)
+    with np.errstate(over='ignore'):
+        return (_mean(x) if x.ndim == 2 else x).astype(np.float32)
 
-def _nothing(x): return x is None or (np.isscalar(x) and (x != x or (isinstance(x, str) and not x))) or type(x).__name__ == 'NAType' # an empty cell
 
-def _vector(x, base): # a cell -> [D] float32, NaN where not measured; None if there is nothing
-    if _nothing(x): return None
+# an empty cell
+def _nothing(x):
+    return (
+        x is None
+        or (np.isscalar(x) and (x != x or (isinstance(x, str) and not x)))
+        or type(x).__name__ == 'NAType'
+    )
+
+# %% ../../nbs/data/03_tables.ipynb #8b364d8e
+# a cell -> [D] float32, NaN where not measured; None if there is nothing
+def _vector(x, base):
+    if _nothing(x):
+        return None
     if isinstance(x, str) and x.lstrip().startswith('['):
-        with suppress(ValueError, RecursionError): x = json.loads(x)
-    if not isinstance(x, str): return _numbers(x)
-    if not x.endswith('.npy'): raise DataError(f'found the text {x!r:.40}, expected numbers, a list of them as JSON, or the name of a .npy file')
-    if not (Path(base)/x).is_file(): raise DataError(f'{x}: found no such file, expected a .npy array')
-    try: return _numbers(read_npy(Path(base)/x, finite=False))
-    except DataError as e: raise DataError(f'{x}: {e}') from None
+        with suppress(ValueError, RecursionError):
+            x = json.loads(x)
+    if not isinstance(x, str):
+        return _numbers(x)
+    if not x.endswith('.npy'):
+        raise DataError(
+            f'found the text {x!r:.40}, expected numbers, a list of them as JSON, or the '
+            'name of a .npy file'
+        )
+    if not (Path(base) / x).is_file():
+        raise DataError(f'{x}: found no such file, expected a .npy array')
+    try:
+        return _numbers(read_npy(Path(base) / x, finite=False))
+    except DataError as e:
+        raise DataError(f'{x}: {e}') from None
 
-def _measured(x, nonfinite, width=None): # [D] -> the same by the rule for what is not finite; None: absent
-    if width and len(x) != width: raise DataError(f'found width {len(x)}, expected {width}')
+
+# [D] -> the same by the rule for what is not finite; None: absent
+def _measured(x, nonfinite, width=None):
+    if width and len(x) != width:
+        raise DataError(f'found width {len(x)}, expected {width}')
     x = np.where(np.isfinite(x), x, np.nan)
     n = int(np.isnan(x).sum())
-    if n and nonfinite == 'refuse': raise DataError(f'found NaN or infinity in {n} of {len(x)} entries, expected finite numbers')
+    if n and nonfinite == 'refuse':
+        raise DataError(
+            f'found NaN or infinity in {n} of {len(x)} entries, expected finite numbers'
+        )
     return None if n == len(x) or (n and nonfinite == 'modality') else x
 
-def _column(cells, where, name, base, nonfinite, width=None): # [N, D], [N], problems
+# %% ../../nbs/data/03_tables.ipynb #0f5bdd0a
+def _column(cells, where, name, base, nonfinite, width=None):  # [N, D], [N], problems
     found, bad = {}, []
     for i, cell in enumerate(cells):
         try:
-            if (x := _vector(cell, base)) is not None and (x := _measured(x, nonfinite, width)) is not None: found[i] = x
-        except DataError as e: bad.append(f'column {name!r}, {where(i)}: {e}')
+            if (x := _vector(cell, base)) is not None and (
+                x := _measured(x, nonfinite, width)
+            ) is not None:
+                found[i] = x
+        except DataError as e:
+            bad.append(f'column {name!r}, {where(i)}: {e}')
     width = width or (Counter(map(len, found.values())).most_common(1)[0][0] if found else 0)
-    bad += [f'column {name!r}, {where(i)}: found width {len(x)}, expected {width} as in most rows' for i, x in found.items() if len(x) != width]
+    bad += [
+        f'column {name!r}, {where(i)}: found width {len(x)}, expected {width} as in most rows'
+        for i, x in found.items()
+        if len(x) != width
+    ]
     out, present = torch.zeros(len(cells), width), torch.zeros(len(cells), dtype=torch.bool)
-    if good := [i for i, x in found.items() if len(x) == width]: out[good], present[good] = torch.from_numpy(np.stack([found[i] for i in good]).astype(np.float32)), True
+    if good := [i for i, x in found.items() if len(x) == width]:
+        out[good], present[good] = (
+            torch.from_numpy(np.stack([found[i] for i in good]).astype(np.float32)),
+            True,
+        )
     return out, present, bad
 
 # %% ../../nbs/data/03_tables.ipynb #6045b8a6
-def _number(x): # a class as text: 1, 1.0 and '1' are one name
-    return str(int(x)) if isinstance(x, (int, float, np.number)) and not isinstance(x, (bool, np.bool_)) and float(x).is_integer() else str(x)
+def _number(x):  # a class as text: 1, 1.0 and '1' are one name
+    return (
+        str(int(x))
+        if isinstance(x, (int, float, np.number))
+        and not isinstance(x, (bool, np.bool_))
+        and float(x).is_integer()
+        else str(x)
+    )
 
+# %% ../../nbs/data/03_tables.ipynb #c59ac784
 def read_labels_of(
-    y:'pd.Series',   # a column
-    where,           # number of a row -> which it is, in words
-    c:Columns,       #
-    name:str,        # of the data
-    views:dict,      # modality -> what it is, in words
-)->tuple[Task, Tensor, list[str]]: # the task, [N] long or float32, problems
+    y: 'pd.Series',  # a column
+    where,  # number of a row -> which it is, in words
+    c: Columns,  #
+    name: str,  # of the data
+    views: dict,  # modality -> what it is, in words
+) -> tuple[Task, Tensor, list[str]]:  # the task, [N] long or float32, problems
     "Classes or scores, whichever the column holds."
     from pandas.api.types import is_bool_dtype, is_float_dtype, is_integer_dtype, is_numeric_dtype
+
     missing = y.isna()
-    bad = [f'column {c.label!r}, {where(i)}: found no label, expected one' for i in missing.to_numpy().nonzero()[0]]
+    bad = [
+        f'column {c.label!r}, {where(i)}: found no label, expected one'
+        for i in missing.to_numpy().nonzero()[0]
+    ]
     known = y[~missing]
     numbers = is_numeric_dtype(known) and not is_bool_dtype(known)
-    whole = numbers and (is_integer_dtype(known) or (np.isfinite(known) & (known == np.floor(known))).all())
-    scores = c.task == 'score' or c.cuts or (c.task == 'auto' and not c.classes and numbers and ((is_float_dtype(known) and not whole) or (whole and known.nunique() > 20)))
-    about:dict[str, Any] = dict(name=name, simulated='simulated' in name, views=views)
+    whole = numbers and (
+        is_integer_dtype(known) or (np.isfinite(known) & (known == np.floor(known))).all()
+    )
+    scores = (
+        c.task == 'score'
+        or c.cuts
+        or (
+            c.task == 'auto'
+            and not c.classes
+            and numbers
+            and ((is_float_dtype(known) and not whole) or (whole and known.nunique() > 20))
+        )
+    )
+    about: dict[str, Any] = dict(name=name, simulated='simulated' in name, views=views)
     if not scores:
         text = [_number(x) for x in known]
         names = c.classes or tuple(sorted(set(text), key=float if whole else None))
-        if not c.classes and len(names) > 100: raise DataError(f'column {c.label!r}: found {len(names)} different labels, such as {names[0]!r}, expected at most 100 classes, or scores')
+        if not c.classes and len(names) > 100:
+            raise DataError(
+                f'column {c.label!r}: found {len(names)} different labels, such as '
+                f'{names[0]!r}, expected at most 100 classes, or scores'
+            )
         at = {x: k for k, x in enumerate(names)}
         rows = (~missing).to_numpy().nonzero()[0]
-        bad += [f'column {c.label!r}, {where(i)}: found {x!r:.40}, expected one of {", ".join(names)}' for i, x in zip(rows, text) if x not in at]
+        bad += [
+            f'column {c.label!r}, {where(i)}: found {x!r:.40}, expected one of {", ".join(names)}'
+            for i, x in zip(rows, text)
+            if x not in at
+        ]
         label = torch.zeros(len(y), dtype=torch.long)
         label[torch.from_numpy(rows)] = torch.tensor([at.get(x, 0) for x in text], dtype=torch.long)
         return Task(classes=names, **about), label, bad
-    if not is_numeric_dtype(known): raise DataError(f'column {c.label!r}: found {str(known.iloc[0])!r:.40}, expected numbers')
+    if not is_numeric_dtype(known):
+        raise DataError(f'column {c.label!r}: found {str(known.iloc[0])!r:.40}, expected numbers')
     x = torch.tensor(y.fillna(0).to_numpy(np.float64), dtype=torch.float32)
     if c.cuts:
-        if sorted(set(c.cuts)) != list(c.cuts): raise DataError(f'cuts: found {c.cuts}, expected growing numbers')
-        names = (f'up to {c.cuts[0]:g}', *(f'{a:g} to {b:g}' for a, b in zip(c.cuts, c.cuts[1:])), f'above {c.cuts[-1]:g}')
-        return Task(classes=c.classes or names, **about), torch.bucketize(x, torch.tensor(c.cuts)), bad # both float32: a score at a cut is not above it
+        if sorted(set(c.cuts)) != list(c.cuts):
+            raise DataError(f'cuts: found {c.cuts}, expected growing numbers')
+        names = (
+            f'up to {c.cuts[0]:g}',
+            *(f'{a:g} to {b:g}' for a, b in zip(c.cuts, c.cuts[1:])),
+            f'above {c.cuts[-1]:g}',
+        )
+        # both float32: a score at a cut is not above it
+        return (
+            Task(classes=c.classes or names, **about),
+            torch.bucketize(x, torch.tensor(c.cuts)),
+            bad,
+        )
     span = x[torch.tensor((~missing).tolist()) & x.isfinite()]
-    low, high = (float(f(span)) if given is None and len(span) else float(given or 0) for f, given in ((torch.min, c.low), (torch.max, c.high)))
+    low, high = (
+        float(f(span)) if given is None and len(span) else float(given or 0)
+        for f, given in ((torch.min, c.low), (torch.max, c.high))
+    )
     return Task(low=low, high=high, middle=c.middle, **about), x, bad
 
 # %% ../../nbs/data/03_tables.ipynb #b2258f7c
 _parts = {'training': 'train', 'valid': 'val', 'validation': 'val', 'dev': 'val', 'testing': 'test'}
 
-def _named_parts(names): # K names -> K parts, problems
-    part = [_parts.get(p.lower(), p.lower() if p.lower() in ('train', 'val', 'test') else p) for p in map(str, names)]
-    bad = [f'found {p!r:.40}, expected a plain name' for p in sorted(set(part)) if not re.fullmatch(r'[\w.-]+', p)]
-    if 'test' in part and (odd := set(part) - {'train', 'val', 'test'}): bad.append(f'found {", ".join(sorted(odd))} beside test, expected train, val and test, or names of folds')
-    if {'train', 'val'} & set(part) and 'test' not in part: bad.append('found no test, expected train, val and test, or names of folds')
-    elif len(set(part)) < 2: bad.append(f'found nothing but {part[0]}, expected train and test, or several folds')
+
+def _named_parts(names):  # K names -> K parts, problems
+    part = [
+        _parts.get(p.lower(), p.lower() if p.lower() in ('train', 'val', 'test') else p)
+        for p in map(str, names)
+    ]
+    bad = [
+        f'found {p!r:.40}, expected a plain name'
+        for p in sorted(set(part))
+        if not re.fullmatch(r'[\w.-]+', p)
+    ]
+    if 'test' in part and (odd := set(part) - {'train', 'val', 'test'}):
+        bad.append(
+            f'found {", ".join(sorted(odd))} beside test, expected train, val and test, or '
+            'names of folds'
+        )
+    if {'train', 'val'} & set(part) and 'test' not in part:
+        bad.append('found no test, expected train, val and test, or names of folds')
+    elif len(set(part)) < 2:
+        bad.append(f'found nothing but {part[0]}, expected train and test, or several folds')
     return part, bad
 
-def _dealt_parts(lengths, n): # K lengths -> K folds of about equal size
-    from sklearn.model_selection import GroupKFold # here: it takes a second to import
+
+def _dealt_parts(lengths, n):  # K lengths -> K folds of about equal size
+    from sklearn.model_selection import GroupKFold  # here: it takes a second to import
+
     rows, out = np.repeat(np.arange(len(lengths)), lengths), np.zeros(len(lengths), int)
-    for k, (_, test) in enumerate(GroupKFold(min(n, len(lengths))).split(rows, groups=rows)): out[np.unique(rows[test])] = k + 1
+    for k, (_, test) in enumerate(GroupKFold(min(n, len(lengths))).split(rows, groups=rows)):
+        out[np.unique(rows[test])] = k + 1
     return [f'fold{k:0{len(str(n))}}' for k in out]
+
 
 KINDS = '.parquet', '.csv', '.jsonl'
 
-def _json_lines(path): # a pandas frame
+# %% ../../nbs/data/03_tables.ipynb #294b5425
+def _json_lines(path):  # a pandas frame
     import pandas as pd
-    with open(path, encoding='utf-8') as f: rows = [json.loads(line) for line in f if line.strip()]
-    if odd := [r for r in rows if not isinstance(r, dict)]: raise ValueError(f'a line with {odd[0]!r:.40}, expected an object')
+
+    with open(path, encoding='utf-8') as f:
+        rows = [json.loads(line) for line in f if line.strip()]
+    if odd := [r for r in rows if not isinstance(r, dict)]:
+        raise ValueError(f'a line with {odd[0]!r:.40}, expected an object')
     return pd.DataFrame(rows)
 
-def _csv(path, c): # a pandas frame: names and classes as they are written, '01' and 'None' too
+
+# a pandas frame: names and classes as they are written, '01' and 'None' too
+def _csv(path, c):
     import pandas as pd
+
     f, text = pd.read_csv(path), pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[''])
     names = {c.dialogue, c.utterance, c.speaker, c.split} - {c.position, c.label}
     for name in f.columns:
-        if name in names or (name == c.label and not pd.api.types.is_numeric_dtype(f[name])): f[name] = text[name].to_numpy()
+        if name in names or (name == c.label and not pd.api.types.is_numeric_dtype(f[name])):
+            f[name] = text[name].to_numpy()
     return f
 
-def _frame(source, c=Columns()): # a pandas frame of a file or of something like a table, and what it is called
-    import pandas as pd # here: most runs need no pandas
-    if isinstance(source, pd.DataFrame): return source, 'the table'
-    if hasattr(source, 'to_pandas'): return source.to_pandas(), 'the table'
-    if isinstance(source, Mapping): return pd.DataFrame({k: pd.Series(list(v)) for k, v in source.items()}), 'the table'
+# %% ../../nbs/data/03_tables.ipynb #305925c0
+# a pandas frame of a file or of something like a table, and what it is called
+def _frame(source, c=Columns()):
+    import pandas as pd  # here: most runs need no pandas
+
+    if isinstance(source, pd.DataFrame):
+        return source, 'the table'
+    if hasattr(source, 'to_pandas'):
+        return source.to_pandas(), 'the table'
+    if isinstance(source, Mapping):
+        return pd.DataFrame({k: pd.Series(list(v)) for k, v in source.items()}), 'the table'
     path = Path(source)
-    if not path.is_file(): raise DataError(f'{path}: found no such file, expected a table ({", ".join(KINDS)})')
-    if (kind := path.suffix.lower()) not in KINDS: raise DataError(f'{path}: found a file with the ending {path.suffix!r}, expected one of {", ".join(KINDS)}')
-    try: return {'.parquet': pd.read_parquet, '.csv': lambda p: _csv(p, c), '.jsonl': _json_lines}[kind](path), path.name
-    except Exception as e: raise DataError(f'{path}: found no readable table ({type(e).__name__}: {e!s:.80}), expected a {path.suffix} file') from e
+    if not path.is_file():
+        raise DataError(f'{path}: found no such file, expected a table ({", ".join(KINDS)})')
+    if (kind := path.suffix.lower()) not in KINDS:
+        raise DataError(
+            f'{path}: found a file with the ending {path.suffix!r}, expected one of '
+            f'{", ".join(KINDS)}'
+        )
+    try:
+        return {'.parquet': pd.read_parquet, '.csv': lambda p: _csv(p, c), '.jsonl': _json_lines}[
+            kind
+        ](path), path.name
+    except Exception as e:
+        raise DataError(
+            f'{path}: found no readable table ({type(e).__name__}: {e!s:.80}), expected a '
+            f'{path.suffix} file'
+        ) from e
+
 
 ROLES = 'dialogue', 'position', 'utterance', 'speaker', 'label', 'split'
 
-def _vectors(frame, c): # modality -> column: those that have no role, and a vector in the first cell that is not empty
+# %% ../../nbs/data/03_tables.ipynb #9f3b6505
+# modality -> column: those that have no role, and a vector in the first cell that is not empty
+def _vectors(frame, c):
     def has(col):
         x = next((x for x in frame[col] if not _nothing(x)), None)
-        return isinstance(x, (list, tuple, np.ndarray)) or (isinstance(x, str) and (x.endswith('.npy') or bool(re.match(r'\s*\[[\s\[]*([-.\d\]]|null|NaN|Infinity)', x)))) # words may begin with a bracket too
+        # words may begin with a bracket too
+        return isinstance(x, (list, tuple, np.ndarray)) or (
+            isinstance(x, str)
+            and (
+                x.endswith('.npy') or bool(re.match(r'\s*\[[\s\[]*([-.\d\]]|null|NaN|Infinity)', x))
+            )
+        )
+
     roles = {getattr(c, r) for r in ROLES}
     return {str(col): col for col in frame.columns if col not in roles and has(col)}
 
-def _modalities(frame, c, features): # modality -> column
+
+def _modalities(frame, c, features):  # modality -> column
     there = ', '.join(map(str, frame.columns))
-    if features is None: features = _vectors(frame, c)
-    if not features: raise DataError(f'found no column of vectors, expected one per modality; the table has {there}')
+    if features is None:
+        features = _vectors(frame, c)
+    if not features:
+        raise DataError(
+            f'found no column of vectors, expected one per modality; the table has {there}'
+        )
     for m, col in features.items():
-        if col not in frame.columns: raise DataError(f'features {m!r}: found no column {col!r}; the table has {there}')
-        if not re.fullmatch(r'\w[\w-]*', m): raise DataError(f'features: found the modality name {m!r}, expected letters, digits, _ and -')
+        if col not in frame.columns:
+            raise DataError(f'features {m!r}: found no column {col!r}; the table has {there}')
+        if not re.fullmatch(r'\w[\w-]*', m):
+            raise DataError(
+                f'features: found the modality name {m!r}, expected letters, digits, _ and -'
+            )
     return features
 
-def _float(x): # a position; NaN if it is no number
-    try: return float(x) if not isinstance(x, (bool, np.bool_)) and np.isfinite(float(x)) else np.nan
-    except (TypeError, ValueError, OverflowError): return np.nan
 
-def _short(x): return int(x) if float(x).is_integer() else float(x) # a position, as one writes it
+def _float(x):  # a position; NaN if it is no number
+    try:
+        return float(x) if not isinstance(x, (bool, np.bool_)) and np.isfinite(float(x)) else np.nan
+    except (TypeError, ValueError, OverflowError):
+        return np.nan
 
-def _order(f, c): # N dialogue names, [N] positions, [N] rows by both, number of a row -> which it is, in words
+# %% ../../nbs/data/03_tables.ipynb #4307f408
+# a position, as one writes it
+def _short(x):
+    return int(x) if float(x).is_integer() else float(x)
+
+
+# N dialogue names, [N] positions, [N] rows by both, number of a row -> which it is, in words
+def _order(f, c):
     n, has = len(f), lambda r: getattr(c, r) in f.columns
-    text = next(([str(x) for x in f[getattr(c, r)]] for r in ('dialogue', 'utterance') if has(r)), None)
+    text = next(
+        ([str(x) for x in f[getattr(c, r)]] for r in ('dialogue', 'utterance') if has(r)), None
+    )
     dialogue = text or [f'{i:0{len(str(n - 1))}}' for i in range(n)]
-    place = np.array([_float(x) for x in f[c.position]]) if has('position') else np.arange(n, dtype=float)
-    where = lambda i: f'row {i}' + f' (dialogue {dialogue[i]!r}'*has('dialogue') + f', position {_short(place[i])}'*has('position') + ')'*has('dialogue')
+    place = (
+        np.array([_float(x) for x in f[c.position]])
+        if has('position')
+        else np.arange(n, dtype=float)
+    )
+    where = lambda i: (
+        f'row {i}'
+        + f' (dialogue {dialogue[i]!r}' * has('dialogue')
+        + f', position {_short(place[i])}' * has('position')
+        + ')' * has('dialogue')
+    )
     return dialogue, place, np.lexsort((place, np.array(dialogue))), where
 
 # %% ../../nbs/data/03_tables.ipynb #01adaa0f
 def read_table(
-    source,                   # a .parquet, .csv or .jsonl file, a pandas frame, a mapping of columns, or what has `to_pandas`
-    columns:Columns=Columns(), # which column is what
-    features:dict[str, str]|None=None, # modality -> column; None: every column of vectors, under its own name
-    name:str|None=None,       # of the data; None: of the file
-    base=None,                # folder that names of .npy files are relative to; None: the table's own
-    task:Task|None=None,      # what a model predicts: no label is asked for, and none is read; no split either
-    widths:dict[str, int]|None=None, # modality -> width that a model expects; None: the width of most rows
-)->tuple[Dialogues, list[str]]: # what could be read, and one sentence per problem
-    "Read a table. Raises `DataError` where there is nothing to read: no table, no label column, no vectors. With `task`, labels are 0 and all is the part `test`."
+    # a .parquet, .csv or .jsonl file, a pandas frame, a mapping of columns, or what has `to_pandas`
+    source,
+    columns: Columns = Columns(),  # which column is what
+    # modality -> column; None: every column of vectors, under its own name
+    features: dict[str, str] | None = None,
+    name: str | None = None,  # of the data; None: of the file
+    # folder that names of .npy files are relative to; None: the table's own
+    base=None,
+    # what a model predicts: no label is asked for, and none is read; no split either
+    task: Task | None = None,
+    # modality -> width that a model expects; None: the width of most rows
+    widths: dict[str, int] | None = None,
+) -> tuple[Dialogues, list[str]]:  # what could be read, and one sentence per problem
+    """Read a table. Raises `DataError` where there is nothing to read: no table, no label column,
+    no vectors. With `task`, labels are 0 and all is the part `test`."""
     f, what = _frame(source, columns)
-    name, c = name or (Path(source).stem if isinstance(source, (str, os.PathLike)) else 'table'), columns
+    name, c = (
+        name or (Path(source).stem if isinstance(source, (str, os.PathLike)) else 'table'),
+        columns,
+    )
     base = base or (Path(source).parent if isinstance(source, (str, os.PathLike)) else '.')
-    try: return _read(f.reset_index(drop=True), name, base, c, features, task, widths or {})
-    except DataError as e: raise DataError(f'{what}: {e}') from None
+    try:
+        return _read(f.reset_index(drop=True), name, base, c, features, task, widths or {})
+    except DataError as e:
+        raise DataError(f'{what}: {e}') from None
 
+# %% ../../nbs/data/03_tables.ipynb #69e4afb5
 def _read(f, name, base, c, features, task, widths):
-    if task is None and (not re.fullmatch(r'[\w.-]+', name) or name in LAYOUTS): raise DataError(f'found the name {name!r}, expected letters, digits, _, - and . and none of {", ".join(LAYOUTS)}: those are the releases')
-    if not len(f): raise DataError('found no rows, expected at least one')
+    if task is None and (not re.fullmatch(r'[\w.-]+', name) or name in LAYOUTS):
+        raise DataError(
+            f'found the name {name!r}, expected letters, digits, _, - and . and none of '
+            f'{", ".join(LAYOUTS)}: those are the releases'
+        )
+    if not len(f):
+        raise DataError('found no rows, expected at least one')
     roles = {r: getattr(c, r) for r in (ROLES if task is None else ROLES[:4])}
     for r, col in roles.items():
-        if col not in f.columns and (r == 'label' or r in c.model_fields_set): raise DataError(f'found no column {col!r} for {r}; the table has {", ".join(map(str, f.columns))}')
+        if col not in f.columns and (r == 'label' or r in c.model_fields_set):
+            raise DataError(
+                f'found no column {col!r} for {r}; the table has {", ".join(map(str, f.columns))}'
+            )
     features, n, bad = _modalities(f, c, features), len(f), []
     has = lambda r: r in roles and roles[r] in f.columns
     get = lambda r: f[roles[r]]
     for r in roles:
-        if r != 'label' and has(r): bad += [f'column {roles[r]!r}, row {i}: found nothing, expected a value' for i in get(r).isna().to_numpy().nonzero()[0]]
+        if r != 'label' and has(r):
+            bad += [
+                f'column {roles[r]!r}, row {i}: found nothing, expected a value'
+                for i in get(r).isna().to_numpy().nonzero()[0]
+            ]
     text = lambda r: [str(x) for x in get(r)]
     dialogue, place, order, where = _order(f, c)
-    bad += [f'column {roles["position"]!r}, row {i}: found {get("position")[i]!r:.40}, expected a number' for i in np.isnan(place).nonzero()[0] if get('position').notna()[i]]
-    same = [(a, b) for a, b in zip(order, order[1:]) if dialogue[a] == dialogue[b] and place[a] == place[b]]
-    bad += [f'{where(b)}: found the same dialogue and position as row {a}, expected different ones' for a, b in same]
-    cols = {m: _column(f[col].tolist(), where, col, base, c.nonfinite, widths.get(m)) for m, col in features.items()}
-    if asked := task is not None: label, more = torch.zeros(n, dtype=torch.long if task.classes else torch.float), []
-    else: task, label, more = read_labels_of(get('label'), where, c, name, {m: f'column {col}' for m, col in features.items()})
+    bad += [
+        (
+            f'column {roles["position"]!r}, row {i}: found {get("position")[i]!r:.40}, expected '
+            'a number'
+        )
+        for i in np.isnan(place).nonzero()[0]
+        if get('position').notna()[i]
+    ]
+    same = [
+        (a, b)
+        for a, b in zip(order, order[1:])
+        if dialogue[a] == dialogue[b] and place[a] == place[b]
+    ]
+    bad += [
+        f'{where(b)}: found the same dialogue and position as row {a}, expected different ones'
+        for a, b in same
+    ]
+    cols = {
+        m: _column(f[col].tolist(), where, col, base, c.nonfinite, widths.get(m))
+        for m, col in features.items()
+    }
+    if asked := task is not None:
+        label, more = torch.zeros(n, dtype=torch.long if task.classes else torch.float), []
+    else:
+        task, label, more = read_labels_of(
+            get('label'), where, c, name, {m: f'column {col}' for m, col in features.items()}
+        )
     bad += more + [p for _, _, ps in cols.values() for p in ps]
     ids, start = np.unique(np.array(dialogue)[order], return_index=True)
     ids, offset = ids.tolist(), [*start.tolist(), n]
-    if asked: part = ['test']*len(ids)
-    elif not has('split'): part = _dealt_parts(np.diff(offset), c.folds) if len(ids) > 1 else ['train']
+    if asked:
+        part = ['test'] * len(ids)
+    elif not has('split'):
+        part = _dealt_parts(np.diff(offset), c.folds) if len(ids) > 1 else ['train']
     else:
         said = np.array(text('split'))[order]
         for k, d in enumerate(ids):
-            if len(other := set(said[offset[k]:offset[k+1]])) > 1: bad.append(f'column {roles["split"]!r}, dialogue {d!r}: found {", ".join(sorted(other))}, expected one part for a whole dialogue')
+            if len(other := set(said[offset[k] : offset[k + 1]])) > 1:
+                bad.append(
+                    f'column {roles["split"]!r}, dialogue {d!r}: found '
+                    f'{", ".join(sorted(other))}, expected one part for a whole dialogue'
+                )
         part, more = _named_parts(said[start])
         bad += [f'column {roles["split"]!r}: {p}' for p in more]
-    who = np.array(text('speaker'))[order] if has('speaker') else np.array(['']*n)
-    speaker = [k for a, b in zip(offset, offset[1:]) for at in [list(dict.fromkeys(who[a:b]))] for k in map(at.index, who[a:b])]
-    utterances = [str(get('utterance')[i]) if has('utterance') else f'{dialogue[i]}_{_short(place[i])}' if has('dialogue') else dialogue[i] for i in order]
-    bad += [f'column {roles["utterance"]!r}: found {u!r} {k} times, expected different names' for u, k in Counter(utterances).items() if k > 1 and has('utterance')]
+    who = np.array(text('speaker'))[order] if has('speaker') else np.array([''] * n)
+    speaker = [
+        k
+        for a, b in zip(offset, offset[1:])
+        for at in [list(dict.fromkeys(who[a:b]))]
+        for k in map(at.index, who[a:b])
+    ]
+    utterances = [
+        str(get('utterance')[i])
+        if has('utterance')
+        else f'{dialogue[i]}_{_short(place[i])}'
+        if has('dialogue')
+        else dialogue[i]
+        for i in order
+    ]
+    bad += [
+        f'column {roles["utterance"]!r}: found {u!r} {k} times, expected different names'
+        for u, k in Counter(utterances).items()
+        if k > 1 and has('utterance')
+    ]
     at = torch.from_numpy(order.copy())
     present = torch.stack([p for _, p, _ in cols.values()], -1)[at]
-    d = Dialogues(task, {m: x[at] for m, (x, _, _) in cols.items()}, present, torch.tensor(speaker), label[at], torch.tensor(offset), tuple(ids), tuple(utterances), tuple(part))
+    d = Dialogues(
+        task,
+        {m: x[at] for m, (x, _, _) in cols.items()},
+        present,
+        torch.tensor(speaker),
+        label[at],
+        torch.tensor(offset),
+        tuple(ids),
+        tuple(utterances),
+        tuple(part),
+    )
     return d, bad if asked else bad + problems(d, holes=True)
 
 # %% ../../nbs/data/03_tables.ipynb #7a87979c
 def as_table(
-    d:Dialogues, # any
-)->'pd.DataFrame': # one row per utterance, a list per modality, None where absent
+    d: Dialogues,  # any
+) -> 'pd.DataFrame':  # one row per utterance, a list per modality, None where absent
     "Dialogues as a table that `read_table` reads."
     import pandas as pd
+
     at = torch.repeat_interleave(torch.arange(len(d)), d.lengths)
-    rows = dict(dialogue=[d.ids[k] for k in at], position=(torch.arange(len(at)) - d.offset[at]).tolist(), utterance=list(d.utterances), speaker=d.speaker.tolist(),
-        label=[d.task.classes[y] for y in d.label] if d.task.classes else d.label.tolist(), split=[d.part[k] for k in at])
-    return pd.DataFrame(rows | {m: [x.tolist() if has else None for x, has in zip(d.features[m], d.present[:, k])] for k, m in enumerate(d.modalities)})
+    rows = dict(
+        dialogue=[d.ids[k] for k in at],
+        position=(torch.arange(len(at)) - d.offset[at]).tolist(),
+        utterance=list(d.utterances),
+        speaker=d.speaker.tolist(),
+        label=[d.task.classes[y] for y in d.label] if d.task.classes else d.label.tolist(),
+        split=[d.part[k] for k in at],
+    )
+    return pd.DataFrame(
+        rows
+        | {
+            m: [x.tolist() if has else None for x, has in zip(d.features[m], d.present[:, k])]
+            for k, m in enumerate(d.modalities)
+        }
+    )
 
 # %% ../../nbs/data/03_tables.ipynb #f937f15b
 def pool(
-    x:np.ndarray,      # [N, T, D] frames, or [N, D]
-    lengths=None,      # N numbers of frames, or None
-)->list:               # N times [D], or None where no frame counts
+    x: np.ndarray,  # [N, T, D] frames, or [N, D]
+    lengths=None,  # N numbers of frames, or None
+) -> list:  # N times [D], or None where no frame counts
     "The mean over the frames that count: within the length and not all zeros."
     x = np.where(np.isfinite(x), x, np.nan).astype(np.float64)
-    if x.ndim == 2: x, lengths = x[:, None], None
-    within = np.arange(x.shape[1]) < (np.full(len(x), x.shape[1]) if lengths is None else np.asarray(lengths))[:, None]
-    counts = within & (x != 0).any(-1)                                              # NaN is not 0: a frame of holes counts, and has nothing to say
+    if x.ndim == 2:
+        x, lengths = x[:, None], None
+    within = (
+        np.arange(x.shape[1])
+        < (np.full(len(x), x.shape[1]) if lengths is None else np.asarray(lengths))[:, None]
+    )
+    # NaN is not 0: a frame of holes counts, and has nothing to say
+    counts = within & (x != 0).any(-1)
     return [_mean(f[c]) if c.any() else None for f, c in zip(x, counts)]
 
+# %% ../../nbs/data/03_tables.ipynb #e80073bc
 def read_mmsa(
-    path,                      # a .pkl file of MMSA
-    columns:Columns=Columns(), # `label` names another field, the rest as for tables
-    features:dict[str, str]|None=None, # modality -> field; None: text, audio, vision, as far as they are there
-    name:str|None=None,        # of the data; None: of the file
-)->tuple[Dialogues, list[str]]: # as `read_table`
+    path,  # a .pkl file of MMSA
+    columns: Columns = Columns(),  # `label` names another field, the rest as for tables
+    # modality -> field; None: text, audio, vision, as far as they are there
+    features: dict[str, str] | None = None,
+    name: str | None = None,  # of the data; None: of the file
+) -> tuple[Dialogues, list[str]]:  # as `read_table`
     "Read a pickle in the layout of MMSA. Raises `DataError` if it is something else."
     path, parts = Path(path), read_pickle(path, most=2**34)
-    if not isinstance(parts, dict) or not parts or not all(isinstance(p, dict) for p in parts.values()): raise DataError(f'{path}: found a {type(parts).__name__}, expected parts such as train, valid, test with their fields')
+    if (
+        not isinstance(parts, dict)
+        or not parts
+        or not all(isinstance(p, dict) for p in parts.values())
+    ):
+        raise DataError(
+            f'{path}: found a {type(parts).__name__}, expected parts such as train, valid, '
+            'test with their fields'
+        )
     one = columns.label if 'label' in columns.model_fields_set else 'regression_labels'
-    fields = features or {m: m for m in ('text', 'audio', 'vision') if all(m in p for p in parts.values())}
-    rows = {k: [] for k in ('dialogue', 'position', 'utterance', 'split', columns.label, *(f'field {m}' for m in fields))}
+    fields = features or {
+        m: m for m in ('text', 'audio', 'vision') if all(m in p for p in parts.values())
+    }
+    rows = {
+        k: []
+        for k in (
+            'dialogue',
+            'position',
+            'utterance',
+            'split',
+            columns.label,
+            *(f'field {m}' for m in fields),
+        )
+    }
     for part, p in parts.items():
-        if gone := [k for k in ('id', one, *fields.values()) if k not in p]: raise DataError(f'{path}, part {part!r}: found no {gone[0]!r}, expected it beside {", ".join(map(str, p))}')
-        ids, y = (np.array(p[k], object) if isinstance(p[k], (list, tuple)) else np.asarray(p[k]) for k in ('id', one))
+        if gone := [k for k in ('id', one, *fields.values()) if k not in p]:
+            raise DataError(
+                f'{path}, part {part!r}: found no {gone[0]!r}, expected it beside '
+                f'{", ".join(map(str, p))}'
+            )
+        ids, y = (
+            np.array(p[k], object) if isinstance(p[k], (list, tuple)) else np.asarray(p[k])
+            for k in ('id', one)
+        )
         n = len(ids) if ids.ndim == 1 else 0
-        if not n: raise DataError(f'{path}, part {part!r}, id: found shape {ids.shape}, expected one name per utterance')
-        if y.size != n or y.ndim > 2: raise DataError(f'{path}, part {part!r}, {one}: found shape {y.shape}, expected ({n},) as there are ids')
-        if one == 'regression_labels' and not all(isinstance(v, (int, float)) for v in y.reshape(n).tolist()): raise DataError(f'{path}, part {part!r}, {one}: found {y.reshape(n)[0]!r:.40}, expected numbers')
+        if not n:
+            raise DataError(
+                f'{path}, part {part!r}, id: found shape {ids.shape}, expected one name per '
+                'utterance'
+            )
+        if y.size != n or y.ndim > 2:
+            raise DataError(
+                f'{path}, part {part!r}, {one}: found shape {y.shape}, expected ({n},) as '
+                'there are ids'
+            )
+        if one == 'regression_labels' and not all(
+            isinstance(v, (int, float)) for v in y.reshape(n).tolist()
+        ):
+            raise DataError(
+                f'{path}, part {part!r}, {one}: found {y.reshape(n)[0]!r:.40}, expected numbers'
+            )
         for m, k in fields.items():
             x = np.asarray(p[k])
-            if x.dtype.kind not in 'fiu' or x.ndim not in (2, 3) or len(x) != n: raise DataError(f'{path}, part {part!r}, {k}: found shape {x.shape} of {x.dtype}, expected ({n}, frames, width)')
+            if x.dtype.kind not in 'fiu' or x.ndim not in (2, 3) or len(x) != n:
+                raise DataError(
+                    f'{path}, part {part!r}, {k}: found shape {x.shape} of {x.dtype}, '
+                    f'expected ({n}, frames, width)'
+                )
             mask = p.get('text_bert') if k == 'text' else None
-            length = p.get(f'{k}_lengths') if mask is None or np.ndim(mask) != 3 or np.asarray(mask).dtype.kind not in 'fiu' else np.asarray(mask)[:, 1].sum(-1)
-            if length is not None and (np.shape(length) != (n,) or np.asarray(length).dtype.kind not in 'fiu'): raise DataError(f'{path}, part {part!r}, {k}_lengths: found shape {np.shape(length)} of {np.asarray(length).dtype}, expected ({n},) numbers')
+            length = (
+                p.get(f'{k}_lengths')
+                if mask is None or np.ndim(mask) != 3 or np.asarray(mask).dtype.kind not in 'fiu'
+                else np.asarray(mask)[:, 1].sum(-1)
+            )
+            if length is not None and (
+                np.shape(length) != (n,) or np.asarray(length).dtype.kind not in 'fiu'
+            ):
+                raise DataError(
+                    f'{path}, part {part!r}, {k}_lengths: found shape {np.shape(length)} of '
+                    f'{np.asarray(length).dtype}, expected ({n},) numbers'
+                )
             rows[f'field {m}'] += pool(x, length)
         names = [str(i).rpartition('$_$') for i in ids]
-        clips = {v: sorted((c for w, _, c in names if w == v), key=lambda c: (not c.isdigit(), int(c) if c.isdigit() else 0, c)) for v, _, _ in names}
+        clips = {
+            v: sorted(
+                (c for w, _, c in names if w == v),
+                key=lambda c: (not c.isdigit(), int(c) if c.isdigit() else 0, c),
+            )
+            for v, _, _ in names
+        }
         rows['dialogue'] += [f'{v or c} {part}' for v, _, c in names]
         rows['position'] += [clips[v].index(c) for v, _, c in names]
         rows['utterance'] += [f'{v}_{c} {part}' if v else f'{c} {part}' for v, _, c in names]
-        rows['split'] += [part]*n
+        rows['split'] += [part] * n
         rows[columns.label] += y.reshape(n).tolist()
     y = rows[columns.label]
     if one == 'regression_labels':
-        edge = 1. if max(map(abs, y), default=0) <= 1 else 3.
-        columns = columns.model_copy(update={k: v for k, v in dict(task='score', low=-edge, high=edge, middle=0.).items() if k not in columns.model_fields_set})
-    ways = Columns(**columns.model_dump(exclude_unset=True, exclude={'dialogue', 'position', 'utterance', 'split', 'speaker'}))
-    try: d, bad = read_table(rows, ways, {m: f'field {m}' for m in fields}, name or path.stem)
-    except DataError as e: raise DataError(f'{path}: {str(e).removeprefix("the table: ")}') from None
-    return replace(d, task=replace(d.task, views={m: f'{k}, mean over the frames that count' for m, k in fields.items()})), bad
+        edge = 1.0 if max(map(abs, y), default=0) <= 1 else 3.0
+        columns = columns.model_copy(
+            update={
+                k: v
+                for k, v in dict(task='score', low=-edge, high=edge, middle=0.0).items()
+                if k not in columns.model_fields_set
+            }
+        )
+    ways = Columns(
+        **columns.model_dump(
+            exclude_unset=True, exclude={'dialogue', 'position', 'utterance', 'split', 'speaker'}
+        )
+    )
+    try:
+        d, bad = read_table(rows, ways, {m: f'field {m}' for m in fields}, name or path.stem)
+    except DataError as e:
+        raise DataError(f'{path}: {str(e).removeprefix("the table: ")}') from None
+    return replace(
+        d,
+        task=replace(
+            d.task, views={m: f'{k}, mean over the frames that count' for m, k in fields.items()}
+        ),
+    ), bad
 
 # %% ../../nbs/data/03_tables.ipynb #a1c8af0d
 FILES = dict.fromkeys(KINDS, read_table) | {'.pkl': read_mmsa, '.pickle': read_mmsa}
 
+
 def is_own(
-    dataset, # a name or a path
-)->bool:
+    dataset,  # a name or a path
+) -> bool:
     "Is it a file of one's own, rather than one of the releases?"
     return Path(dataset).suffix.lower() in FILES
 
+
 def read_own(
-    path,                      # a .parquet, .csv, .jsonl, .pkl or .pickle file
-    columns:Columns=Columns(), # which column is what
-    features:dict[str, str]|None=None, # modality -> column or field
-)->tuple[Dialogues, list[str]]: # what could be read, and one sentence per problem
+    path,  # a .parquet, .csv, .jsonl, .pkl or .pickle file
+    columns: Columns = Columns(),  # which column is what
+    features: dict[str, str] | None = None,  # modality -> column or field
+) -> tuple[Dialogues, list[str]]:  # what could be read, and one sentence per problem
     "Read a file of one's own, by its kind. Raises `DataError` where there is nothing to read."
     return FILES[Path(path).suffix.lower()](path, columns, features)
 
-def _whole(path, columns): # does the file itself hold all the numbers? Text may name files, which change without it
-    if path.suffix.lower() != '.parquet': return FILES[path.suffix.lower()] is read_mmsa
-    from pyarrow import parquet, types # here: most runs need it not
+
+# does the file itself hold all the numbers? Text may name files, which change without it
+def _whole(path, columns):
+    if path.suffix.lower() != '.parquet':
+        return FILES[path.suffix.lower()] is read_mmsa
+    from pyarrow import parquet, types  # here: most runs need it not
+
     at = parquet.read_schema(path)
     return all(types.is_nested(at.field(c).type) for c in columns)
 
+# %% ../../nbs/data/03_tables.ipynb #6175c9f6
 def load_own(
-    path,                      # as for `read_own`
-    columns:Columns=Columns(), #
-    features:dict[str, str]|None=None, #
-    cache_dir=None,            # None: the environment's MCULORA_CACHE, or the user's cache folder
-)->Dialogues:
-    "Load a file of one's own, from the cache if it is unchanged. Raises `DataError` with the first problems and their number."
+    path,  # as for `read_own`
+    columns: Columns = Columns(),  #
+    features: dict[str, str] | None = None,  #
+    # None: the environment's MCULORA_CACHE, or the user's cache folder
+    cache_dir=None,
+) -> Dialogues:
+    """Load a file of one's own, from the cache if it is unchanged. Raises `DataError` with the
+    first problems and their number."""
     path = Path(path).resolve()
-    if not path.is_file(): raise DataError(f'{path}: found no such file, expected a table or a pickle')
+    if not path.is_file():
+        raise DataError(f'{path}: found no such file, expected a table or a pickle')
     key = hashlib.sha256(repr((str(path), columns, features)).encode()).hexdigest()[:16]
-    cache, stamp = Path(cache_dir or os.environ.get('MCULORA_CACHE') or user_cache_dir('mculora'))/f'{path.stem}-{key}.safetensors', f'2 {path.stat().st_size} {path.stat().st_mtime_ns}' # 2: how it is read
-    with suppress(DataError): return load_dialogues(cache, stamp)
+    # 2: how it is read
+    cache, stamp = (
+        Path(cache_dir or os.environ.get('MCULORA_CACHE') or user_cache_dir('mculora'))
+        / f'{path.stem}-{key}.safetensors',
+        f'2 {path.stat().st_size} {path.stat().st_mtime_ns}',
+    )
+    with suppress(DataError):
+        return load_dialogues(cache, stamp)
     d, bad = read_own(path, columns, features)
-    if bad: raise DataError(f'{path.name}: {len(bad)} problem{"s"*(len(bad) > 1)}: ' + '; '.join(bad[:5]) + '; ...'*(len(bad) > 5))
+    if bad:
+        raise DataError(
+            f'{path.name}: {len(bad)} problem{"s" * (len(bad) > 1)}: '
+            + '; '.join(bad[:5])
+            + '; ...' * (len(bad) > 5)
+        )
     if _whole(path, [(features or {}).get(m, m) for m in d.modalities]):
-        try: save_dialogues(d, cache, stamp)
-        except OSError as e: warnings.warn(f'{cache.parent}: cannot keep a copy for next time ({e})')
+        try:
+            save_dialogues(d, cache, stamp)
+        except OSError as e:
+            warnings.warn(f'{cache.parent}: cannot keep a copy for next time ({e})')
     return d
 
+# %% ../../nbs/data/03_tables.ipynb #f03cce13
 def open_data(
-    dataset,              # a release by name, or a file
-    data_root=None,       # of the releases, see `open_dataset`; of a file with a relative path
-    size:str='full',      # 'tiny': the tiny twin of a release
-    features:dict[str, str]|None=None, # modality -> feature folder, column or field; None: recognise them
-    columns:Columns=Columns(), # of a file
-    cache_dir=None,       #
-)->Dialogues:
+    dataset,  # a release by name, or a file
+    # of the releases, see `open_dataset`; of a file with a relative path
+    data_root=None,
+    size: str = 'full',  # 'tiny': the tiny twin of a release
+    # modality -> feature folder, column or field; None: recognise them
+    features: dict[str, str] | None = None,
+    columns: Columns = Columns(),  # of a file
+    cache_dir=None,  #
+) -> Dialogues:
     "A release, its simulated twin, or data of one's own."
-    if not is_own(dataset): return open_dataset(dataset, data_root, size, features, cache_dir)
-    if size != 'full': raise DataError(f'size: found {size}, expected full: a file of your own has no tiny twin')
-    return load_own((Path(data_root) if data_root else repo_root())/Path(dataset).expanduser(), columns, features, cache_dir)
+    if not is_own(dataset):
+        return open_dataset(dataset, data_root, size, features, cache_dir)
+    if size != 'full':
+        raise DataError(f'size: found {size}, expected full: a file of your own has no tiny twin')
+    return load_own(
+        (Path(data_root) if data_root else repo_root()) / Path(dataset).expanduser(),
+        columns,
+        features,
+        cache_dir,
+    )

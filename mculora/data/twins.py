@@ -25,379 +25,616 @@ from . import sources
 @dataclass(frozen=True)
 class Spec:
     "The latent model of a twin: what each modality knows about the label."
-    prior:tuple[float, ...]                  # pi: stationary distribution of the label states
-    common:dict[str, float]                  # modality -> g_m: how strongly it sees the common u; its keys name the modalities
-    unique:dict[str, float] = field(default_factory=dict)            # modality -> w_m
-    synergy:dict[tuple[str, str], float] = field(default_factory=dict) # pair -> r, below 1
-    shared:float = .8                        # s: spread of the error that all modalities share
-    rho:float = .5                           # chance that a speaker's next utterance keeps the label's state
-    classes:tuple[str, ...] = ()             # class names, or
-    scores:tuple[float, ...] = ()            # the score of each state
-    pair_width:int = 4                       # coordinates per pair and modality
+
+    # pi: stationary distribution of the label states
+    prior: tuple[float, ...]
+    # modality -> g_m: how strongly it sees the common u; its keys name the modalities
+    common: dict[str, float]
+    unique: dict[str, float] = field(default_factory=dict)  # modality -> w_m
+    # pair -> r, below 1
+    synergy: dict[tuple[str, str], float] = field(default_factory=dict)
+    # s: spread of the error that all modalities share
+    shared: float = 0.8
+    # chance that a speaker's next utterance keeps the label's state
+    rho: float = 0.5
+    classes: tuple[str, ...] = ()  # class names, or
+    scores: tuple[float, ...] = ()  # the score of each state
+    pair_width: int = 4  # coordinates per pair and modality
 
     def __post_init__(self):
-        if len(self.prior) != len(self.classes or self.scores) or bool(self.classes) == bool(self.scores):
-            raise DataError(f'spec: found {len(self.prior)} states, {len(self.classes)} classes, {len(self.scores)} scores; expected a class or a score per state')
-    @property
-    def modalities(self)->tuple[str, ...]: return tuple(self.common)
-    @property
-    def pi(self)->Tensor: return torch.tensor(self.prior, dtype=torch.float64)/sum(self.prior)
+        if len(self.prior) != len(self.classes or self.scores) or bool(self.classes) == bool(
+            self.scores
+        ):
+            raise DataError(
+                f'spec: found {len(self.prior)} states, {len(self.classes)} classes, '
+                f'{len(self.scores)} scores; expected a class or a score per state'
+            )
 
-def places(s:Spec)->tuple[Tensor, Tensor]: # e_y [C, E] and the signs of the pairs' coordinates [C, pair_width]
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.common)
+
+    @property
+    def pi(self) -> Tensor:
+        return torch.tensor(self.prior, dtype=torch.float64) / sum(self.prior)
+
+# %% ../../nbs/data/02_twins.ipynb #9d455c9f
+# e_y [C, E] and the signs of the pairs' coordinates [C, pair_width]
+def places(s: Spec) -> tuple[Tensor, Tensor]:
     "Where each label lies, and the sign it gives to each coordinate of a pair."
     if s.scores:
-        e = torch.tensor(s.scores, dtype=torch.float64)[:, None]/2
-        sign = e.sign()                                                          # a score of 0: no correlation
+        e = torch.tensor(s.scores, dtype=torch.float64)[:, None] / 2
+        # a score of 0: no correlation
+        sign = e.sign()
     else:
         C = len(s.prior)
-        bits = torch.arange(max(1, (C-1).bit_length()))
-        e = torch.stack([torch.cat([torch.ones(k), torch.tensor([-float(k)]), torch.zeros(C-1-k)])/(k*(k+1))**.5 for k in range(1, C)], 1).double()
-        sign = 1. - 2.*((torch.arange(C)[:, None] >> bits) & 1).double()         # the binary digits of the label
+        bits = torch.arange(max(1, (C - 1).bit_length()))
+        e = torch.stack(
+            [
+                torch.cat([torch.ones(k), torch.tensor([-float(k)]), torch.zeros(C - 1 - k)])
+                / (k * (k + 1)) ** 0.5
+                for k in range(1, C)
+            ],
+            1,
+        ).double()
+        # the binary digits of the label
+        sign = 1.0 - 2.0 * ((torch.arange(C)[:, None] >> bits) & 1).double()
     return e, sign[:, torch.arange(s.pair_width) % sign.shape[1]]
 
 # %% ../../nbs/data/02_twins.ipynb #9e15972f
-def columns(s:Spec)->dict[str, Tensor]: # modality -> its coordinates in z
-    "Which coordinates of the stacked latents belong to which modality: common, unique, then one block per pair."
+def columns(s: Spec) -> dict[str, Tensor]:  # modality -> its coordinates in z
+    """Which coordinates of the stacked latents belong to which modality: common, unique, then one
+    block per pair."""
     E, at, out = places(s)[0].shape[1], 0, {}
     for m in s.modalities:
-        n = 2*E + s.pair_width*sum(m in pair for pair in s.synergy)
-        out[m], at = torch.arange(at, at+n), at+n
+        n = 2 * E + s.pair_width * sum(m in pair for pair in s.synergy)
+        out[m], at = torch.arange(at, at + n), at + n
     return out
 
+
 def moments(
-    s:Spec,                # latent model
-)->tuple[Tensor, Tensor]:  # mu [C, D] and Sigma [C, D, D], float64
+    s: Spec,  # latent model
+) -> tuple[Tensor, Tensor]:  # mu [C, D] and Sigma [C, D, D], float64
     "Mean and covariance of the stacked latents, given each label."
     (e, sign), cols = places(s), columns(s)
     C, E = e.shape
-    D, used = sum(map(len, cols.values())), dict.fromkeys(cols, 2*E)
-    mu, Sigma = torch.zeros(C, D, dtype=torch.float64), torch.eye(D, dtype=torch.float64).repeat(C, 1, 1)
+    D, used = sum(map(len, cols.values())), dict.fromkeys(cols, 2 * E)
+    mu, Sigma = (
+        torch.zeros(C, D, dtype=torch.float64),
+        torch.eye(D, dtype=torch.float64).repeat(C, 1, 1),
+    )
     for m, g in s.common.items():
-        mu[:, cols[m][:E]] = g*e                                                  # common: g_m e_y
-        mu[:, cols[m][E:2*E]] = s.unique.get(m, 0.)*e                             # unique: w_m e_y
-        for o, h in s.common.items(): Sigma[:, cols[m][:E], cols[o][:E]] += g*h*s.shared**2   # and the error they share
+        # common: g_m e_y
+        mu[:, cols[m][:E]] = g * e
+        # unique: w_m e_y
+        mu[:, cols[m][E : 2 * E]] = s.unique.get(m, 0.0) * e
+        # and the error they share
+        for o, h in s.common.items():
+            Sigma[:, cols[m][:E], cols[o][:E]] += g * h * s.shared**2
     for (m, o), r in s.synergy.items():
-        i, j = (cols[k][used[k]:used[k]+s.pair_width] for k in (m, o))
-        Sigma[:, i, j] = Sigma[:, j, i] = r*sign                                  # synergy: r sigma_y
-        used[m] += s.pair_width; used[o] += s.pair_width
+        i, j = (cols[k][used[k] : used[k] + s.pair_width] for k in (m, o))
+        # synergy: r sigma_y
+        Sigma[:, i, j] = Sigma[:, j, i] = r * sign
+        used[m] += s.pair_width
+        used[o] += s.pair_width
     return mu, Sigma
 
+# %% ../../nbs/data/02_twins.ipynb #b359643c
 def draw_latents(
-    s:Spec,  # latent model
-    y:Tensor,# [N] long, state of each utterance
-    rng:np.random.Generator, # random state
-)->Tensor:   # [N, D] float64
+    s: Spec,  # latent model
+    y: Tensor,  # [N] long, state of each utterance
+    rng: np.random.Generator,  # random state
+) -> Tensor:  # [N, D] float64
     "Latents of utterances whose labels are known."
-    (mu, Sigma), e = moments(s), torch.from_numpy(rng.standard_normal((len(y), sum(map(len, columns(s).values())))))
+    (mu, Sigma), e = (
+        moments(s),
+        torch.from_numpy(rng.standard_normal((len(y), sum(map(len, columns(s).values()))))),
+    )
     z, L = torch.empty_like(e), torch.linalg.cholesky(Sigma)
-    for c in range(len(mu)): z[y == c] = mu[c] + e[y == c] @ L[c].T
+    for c in range(len(mu)):
+        z[y == c] = mu[c] + e[y == c] @ L[c].T
     return z
 
 # %% ../../nbs/data/02_twins.ipynb #e29770f9
 def chains(
-    offset:Tensor,  # [K+1] long: dialogue k is rows offset[k] to offset[k+1]
-    speaker:Tensor, # [N] long
-)->tuple[Tensor, Tensor]: # chain [N] of each utterance, and its place [N] in it
+    offset: Tensor,  # [K+1] long: dialogue k is rows offset[k] to offset[k+1]
+    speaker: Tensor,  # [N] long
+) -> tuple[Tensor, Tensor]:  # chain [N] of each utterance, and its place [N] in it
     "Number the chains: one per speaker of each dialogue."
-    dialogue = torch.repeat_interleave(torch.arange(len(offset)-1), offset[1:] - offset[:-1])
-    chain = torch.unique(dialogue*(int(speaker.max())+1) + speaker, return_inverse=True)[1]
+    dialogue = torch.repeat_interleave(torch.arange(len(offset) - 1), offset[1:] - offset[:-1])
+    chain = torch.unique(dialogue * (int(speaker.max()) + 1) + speaker, return_inverse=True)[1]
     order, n = chain.argsort(stable=True), chain.bincount()
     place = torch.empty_like(chain)
     place[order] = torch.arange(len(chain)) - (n.cumsum(0) - n)[chain[order]]
     return chain, place
 
+
 def draw_states(
-    s:Spec,         # latent model
-    offset:Tensor,  # [K+1] long
-    speaker:Tensor, # [N] long
-    rng:np.random.Generator, # random state
-)->Tensor:          # [N] long, 0 to C-1
+    s: Spec,  # latent model
+    offset: Tensor,  # [K+1] long
+    speaker: Tensor,  # [N] long
+    rng: np.random.Generator,  # random state
+) -> Tensor:  # [N] long, 0 to C-1
     "Label states: at each step of a chain keep the last one, or draw afresh."
     chain, place = chains(offset, speaker)
     order = chain.argsort(stable=True)
     fresh = torch.from_numpy(rng.choice(len(s.prior), len(chain), p=s.pi.numpy()))
     new = (place[order] == 0) | torch.from_numpy(rng.random(len(chain)) >= s.rho)
-    last = torch.where(new, torch.arange(len(chain)), 0).cummax(0).values         # where the state was last drawn
+    # where the state was last drawn
+    last = torch.where(new, torch.arange(len(chain)), 0).cummax(0).values
     return torch.empty_like(fresh).index_copy_(0, order, fresh[last])
 
 # %% ../../nbs/data/02_twins.ipynb #7b4ecea5
 @dataclass(frozen=True)
 class Shape:
     "Counts, lengths, speakers and widths of a dataset."
-    parts:tuple[tuple[str, int, int], ...] # (part, dialogues, utterances)
-    widths:dict[str, int]    # modality -> D_m
-    low:int = 4              # shortest dialogue
-    high:int = 14            # longest dialogue
-    spread:float = 5.        # shape of the gamma distribution: small means many short and a few long ones
-    speakers:int = 1         # per dialogue
-    stay:float = .4          # chance that the speaker goes on
+
+    parts: tuple[tuple[str, int, int], ...]  # (part, dialogues, utterances)
+    widths: dict[str, int]  # modality -> D_m
+    low: int = 4  # shortest dialogue
+    high: int = 14  # longest dialogue
+    # shape of the gamma distribution: small means many short and a few long ones
+    spread: float = 5.0
+    speakers: int = 1  # per dialogue
+    stay: float = 0.4  # chance that the speaker goes on
+
 
 def draw_lengths(
-    n:int,      # dialogues
-    total:int,  # utterances
-    shape:Shape,# bounds and spread
-    rng:np.random.Generator, # random state
-)->Tensor:      # [n] long, sums to `total`
+    n: int,  # dialogues
+    total: int,  # utterances
+    shape: Shape,  # bounds and spread
+    rng: np.random.Generator,  # random state
+) -> Tensor:  # [n] long, sums to `total`
     "Lengths of dialogues."
-    if not n*shape.low <= total <= n*shape.high: raise DataError(f'shape: found {total} utterances in {n} dialogues, expected {n*shape.low} to {n*shape.high}')
-    x = np.clip(np.round(rng.gamma(shape.spread, total/n/shape.spread, n)), shape.low, shape.high).astype(int)
-    while (gap := total - x.sum()):
+    if not n * shape.low <= total <= n * shape.high:
+        raise DataError(
+            f'shape: found {total} utterances in {n} dialogues, expected {n * shape.low} to '
+            f'{n * shape.high}'
+        )
+    x = np.clip(
+        np.round(rng.gamma(shape.spread, total / n / shape.spread, n)), shape.low, shape.high
+    ).astype(int)
+    while gap := total - x.sum():
         room = np.flatnonzero((x < shape.high) if gap > 0 else (x > shape.low))
-        x[rng.permutation(room)[:abs(gap)]] += np.sign(gap)
+        x[rng.permutation(room)[: abs(gap)]] += np.sign(gap)
     return torch.from_numpy(x)
 
+# %% ../../nbs/data/02_twins.ipynb #c02bdb62
 def draw_turns(
-    shape:Shape, # parts, lengths, speakers
-    rng:np.random.Generator, # random state
-)->tuple[Tensor, Tensor]:    # offset [K+1] and speaker [N]
+    shape: Shape,  # parts, lengths, speakers
+    rng: np.random.Generator,  # random state
+) -> tuple[Tensor, Tensor]:  # offset [K+1] and speaker [N]
     "Who speaks when."
-    offset = torch.cat([torch.zeros(1).long(), *[draw_lengths(n, total, shape, rng) for _, n, total in shape.parts]]).cumsum(0)
+    offset = torch.cat(
+        [
+            torch.zeros(1).long(),
+            *[draw_lengths(n, total, shape, rng) for _, n, total in shape.parts],
+        ]
+    ).cumsum(0)
     change = torch.from_numpy(rng.random(int(offset[-1])) >= shape.stay)
     return offset, change.cumsum(0) % shape.speakers
 
 # %% ../../nbs/data/02_twins.ipynb #1240e0bf
-NUISANCE, SIGMA = 8, .1 # label-free directions of unit variance; spread of the noise in all the others
+# label-free directions of unit variance; spread of the noise in all the others
+NUISANCE, SIGMA = 8, 0.1
+
 
 def frame(
-    s:Spec,   # latent model
-    m:str,    # modality
-    width:int,# D_m
-)->tuple[Tensor, float]: # [width, k + NUISANCE] float64 orthonormal: first Q_m, then V_m; and c_m
+    s: Spec,  # latent model
+    m: str,  # modality
+    width: int,  # D_m
+    # [width, k + NUISANCE] float64 orthonormal: first Q_m, then V_m; and c_m
+) -> tuple[Tensor, float]:
     "The fixed map from latents to features."
     cols, (mu, Sigma) = columns(s)[m], moments(s)
     k = len(cols) + NUISANCE
-    if width < k: raise DataError(f'width of {m!r}: found {width}, expected at least {k} for its latents')
+    if width < k:
+        raise DataError(f'width of {m!r}: found {width}, expected at least {k} for its latents')
     rng = np.random.default_rng([2025, s.modalities.index(m), width])
     Q, R = torch.linalg.qr(torch.from_numpy(rng.standard_normal((width, k))))
-    power = (s.pi[:, None]*(mu[:, cols]**2 + Sigma.diagonal(dim1=1, dim2=2)[:, cols])).sum() + NUISANCE + SIGMA**2*(width - k)
-    return Q*R.diagonal().sign(), float((width/power)**.5)
+    power = (
+        (s.pi[:, None] * (mu[:, cols] ** 2 + Sigma.diagonal(dim1=1, dim2=2)[:, cols])).sum()
+        + NUISANCE
+        + SIGMA**2 * (width - k)
+    )
+    return Q * R.diagonal().sign(), float((width / power) ** 0.5)
+
 
 def features(
-    s:Spec,   # latent model
-    m:str,    # modality
-    z:Tensor, # [N, D] latents of all modalities
-    width:int,# D_m
-    rng:np.random.Generator, # random state
-)->Tensor:    # [N, width] float32
+    s: Spec,  # latent model
+    m: str,  # modality
+    z: Tensor,  # [N, D] latents of all modalities
+    width: int,  # D_m
+    rng: np.random.Generator,  # random state
+) -> Tensor:  # [N, width] float32
     "What a method sees of one modality."
     (Q, c), own, out = frame(s, m, width), z[:, columns(s)[m]], torch.empty(len(z), width)
-    for at in range(0, len(z), 2048):                                             # in pieces: float64 of 23000 x 1024 would be 190 MB
-        x, zz = out[at:at+2048], own[at:at+2048]
-        noise = SIGMA*torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).double()
+    # in pieces: float64 of 23000 x 1024 would be 190 MB
+    for at in range(0, len(z), 2048):
+        x, zz = out[at : at + 2048], own[at : at + 2048]
+        noise = SIGMA * torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).double()
         inner = torch.cat([zz, torch.from_numpy(rng.standard_normal((len(zz), NUISANCE)))], 1)
-        x.copy_(noise.addmm_(inner - noise @ Q, Q.T).mul_(c * 2**16).round_().mul_(2**-16)) # sigma P eps + (Q, V) (z, n)
+        # sigma P eps + (Q, V) (z, n)
+        x.copy_(noise.addmm_(inner - noise @ Q, Q.T).mul_(c * 2**16).round_().mul_(2**-16))
     return out
 
 # %% ../../nbs/data/02_twins.ipynb #d9fd830f
 def log_likelihood(
-    s:Spec,         # latent model
-    z:Tensor,       # [N, D] float64 latents; those of absent modalities are not looked at
-    present:Tensor, # [N, M] bool: which modalities each utterance has
-)->Tensor:          # [N, C]: log p(z_S | y) up to a constant per utterance
+    s: Spec,  # latent model
+    z: Tensor,  # [N, D] float64 latents; those of absent modalities are not looked at
+    present: Tensor,  # [N, M] bool: which modalities each utterance has
+) -> Tensor:  # [N, C]: log p(z_S | y) up to a constant per utterance
     "How well each label explains what is there."
     (mu, Sigma), cols, index = moments(s), columns(s), combination_index(present)
     out = z.new_zeros(len(z), len(mu))
     for i in index.unique().tolist():
-        if i < 0: continue
-        S = torch.cat([cols[m] for m, here in zip(s.modalities, members(len(cols))[i].tolist()) if here])
+        if i < 0:
+            continue
+        S = torch.cat(
+            [cols[m] for m, here in zip(s.modalities, members(len(cols))[i].tolist()) if here]
+        )
         rows = (index == i).nonzero().flatten()
-        L = torch.linalg.cholesky(Sigma[:, S][:, :, S])                           # [C, d, d]
+        # [C, d, d]
+        L = torch.linalg.cholesky(Sigma[:, S][:, :, S])
         e = torch.linalg.solve_triangular(L, (z[rows][:, S] - mu[:, None, S]).mT, upper=False)
-        out[rows] = -.5*e.square().sum(1).T - L.diagonal(dim1=1, dim2=2).log().sum(-1)
+        out[rows] = -0.5 * e.square().sum(1).T - L.diagonal(dim1=1, dim2=2).log().sum(-1)
     return out
 
 # %% ../../nbs/data/02_twins.ipynb #dfac7609
 def forward_backward(
-    s:Spec,         # latent model
-    ll:Tensor,      # [N, C] log-likelihoods
-    offset:Tensor,  # [K+1] long
-    speaker:Tensor, # [N] long
-)->Tensor:          # [N, C]: p(y_n | the whole dialogue), rows sum to 1
+    s: Spec,  # latent model
+    ll: Tensor,  # [N, C] log-likelihoods
+    offset: Tensor,  # [K+1] long
+    speaker: Tensor,  # [N] long
+) -> Tensor:  # [N, C]: p(y_n | the whole dialogue), rows sum to 1
     "Exact posterior of every label, all chains side by side."
     (chain, place), C = chains(offset, speaker), len(s.prior)
-    logT = (s.rho*torch.eye(C, dtype=ll.dtype) + (1 - s.rho)*s.pi).log()
-    l = ll.new_zeros(int(place.max())+1, int(chain.max())+1, C)                   # padding says nothing: 0
+    logT = (s.rho * torch.eye(C, dtype=ll.dtype) + (1 - s.rho) * s.pi).log()
+    # padding says nothing: 0
+    l = ll.new_zeros(int(place.max()) + 1, int(chain.max()) + 1, C)
     l[place, chain] = ll
     alpha, beta = torch.empty_like(l), torch.zeros_like(l)
     alpha[0] = l[0] + s.pi.log()
-    for t in range(1, len(l)): alpha[t] = l[t] + torch.logsumexp(alpha[t-1][:, :, None] + logT, 1)
-    for t in range(len(l)-2, -1, -1): beta[t] = torch.logsumexp(logT + (l[t+1] + beta[t+1])[:, None], 2)
+    for t in range(1, len(l)):
+        alpha[t] = l[t] + torch.logsumexp(alpha[t - 1][:, :, None] + logT, 1)
+    for t in range(len(l) - 2, -1, -1):
+        beta[t] = torch.logsumexp(logT + (l[t + 1] + beta[t + 1])[:, None], 2)
     return (alpha + beta)[place, chain].softmax(-1)
 
+
 def posterior(
-    s:Spec,         # latent model
-    z:Tensor,       # [N, D] float64 latents
-    offset:Tensor,  # [K+1] long
-    speaker:Tensor, # [N] long
-    present:Tensor, # [N, M] bool
-)->Tensor:          # [N, C]
+    s: Spec,  # latent model
+    z: Tensor,  # [N, D] float64 latents
+    offset: Tensor,  # [K+1] long
+    speaker: Tensor,  # [N] long
+    present: Tensor,  # [N, M] bool
+) -> Tensor:  # [N, C]
     "What can be known of every label from what is there of the whole dialogue."
     return forward_backward(s, log_likelihood(s, z, present), offset, speaker)
 
 # %% ../../nbs/data/02_twins.ipynb #0d5b2c2e
 def measure(
-    s:Spec,       # latent model
-    p:Tensor,     # [N, C] posterior
-    state:Tensor, # [N] long, the true states
-)->dict[str, float]: # metric -> value, as fractions
+    s: Spec,  # latent model
+    p: Tensor,  # [N, C] posterior
+    state: Tensor,  # [N] long, the true states
+) -> dict[str, float]:  # metric -> value, as fractions
     "Every metric under its best decision."
     if s.classes:
-        hit = (p/s.pi).argmax(-1) == state
-        return {'WA': (p.argmax(-1) == state).double().mean().item(),
-                'UA': float(torch.stack([hit[state == c].double().mean() for c in state.unique()]).mean())}
+        hit = (p / s.pi).argmax(-1) == state
+        return {
+            'WA': (p.argmax(-1) == state).double().mean().item(),
+            'UA': float(
+                torch.stack([hit[state == c].double().mean() for c in state.unique()]).mean()
+            ),
+        }
     score = torch.tensor(s.scores, dtype=torch.float64)
     y, mean = score[state], p @ score
-    median = score[(p.cumsum(-1) < .5).sum(-1).clamp(max=len(score)-1)]
+    median = score[(p.cumsum(-1) < 0.5).sum(-1).clamp(max=len(score) - 1)]
     says, true = (p[:, score > 0].sum(-1) > p[:, score < 0].sum(-1))[y != 0], (y > 0)[y != 0]
-    f1 = sum((true == c).double().mean() * 2*((says == c) & (true == c)).sum()/((says == c).sum() + (true == c).sum()).clamp(min=1) for c in (False, True))
-    return {'ACC': (says == true).double().mean().item(), 'F1': float(f1), 'MAE': (y - median).abs().mean().item(),
-            'r': torch.corrcoef(torch.stack([y, mean]))[0, 1].nan_to_num().item()}
+    f1 = sum(
+        (true == c).double().mean()
+        * 2
+        * ((says == c) & (true == c)).sum()
+        / ((says == c).sum() + (true == c).sum()).clamp(min=1)
+        for c in (False, True)
+    )
+    return {
+        'ACC': (says == true).double().mean().item(),
+        'F1': float(f1),
+        'MAE': (y - median).abs().mean().item(),
+        'r': torch.corrcoef(torch.stack([y, mean]))[0, 1].nan_to_num().item(),
+    }
 
-def chance(s:Spec)->float:
+
+def chance(s: Spec) -> float:
     "WA or ACC of always giving the most frequent answer."
-    if s.classes: return s.pi.max().item()
+    if s.classes:
+        return s.pi.max().item()
     score = torch.tensor(s.scores)
     up, down = s.pi[score > 0].sum(), s.pi[score < 0].sum()
-    return float(max(up, down)/(up + down))
+    return float(max(up, down) / (up + down))
 
 # %% ../../nbs/data/02_twins.ipynb #a2ec8a69
 def limits(
-    s:Spec,             # latent model
-    shape:Shape,        # lengths and speakers
-    n_dialogues:int=2000, # fresh dialogues, at least 40
-    seed:int=1,         # of the fresh dialogues
-    present:Callable|None=None, # (utterances, modalities) -> condition -> [N, M] bool: what is there; None: every combination
-)->dict[str, dict[str, tuple[float, float]]]: # condition -> metric -> (limit, its standard error)
-    "Bayes-optimal metrics under every combination of modalities, or under other masks, by Monte Carlo."
-    if n_dialogues < 40: raise DataError(f'n_dialogues: found {n_dialogues}, expected at least 40')
-    rng, groups, mean = np.random.default_rng([7, seed]), 40, sum(u for *_, u in shape.parts)/sum(n for _, n, _ in shape.parts)
-    offset, speaker = draw_turns(Shape((('fresh', n_dialogues, round(n_dialogues*mean)),), {}, shape.low, shape.high, shape.spread, shape.speakers, shape.stay), rng)
+    s: Spec,  # latent model
+    shape: Shape,  # lengths and speakers
+    n_dialogues: int = 2000,  # fresh dialogues, at least 40
+    seed: int = 1,  # of the fresh dialogues
+    # (utterances, modalities) -> condition -> [N, M] bool: what is there; None: every combination
+    present: Callable | None = None,
+    # condition -> metric -> (limit, its standard error)
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Bayes-optimal metrics under every combination of modalities, or under other masks, by Monte
+    Carlo."""
+    if n_dialogues < 40:
+        raise DataError(f'n_dialogues: found {n_dialogues}, expected at least 40')
+    rng, groups, mean = (
+        np.random.default_rng([7, seed]),
+        40,
+        sum(u for *_, u in shape.parts) / sum(n for _, n, _ in shape.parts),
+    )
+    offset, speaker = draw_turns(
+        Shape(
+            (('fresh', n_dialogues, round(n_dialogues * mean)),),
+            {},
+            shape.low,
+            shape.high,
+            shape.spread,
+            shape.speakers,
+            shape.stay,
+        ),
+        rng,
+    )
     state = draw_states(s, offset, speaker, rng)
-    z, cut = draw_latents(s, state, rng), offset[torch.linspace(0, n_dialogues, groups+1).round().long()]
+    z, cut = (
+        draw_latents(s, state, rng),
+        offset[torch.linspace(0, n_dialogues, groups + 1).round().long()],
+    )
     out = {}
-    masks = present(len(z), len(s.common)) if present else {name: row.expand(len(z), -1) for name, row in zip(labels(s.modalities), members(len(s.common)))}
+    masks = (
+        present(len(z), len(s.common))
+        if present
+        else {
+            name: row.expand(len(z), -1)
+            for name, row in zip(labels(s.modalities), members(len(s.common)))
+        }
+    )
     for name, mask in masks.items():
         p = posterior(s, z, offset, speaker, mask)
         part = [measure(s, p[i:j], state[i:j]) for i, j in zip(cut[:-1], cut[1:])]
-        out[name] = {k: (v, float(np.std([g[k] for g in part], ddof=1)/groups**.5)) for k, v in measure(s, p, state).items()}
+        out[name] = {
+            k: (v, float(np.std([g[k] for g in part], ddof=1) / groups**0.5))
+            for k, v in measure(s, p, state).items()
+        }
     return out
 
 # %% ../../nbs/data/02_twins.ipynb #0a9796cf
-_wide, _narrow, _grid = {'a': 512, 't': 1024, 'v': 1024}, {'a': 24, 't': 32, 'v': 28}, (-3., -2., -1., 0., 1., 2., 3.)
+_wide, _narrow, _grid = (
+    {'a': 512, 't': 1024, 'v': 1024},
+    {'a': 24, 't': 32, 'v': 28},
+    (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0),
+)
 _sessions = ((28, 1085), (30, 1023), (32, 1151), (30, 1031), (31, 1241))
 _videos = (('train', 24, 216), ('val', 6, 54), ('test', 8, 72))
 
 SPECS = {
-    'iemocap': Spec(prior=(1636, 1084, 1708, 1103), classes=('happy', 'sad', 'neutral', 'angry'), rho=.5, shared=.9,
-        common={'a': 1.6, 't': 2.05, 'v': 1.12}, unique={'a': .9, 't': 1.3, 'v': .45}, synergy={('a', 't'): .34, ('a', 'v'): .2, ('t', 'v'): .33}),
-    'mosi': Spec(prior=(.06, .17, .235, .044, .2, .19, .101), scores=_grid, rho=.3, shared=1.,
-        common={'a': .28, 't': 2.5, 'v': .22}, unique={'a': .15, 't': 1.05, 'v': .15}, synergy={('a', 't'): .2, ('a', 'v'): .1, ('t', 'v'): .18}),
-    'mosei': Spec(prior=(.02, .08, .19, .22, .32, .14, .03), scores=_grid, rho=.3, shared=.75,
-        common={'a': .74, 't': 2.8, 'v': .65}, unique={'a': .29, 't': 1.2, 'v': .15}, synergy={('a', 't'): .22, ('a', 'v'): .1, ('t', 'v'): .2}),
-}
-SHAPES = {
-    ('iemocap', 'full'): Shape(tuple((f'Session{k+1}', n, u) for k, (n, u) in enumerate(_sessions)), _wide, 5, 110, 5., 2),
-    ('mosi', 'full'): Shape((('train', 52, 1284), ('val', 10, 229), ('test', 31, 686)), _wide, 9, 63, 6.),
-    ('mosei', 'full'): Shape((('train', 2249, 16326), ('val', 300, 1871), ('test', 679, 4659)), _wide, 1, 40, 2.),
-    ('iemocap', 'tiny'): Shape(tuple((f'Session{k+1}', 6, 54) for k in range(5)), _narrow, speakers=2),
-    ('mosi', 'tiny'): Shape(_videos, _narrow), ('mosei', 'tiny'): Shape(_videos, _narrow),
+    'iemocap': Spec(
+        prior=(1636, 1084, 1708, 1103),
+        classes=('happy', 'sad', 'neutral', 'angry'),
+        rho=0.5,
+        shared=0.9,
+        common={'a': 1.6, 't': 2.05, 'v': 1.12},
+        unique={'a': 0.9, 't': 1.3, 'v': 0.45},
+        synergy={('a', 't'): 0.34, ('a', 'v'): 0.2, ('t', 'v'): 0.33},
+    ),
+    'mosi': Spec(
+        prior=(0.06, 0.17, 0.235, 0.044, 0.2, 0.19, 0.101),
+        scores=_grid,
+        rho=0.3,
+        shared=1.0,
+        common={'a': 0.28, 't': 2.5, 'v': 0.22},
+        unique={'a': 0.15, 't': 1.05, 'v': 0.15},
+        synergy={('a', 't'): 0.2, ('a', 'v'): 0.1, ('t', 'v'): 0.18},
+    ),
+    'mosei': Spec(
+        prior=(0.02, 0.08, 0.19, 0.22, 0.32, 0.14, 0.03),
+        scores=_grid,
+        rho=0.3,
+        shared=0.75,
+        common={'a': 0.74, 't': 2.8, 'v': 0.65},
+        unique={'a': 0.29, 't': 1.2, 'v': 0.15},
+        synergy={('a', 't'): 0.22, ('a', 'v'): 0.1, ('t', 'v'): 0.2},
+    ),
 }
 
-def _known(dataset, size): # the key of SHAPES, or an error that lists what there is
-    if dataset not in SPECS: raise DataError(f'dataset: found {dataset!r}, which has no simulated twin; expected one of {", ".join(SPECS)}')
-    if size not in ('full', 'tiny'): raise DataError(f'size: found {size!r}, expected full or tiny')
+# %% ../../nbs/data/02_twins.ipynb #aaf45f1f
+SHAPES = {
+    ('iemocap', 'full'): Shape(
+        tuple((f'Session{k + 1}', n, u) for k, (n, u) in enumerate(_sessions)),
+        _wide,
+        5,
+        110,
+        5.0,
+        2,
+    ),
+    ('mosi', 'full'): Shape(
+        (('train', 52, 1284), ('val', 10, 229), ('test', 31, 686)), _wide, 9, 63, 6.0
+    ),
+    ('mosei', 'full'): Shape(
+        (('train', 2249, 16326), ('val', 300, 1871), ('test', 679, 4659)), _wide, 1, 40, 2.0
+    ),
+    ('iemocap', 'tiny'): Shape(
+        tuple((f'Session{k + 1}', 6, 54) for k in range(5)), _narrow, speakers=2
+    ),
+    ('mosi', 'tiny'): Shape(_videos, _narrow),
+    ('mosei', 'tiny'): Shape(_videos, _narrow),
+}
+
+
+def _known(dataset, size):  # the key of SHAPES, or an error that lists what there is
+    if dataset not in SPECS:
+        raise DataError(
+            f'dataset: found {dataset!r}, which has no simulated twin; expected one of '
+            f'{", ".join(SPECS)}'
+        )
+    if size not in ('full', 'tiny'):
+        raise DataError(f'size: found {size!r}, expected full or tiny')
     return dataset, size
 
 # %% ../../nbs/data/02_twins.ipynb #5d4ea2e0
 def simulate(
-    name:str,    # task name, must say 'simulated'
-    s:Spec,      # latent model
-    shape:Shape, # counts, lengths, widths
-    seed:int=66, # of everything drawn
-)->Dialogues:    # complete: every utterance has every modality
+    name: str,  # task name, must say 'simulated'
+    s: Spec,  # latent model
+    shape: Shape,  # counts, lengths, widths
+    seed: int = 66,  # of everything drawn
+) -> Dialogues:  # complete: every utterance has every modality
     "Draw a dataset from a latent model."
-    if 'simulated' not in name: raise DataError(f'task name: found {name!r}, expected one that says "simulated"')
+    if 'simulated' not in name:
+        raise DataError(f'task name: found {name!r}, expected one that says "simulated"')
     rng = np.random.default_rng(seed)
     offset, speaker = draw_turns(shape, rng)
     state = draw_states(s, offset, speaker, rng)
     z = draw_latents(s, state, rng)
     part = tuple(p for p, n, _ in shape.parts for _ in range(n))
     ids, n = tuple(f'{p}_{k:04d}' for k, p in enumerate(part)), (offset[1:] - offset[:-1]).tolist()
-    task = Task(name, s.classes, **(dict(low=min(s.scores), high=max(s.scores)) if s.scores else {}), simulated=True, views=dict.fromkeys(s.modalities, 'simulated'))
-    return checked(Dialogues(task, {m: features(s, m, z, shape.widths[m], rng) for m in s.modalities},
-        torch.ones(len(z), len(s.common), dtype=torch.bool), speaker, torch.tensor(s.scores)[state] if s.scores else state, offset,
-        ids, tuple(f'{i}_{j:03d}' for i, l in zip(ids, n) for j in range(l)), part))
+    task = Task(
+        name,
+        s.classes,
+        **(dict(low=min(s.scores), high=max(s.scores)) if s.scores else {}),
+        simulated=True,
+        views=dict.fromkeys(s.modalities, 'simulated'),
+    )
+    return checked(
+        Dialogues(
+            task,
+            {m: features(s, m, z, shape.widths[m], rng) for m in s.modalities},
+            torch.ones(len(z), len(s.common), dtype=torch.bool),
+            speaker,
+            torch.tensor(s.scores)[state] if s.scores else state,
+            offset,
+            ids,
+            tuple(f'{i}_{j:03d}' for i, l in zip(ids, n) for j in range(l)),
+            part,
+        )
+    )
 
+# %% ../../nbs/data/02_twins.ipynb #1a2676d0
 def twin(
-    dataset:str,      # 'iemocap', 'mosi' or 'mosei'
-    size:str='full',  # 'full', or 'tiny' for tests
-    seed:int=66,      # another seed is another dataset; results are for the default
-)->Dialogues:
+    dataset: str,  # 'iemocap', 'mosi' or 'mosei'
+    size: str = 'full',  # 'full', or 'tiny' for tests
+    seed: int = 66,  # another seed is another dataset; results are for the default
+) -> Dialogues:
     "The simulated twin of a dataset: same seed, same bits."
     key = _known(dataset, size)
-    return simulate(f'{dataset}-simulated' + ('-tiny' if size == 'tiny' else ''), SPECS[dataset], SHAPES[key], seed)
+    return simulate(
+        f'{dataset}-simulated' + ('-tiny' if size == 'tiny' else ''),
+        SPECS[dataset],
+        SHAPES[key],
+        seed,
+    )
 
 # %% ../../nbs/data/02_twins.ipynb #d60702b8
-def spec_of(d:Dialogues)->Spec:
+def spec_of(d: Dialogues) -> Spec:
     "The latent model that a twin was drawn from."
     name = d.task.name.split('-')[0]
-    if not d.task.simulated or name not in SPECS: raise DataError(f'oracle: found {d.task.name!r}, expected a simulated twin of {", ".join(SPECS)}')
-    if d.encoded: raise DataError(f'oracle: found encoded features of {d.task.name}, expected raw ones')
+    if not d.task.simulated or name not in SPECS:
+        raise DataError(
+            f'oracle: found {d.task.name!r}, expected a simulated twin of {", ".join(SPECS)}'
+        )
+    if d.encoded:
+        raise DataError(f'oracle: found encoded features of {d.task.name}, expected raw ones')
     return SPECS[name]
 
+
 def oracle(
-    d:Dialogues,            # a twin, or part of one
-    condition:str|Tensor|None=None, # what stays: a label such as 'tv', or a mask [M] or [N, M]; None: what is there
-    s:Spec|None=None,       # latent model, for data of your own from `simulate`
-)->Tensor:                  # [N, C] float64: exact posterior of each utterance's state given its whole dialogue
+    d: Dialogues,  # a twin, or part of one
+    # what stays: a label such as 'tv', or a mask [M] or [N, M]; None: what is there
+    condition: str | Tensor | None = None,
+    s: Spec | None = None,  # latent model, for data of your own from `simulate`
+    # [N, C] float64: exact posterior of each utterance's state given its whole dialogue
+) -> Tensor:
     "Bayes' answer for every utterance of a twin."
     s = s or spec_of(d)
-    if d.modalities != s.modalities: raise DataError(f'oracle: found modalities {", ".join(d.modalities)}, expected {", ".join(s.modalities)}; use `condition` to leave some out')
-    if condition is None: mask = torch.ones(len(s.common), dtype=torch.bool)
-    else: mask = members(len(s.common))[combination(condition, s.modalities)] if isinstance(condition, str) else condition.cpu()
+    if d.modalities != s.modalities:
+        raise DataError(
+            f'oracle: found modalities {", ".join(d.modalities)}, expected '
+            f'{", ".join(s.modalities)}; use `condition` to leave some out'
+        )
+    if condition is None:
+        mask = torch.ones(len(s.common), dtype=torch.bool)
+    else:
+        mask = (
+            members(len(s.common))[combination(condition, s.modalities)]
+            if isinstance(condition, str)
+            else condition.cpu()
+        )
     z = []
     for m, x in d.features.items():
         Q, c = frame(s, m, x.shape[1])
-        z.append(x.cpu().double() @ Q[:, :len(columns(s)[m])] / c)                # Q' x = c z
+        # Q' x = c z
+        z.append(x.cpu().double() @ Q[:, : len(columns(s)[m])] / c)
     return posterior(s, torch.cat(z, 1), d.offset.cpu(), d.speaker.cpu(), d.present.cpu() & mask)
 
-def states(d:Dialogues, s:Spec|None=None)->Tensor: # [N] long
+# %% ../../nbs/data/02_twins.ipynb #e719e041
+def states(d: Dialogues, s: Spec | None = None) -> Tensor:  # [N] long
     "The state of each utterance: its class, or the place of its score on the grid."
     s = s or spec_of(d)
-    return (d.label.cpu()[:, None] == torch.tensor(s.scores)).long().argmax(-1) if s.scores else d.label.cpu()
+    return (
+        (d.label.cpu()[:, None] == torch.tensor(s.scores)).long().argmax(-1)
+        if s.scores
+        else d.label.cpu()
+    )
+
 
 @cache
 def bayes_limit(
-    dataset:str,        # 'iemocap', 'mosi' or 'mosei'
-    size:str='full',    # lengths of the dialogues
-    n_dialogues:int=2000, # fresh dialogues
-    seed:int=1,         # of the fresh dialogues
-    present:Callable|None=None, # as in `limits`
-)->dict[str, dict[str, tuple[float, float]]]: # combination -> metric -> (limit, its standard error)
-    "The limit for each combination of modalities. Kept for the process: do not change what it returns."
+    dataset: str,  # 'iemocap', 'mosi' or 'mosei'
+    size: str = 'full',  # lengths of the dialogues
+    n_dialogues: int = 2000,  # fresh dialogues
+    seed: int = 1,  # of the fresh dialogues
+    present: Callable | None = None,  # as in `limits`
+    # combination -> metric -> (limit, its standard error)
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """The limit for each combination of modalities. Kept for the process: do not change what it
+    returns."""
     key = _known(dataset, size)
     return limits(SPECS[dataset], SHAPES[key], n_dialogues, seed, present)
 
 # %% ../../nbs/data/02_twins.ipynb #e0daf1cd
-def repo_root()->Path:
+def repo_root() -> Path:
     "The nearest folder from here upwards that has a settings.ini, else the current folder."
     here = Path.cwd()
-    return next((p for p in (here, *here.parents) if (p/'settings.ini').is_file()), here)
+    return next((p for p in (here, *here.parents) if (p / 'settings.ini').is_file()), here)
+
 
 def open_dataset(
-    dataset:str,         # 'iemocap', 'iemocap6', 'mosi', 'mosei'
-    data_root=None,      # folder that holds IEMOCAP, CMUMOSI, CMUMOSEI; None: MCULORA_DATA, else data/ of the repository
-    size:str='full',     # 'tiny': always the tiny twin
-    features:dict[str, str]|None=None, # modality -> feature folder of the release; None: recognise them
-    cache_dir=None,      # of the release's files, see `load_layout`
-)->Dialogues:            # `task.simulated` says which it is
+    dataset: str,  # 'iemocap', 'iemocap6', 'mosi', 'mosei'
+    # folder that holds IEMOCAP, CMUMOSI, CMUMOSEI; None: MCULORA_DATA, else data/ of the repository
+    data_root=None,
+    size: str = 'full',  # 'tiny': always the tiny twin
+    # modality -> feature folder of the release; None: recognise them
+    features: dict[str, str] | None = None,
+    cache_dir=None,  # of the release's files, see `load_layout`
+) -> Dialogues:  # `task.simulated` says which it is
     "The dataset where its release is, its simulated twin where it is not."
-    sources.layout(dataset)                                                       # unknown: an error that lists those there are
-    if size not in ('full', 'tiny'): raise DataError(f'size: found {size!r}, expected full or tiny')
-    if size == 'tiny': return twin(dataset, size)
+    # unknown: an error that lists those there are
+    sources.layout(dataset)
+    if size not in ('full', 'tiny'):
+        raise DataError(f'size: found {size!r}, expected full or tiny')
+    if size == 'tiny':
+        return twin(dataset, size)
     asked = data_root or os.environ.get('MCULORA_DATA')
-    root = Path(asked).expanduser() if asked else repo_root()/'data'
-    if asked or sources.find(dataset, root): return sources.load_layout(root, dataset, features=features, cache_dir=cache_dir)
-    if features: raise DataError(f'features: found feature folders for {dataset}, but {root} does not hold the release; a simulated twin has none')
-    if dataset not in SPECS: raise DataError(f'{dataset}: {root} does not hold the release, and it has no simulated twin (there are twins of {", ".join(SPECS)})')
+    root = Path(asked).expanduser() if asked else repo_root() / 'data'
+    if asked or sources.find(dataset, root):
+        return sources.load_layout(root, dataset, features=features, cache_dir=cache_dir)
+    if features:
+        raise DataError(
+            f'features: found feature folders for {dataset}, but {root} does not hold the '
+            'release; a simulated twin has none'
+        )
+    if dataset not in SPECS:
+        raise DataError(
+            f'{dataset}: {root} does not hold the release, and it has no simulated twin '
+            f'(there are twins of {", ".join(SPECS)})'
+        )
     return twin(dataset)

@@ -33,206 +33,407 @@ from ..training.trainer import encoded, precisely, thaw, train_epoch, train_mode
 from .runs import peak_mb, resolve_device
 
 # %% ../../nbs/experiments/05_bench.ipynb #84e1a594
-MILD = ('padding', 'fusion')                                  # padded to the longest of the batch; own adapters picked before the fusion
-SAVINGS = (*MILD, 'length', 'encoder', 'adapter', 'dropout')   # batches of similar length; encoders run once; only the own combination's adapters; computed noise
+# padded to the longest of the batch; own adapters picked before the fusion
+MILD = ('padding', 'fusion')
+# batches of similar length; encoders run once; only the own combination's adapters; computed noise
+SAVINGS = (*MILD, 'length', 'encoder', 'adapter', 'dropout')
 
-class _Torch(nn.Dropout): # PyTorch's dropout in the place of `Dropout`
-    def forward(self, x, place=None): return super().forward(x)
+
+class _Torch(nn.Dropout):  # PyTorch's dropout in the place of `Dropout`
+    def forward(self, x, place=None):
+        return super().forward(x)
+
 
 def _plain_dropout(module):
     for name, child in module.named_children():
-        if isinstance(child, Dropout): setattr(module, name, _Torch(child.p))
-        else: _plain_dropout(child)
+        if isinstance(child, Dropout):
+            setattr(module, name, _Torch(child.p))
+        else:
+            _plain_dropout(child)
 
+# %% ../../nbs/experiments/05_bench.ipynb #00f05977
 class Plain:
     "MCULoRA written plainly: eager, padded, nothing kept, nothing left out."
-    def __init__(self,
-        net:MCULoRA,    # copied, weights and all
-        longest:int,    # utterances every dialogue is padded to
-        saved=(),       # habits it gives up, of `SAVINGS`
+
+    def __init__(
+        self,
+        net: MCULoRA,  # copied, weights and all
+        longest: int,  # utterances every dialogue is padded to
+        saved=(),  # habits it gives up, of `SAVINGS`
     ):
         self.net, self.longest, self.saved = copy.deepcopy(net), longest, saved
-        if 'dropout' not in saved: _plain_dropout(self.net)
+        if 'dropout' not in saved:
+            _plain_dropout(self.net)
 
-    def batch(self, d:Dialogues, rows:Tensor):
+    def batch(self, d: Dialogues, rows: Tensor):
         "Some dialogues, nothing packed."
-        return replace(batch(d, rows, (0, 0 if {'padding', 'length'} & set(self.saved) else self.longest)), pack=False)
+        return replace(
+            batch(d, rows, (0, 0 if {'padding', 'length'} & set(self.saved) else self.longest)),
+            pack=False,
+        )
+
     def encode(self, b):
         "R^m, also of what is absent."
-        return b.features if b.encoded else {m: e(b.features[m], b.present[..., k]) for k, (m, e) in enumerate(self.net.encoders.items())}
+        return (
+            b.features
+            if b.encoded
+            else {
+                m: e(b.features[m], b.present[..., k])
+                for k, (m, e) in enumerate(self.net.encoders.items())
+            }
+        )
 
     def parts(self, b):
         "R, R_prt, R_com and y_last: every combination in turn, then the right one is picked."
         net, one = self.net, torch.zeros_like(b.combination)
-        if 'adapter' in self.saved: o = net.parts(b); return o['frozen'], o['private'], o['common'], o['y_last']
+        if 'adapter' in self.saved:
+            o = net.parts(b)
+            return o['frozen'], o['private'], o['common'], o['y_last']
         R = self.encode(b)
         com = {m: r + net.adapters.common[m](r, one) for m, r in R.items()}
         y_com, prt, y, w = net.common_head(net.fusion(stack(com), b.present), one), 0, 0, 0
         for i in range(len(net.q)):
             own = (b.combination == i)[:, None, None]
             p = stack({m: r + net.adapters.private[m](r, one + i) for m, r in R.items()})
-            if 'fusion' in self.saved: prt = prt + own[..., None]*p; continue
-            y, w, prt = y + own*net.private_head(net.fusion(p, b.present), one + i), w + own*net.weight(p, b.present), prt + own[..., None]*p
-        if 'fusion' in self.saved: y, w = net.private_head(net.fusion(prt, b.present), b.combination), net.weight(prt, b.present)
+            if 'fusion' in self.saved:
+                prt = prt + own[..., None] * p
+                continue
+            y, w, prt = (
+                y + own * net.private_head(net.fusion(p, b.present), one + i),
+                w + own * net.weight(p, b.present),
+                prt + own[..., None] * p,
+            )
+        if 'fusion' in self.saved:
+            y, w = (
+                net.private_head(net.fusion(prt, b.present), b.combination),
+                net.weight(prt, b.present),
+            )
         return stack(R), prt, stack(com), mix(y_com, y, w)
 
-    def loss(self, b, stage:str)->Tensor:
+    def loss(self, b, stage: str) -> Tensor:
         "Of a batch that knows what it was before modalities were dropped."
         net = self.net
         if stage == 'finetune':
             R, prt, com, y = self.parts(b)
-            return total_loss(task_loss(y, b.label, b.valid), orthogonality(com, prt, R, b.present), net.settings.beta)
+            return total_loss(
+                task_loss(y, b.label, b.valid),
+                orthogonality(com, prt, R, b.present),
+                net.settings.beta,
+            )
         R = self.encode(b.complete)
-        single = sum(task_loss(net.unimodal[m](r), b.label, b.complete.present[..., k]) for k, (m, r) in enumerate(R.items()))
-        return single + task_loss(self.predict(replace(b, features=R, encoded=True) if 'encoder' in self.saved else b, stage), b.label, b.valid)
+        single = sum(
+            task_loss(net.unimodal[m](r), b.label, b.complete.present[..., k])
+            for k, (m, r) in enumerate(R.items())
+        )
+        return single + task_loss(
+            self.predict(
+                replace(b, features=R, encoded=True) if 'encoder' in self.saved else b, stage
+            ),
+            b.label,
+            b.valid,
+        )
 
-    def predict(self, b, stage:str)->Tensor:
+    def predict(self, b, stage: str) -> Tensor:
         "[B, L, C] logits or scores."
-        return self.net.common_head(self.net.fusion(stack(self.encode(b)), b.present), torch.zeros_like(b.combination)) if stage == 'pretrain' else self.parts(b)[3]
+        return (
+            self.net.common_head(
+                self.net.fusion(stack(self.encode(b)), b.present), torch.zeros_like(b.combination)
+            )
+            if stage == 'pretrain'
+            else self.parts(b)[3]
+        )
 
-    def epoch(self, stage:Stage, train:Dialogues):
+    def epoch(self, stage: Stage, train: Dialogues):
         "Train one epoch, encoded dialogues only if 'encoder' is saved."
         net, g = self.net, torch.Generator().manual_seed(0)
         optimiser = torch.optim.Adam(thaw(net, stage).values(), lr=stage.lr, foreach=False)
         train_mode(net)
-        for rows in batches(train.lengths, stage.batch_size, generator=g, pool=4 if 'length' in self.saved else 1):
+        for rows in batches(
+            train.lengths, stage.batch_size, generator=g, pool=4 if 'length' in self.saved else 1
+        ):
             b = self.batch(train, rows)
             optimiser.zero_grad()
-            self.loss(keep(b, sample(net.q.cpu(), b.shape, stage.sampling, g), targets=True), stage.name).backward()
+            self.loss(
+                keep(b, sample(net.q.cpu(), b.shape, stage.sampling, g), targets=True), stage.name
+            ).backward()
             optimiser.step()
 
     @torch.no_grad()
-    def predictions(self, d:Dialogues, stage:str)->Tensor: # [K, N, C]
+    def predictions(self, d: Dialogues, stage: str) -> Tensor:  # [K, N, C]
         "One condition after the other."
         self.net.eval()
-        out, conditions = torch.zeros(2**len(d.features) - 1, len(d.utterances), d.task.n_outputs, device=d.present.device), members(len(d.features))
-        for k, rows in [(k, rows) for rows in (batches(d.lengths, 16) if 'length' in self.saved else torch.arange(len(d)).split(16)) for k in range(len(conditions))]:
+        out, conditions = (
+            torch.zeros(
+                2 ** len(d.features) - 1,
+                len(d.utterances),
+                d.task.n_outputs,
+                device=d.present.device,
+            ),
+            members(len(d.features)),
+        )
+        for k, rows in [
+            (k, rows)
+            for rows in (
+                batches(d.lengths, 16) if 'length' in self.saved else torch.arange(len(d)).split(16)
+            )
+            for k in range(len(conditions))
+        ]:
             if k == 0 or 'encoder' not in self.saved:
                 b = self.batch(d, rows)
-                if 'encoder' in self.saved: b = replace(b, features=self.encode(b), encoded=True)
+                if 'encoder' in self.saved:
+                    b = replace(b, features=self.encode(b), encoded=True)
             out[k, b.place[b.valid]] = self.predict(keep(b, conditions[k]), stage)[b.valid]
         return out
 
-    def evaluate(self, d:Dialogues, stage:str):
+    def evaluate(self, d: Dialogues, stage: str):
         "Every metric under every condition."
-        return with_averages(dict(zip(labels(d.modalities), metrics(d.task, self.predictions(d, stage), d.label))))
+        return with_averages(
+            dict(zip(labels(d.modalities), metrics(d.task, self.predictions(d, stage), d.label)))
+        )
 
 # %% ../../nbs/experiments/05_bench.ipynb #a83d5d0b
 def fastest(
-    f:Callable,    # what to time
-    repeats:int=3, # counted calls
-    warm:bool=True, # one call before that does not count
-)->float:          # seconds
+    f: Callable,  # what to time
+    repeats: int = 3,  # counted calls
+    warm: bool = True,  # one call before that does not count
+) -> float:  # seconds
     "The shortest time that `f` took."
     times = []
     for _ in range(repeats + warm):
-        start = time.perf_counter(); f()
-        if torch.cuda.is_available(): torch.cuda.synchronize()
+        start = time.perf_counter()
+        f()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return min(times[warm:])
 
+
 def in_turns(
-    *fs:Callable,  # what to time; None is passed over
-    repeats:int=3, # rounds
-)->list[float|None]: # seconds of each
+    *fs: Callable,  # what to time; None is passed over
+    repeats: int = 3,  # rounds
+) -> list[float | None]:  # seconds of each
     "The shortest time of each of several functions, called in turns."
     times = [[] for _ in fs]
     for _ in range(repeats):
         for f, t in zip(fs, times):
-            if f: t.append(fastest(f, 1, warm=False))
+            if f:
+                t.append(fastest(f, 1, warm=False))
     return [min(t, default=None) for t in times]
 
+# %% ../../nbs/experiments/05_bench.ipynb #d2823525
 def ceilings(
-    device='cpu',            # where
-    precision:str='float32', # of the product
-    size:int=2048,           # of the matrices
-)->tuple[float, float]:      # GFLOP/s of a large matrix product, GB/s of a copy (read and written)
+    device='cpu',  # where
+    precision: str = 'float32',  # of the product
+    size: int = 2048,  # of the matrices
+    # GFLOP/s of a large matrix product, GB/s of a copy (read and written)
+) -> tuple[float, float]:
     "What the machine can do."
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16 if precision == 'bf16' else torch.float32) for _ in range(2))
-    x = torch.randn(4*size**2, device=device); y = torch.empty_like(x)
-    with precisely(precision, device): product = fastest(lambda: a @ b, 5)
-    return 2*size**3/product/1e9, 2*x.numel()*4/fastest(lambda: y.copy_(x), 5)/1e9
+    a, b = (
+        torch.randn(
+            size,
+            size,
+            device=device,
+            dtype=torch.bfloat16 if precision == 'bf16' else torch.float32,
+        )
+        for _ in range(2)
+    )
+    x = torch.randn(4 * size**2, device=device)
+    y = torch.empty_like(x)
+    with precisely(precision, device):
+        product = fastest(lambda: a @ b, 5)
+    return 2 * size**3 / product / 1e9, 2 * x.numel() * 4 / fastest(lambda: y.copy_(x), 5) / 1e9
 
-def flop(f:Callable)->float:
+
+def flop(f: Callable) -> float:
     "Floating-point operations of the matrix products in `f`, in units of 10^9."
-    with FlopCounterMode(display=False) as counter: f()
-    return counter.get_total_flops()/1e9
+    with FlopCounterMode(display=False) as counter:
+        f()
+    return counter.get_total_flops() / 1e9
 
 # %% ../../nbs/experiments/05_bench.ipynb #edd65669
-def one_epoch(net, stage:Stage, train:Dialogues, seed:int=0, precision:str='float32')->Callable:
+def one_epoch(
+    net, stage: Stage, train: Dialogues, seed: int = 0, precision: str = 'float32'
+) -> Callable:
     "An epoch of one model, to be called as often as one likes."
     optimiser = torch.optim.Adam(thaw(net, stage).values(), lr=stage.lr, fused=True)
-    def run(): thaw(net, stage); train_epoch(Together([net]), [stage], [train], optimiser, [seed], precision)
+
+    def run():
+        thaw(net, stage)
+        train_epoch(Together([net]), [stage], [train], optimiser, [seed], precision)
+
     return run
 
-def _one_by_one(folder): # every vector of every file, the plain way
-    for f in sorted(Path(folder).rglob('*.npy')): np.load(f)
 
+def _one_by_one(folder):  # every vector of every file, the plain way
+    for f in sorted(Path(folder).rglob('*.npy')):
+        np.load(f)
+
+# %% ../../nbs/experiments/05_bench.ipynb #492dc31a
 def bench(
-    size:str='full',         # 'tiny' only to see that it runs
-    device:str='cpu',        # where, as in a run
-    repeats:int=3,           # of each figure
-    precision:str='float32', # as in a run; the reference stays float32
-    data_root=None,          # as in a run
-    say:Callable=lambda row: None, # called with each figure
-)->list[dict[str, Any]]:     # name, seconds, reference_seconds and ratio, mild_seconds and mild_ratio, peak_mb (MiB), gflop, ceiling_share and the ceiling it is a share of
+    size: str = 'full',  # 'tiny' only to see that it runs
+    device: str = 'cpu',  # where, as in a run
+    repeats: int = 3,  # of each figure
+    precision: str = 'float32',  # as in a run; the reference stays float32
+    data_root=None,  # as in a run
+    say: Callable = lambda row: None,  # called with each figure
+    # name, seconds, reference_seconds and ratio, mild_seconds and mild_ratio, peak_mb (MiB), gflop,
+    # ceiling_share and the ceiling it is a share of
+) -> list[dict[str, Any]]:
     "Time the parts of a MCULoRA run on the shape of IEMOCAP, each beside its plain version."
     device, out = resolve_device(device), []
-    edge = 2048 if size == 'full' else 256    # of the matrices
+    edge = 2048 if size == 'full' else 256  # of the matrices
     product, copied = ceilings(device, precision, edge)
+
     def note(name, seconds, reference=None, mild=None, peak=None, gflop=None, **more):
-        out.append(dict(name=name, seconds=seconds, reference_seconds=reference, ratio=reference and reference/seconds, mild_seconds=mild, mild_ratio=mild and mild/seconds, peak_mb=peak, gflop=gflop, ceiling_share=gflop and gflop/seconds/product, ceiling_gflop_per_second=gflop and product, **more)); say(out[-1])
-    note('ceiling_product', 2*edge**3/product/1e9, gflop=2*edge**3/1e9)
-    note('ceiling_copy', 2*4*4*edge**2/copied/1e9, gb_per_second=copied)
+        out.append(
+            dict(
+                name=name,
+                seconds=seconds,
+                reference_seconds=reference,
+                ratio=reference and reference / seconds,
+                mild_seconds=mild,
+                mild_ratio=mild and mild / seconds,
+                peak_mb=peak,
+                gflop=gflop,
+                ceiling_share=gflop and gflop / seconds / product,
+                ceiling_gflop_per_second=gflop and product,
+                **more,
+            )
+        )
+        say(out[-1])
+
+    note('ceiling_product', 2 * edge**3 / product / 1e9, gflop=2 * edge**3 / 1e9)
+    note('ceiling_copy', 2 * 4 * 4 * edge**2 / copied / 1e9, gb_per_second=copied)
     d = to(open_dataset('iemocap', data_root, size), device)
     with tempfile.TemporaryDirectory() as t:
-        folder = write_layout(t, example('iemocap', d.lengths.tolist(), d.widths))      # noise of the same shape, in the files of the field
-        reading = lambda: load_layout(t, 'iemocap', cache_dir=Path(t)/'cache', progress=False)
+        # noise of the same shape, in the files of the field
+        folder = write_layout(t, example('iemocap', d.lengths.tolist(), d.widths))
+        reading = lambda: load_layout(t, 'iemocap', cache_dir=Path(t) / 'cache', progress=False)
         for name in ('load_cold', 'load_cached'):
             peak_mb(torch.device('cpu'), reset=True)
             seconds = fastest(reading, 1 if name == 'load_cold' else repeats, warm=False)
-            note(name, seconds, fastest(lambda: _one_by_one(folder), 1, warm=False), peak=peak_mb(torch.device('cpu')))
+            note(
+                name,
+                seconds,
+                fastest(lambda: _one_by_one(folder), 1, warm=False),
+                peak=peak_mb(torch.device('cpu')),
+            )
     longest, last = int(d.lengths.max()), sorted(set(d.part))[-1]
-    train, test = (select(d, [k for k, p in enumerate(d.part) if (p == last) == want]) for want in (False, True))
+    train, test = (
+        select(d, [k for k, p in enumerate(d.part) if (p == last) == want])
+        for want in (False, True)
+    )
     with torch.random.fork_rng():
         torch.manual_seed(66)
         net = create('mculora', d.task, d.widths).to(device)
     del d
     plains, todo = [Plain(net, longest, saved) for saved in ((), MILD)], []
+
     def figure(name, f, reference):
-        peak_mb(device, reset=True); f()
+        peak_mb(device, reset=True)
+        f()
         todo.append((name, f, reference, peak_mb(device)))
+
     def scores(d, stage):
-        with precisely(precision, device): evaluate(net, d, stage.name)
+        with precisely(precision, device):
+            evaluate(net, d, stage.name)
+
     for stage in net.stages():
         a, b = train, test
         if stage.encoded:
-            figure('encode_once', lambda: encoded(net, train), torch.no_grad()(lambda plain: [plain.encode(plain.batch(train, rows)) for rows in torch.arange(len(train)).split(16)]))
+            figure(
+                'encode_once',
+                lambda: encoded(net, train),
+                torch.no_grad()(
+                    lambda plain: [
+                        plain.encode(plain.batch(train, rows))
+                        for rows in torch.arange(len(train)).split(16)
+                    ]
+                ),
+            )
             a, b = encoded(net, train), encoded(net, test)
-        figure(f'{stage.name}_epoch', one_epoch(net, stage, a, precision=precision), lambda plain, stage=stage: plain.epoch(stage, train))
-        figure('evaluation' if stage.encoded else f'{stage.name}_evaluation', partial(scores, test, stage), lambda plain, stage=stage: plain.evaluate(test, stage.name))
-        if stage.encoded: figure('evaluation_encoded', partial(scores, b, stage), lambda plain, stage=stage: plain.evaluate(test, stage.name))
+        figure(
+            f'{stage.name}_epoch',
+            one_epoch(net, stage, a, precision=precision),
+            lambda plain, stage=stage: plain.epoch(stage, train),
+        )
+        figure(
+            'evaluation' if stage.encoded else f'{stage.name}_evaluation',
+            partial(scores, test, stage),
+            lambda plain, stage=stage: plain.evaluate(test, stage.name),
+        )
+        if stage.encoded:
+            figure(
+                'evaluation_encoded',
+                partial(scores, b, stage),
+                lambda plain, stage=stage: plain.evaluate(test, stage.name),
+            )
     for name, f, reference, peak in todo:
         product = ceilings(device, precision, edge)[0]
-        note(name, *in_turns(f, *(partial(reference, plain) for plain in plains), repeats=repeats), peak, flop(f))
+        note(
+            name,
+            *in_turns(f, *(partial(reference, plain) for plain in plains), repeats=repeats),
+            peak,
+            flop(f),
+        )
     return out
 
 # %% ../../nbs/experiments/05_bench.ipynb #06423a31
-def line(row:dict)->str:
+def line(row: dict) -> str:
     "One figure for the terminal."
-    if row['name'] == 'ceiling_product': return f'a large matrix product reaches {row["ceiling_gflop_per_second"]:.0f} GFLOP/s'
-    if row['name'] == 'ceiling_copy': return f'a copy reaches {row["gb_per_second"]:.1f} GB/s\n{"":20} {"seconds":>9} {"plain":>9} {"ratio":>7} {"mild":>9} {"ratio":>7} {"peak MiB":>9} {"of the ceiling":>15}'
-    mild = f'{row["mild_seconds"]:9.3f} {row["mild_ratio"]:6.1f}x' if row['mild_seconds'] else f'{"":17}'
-    return f'{row["name"]:20} {row["seconds"]:9.3f} {row["reference_seconds"]:9.3f} {row["ratio"]:6.1f}x {mild} {row["peak_mb"]:9.0f} ' + (f'{100*row["ceiling_share"]:13.0f} %' if row['ceiling_share'] else '')
+    if row['name'] == 'ceiling_product':
+        return f'a large matrix product reaches {row["ceiling_gflop_per_second"]:.0f} GFLOP/s'
+    if row['name'] == 'ceiling_copy':
+        return (
+            f'a copy reaches {row["gb_per_second"]:.1f} GB/s\n{"":20} {"seconds":>9} '
+            f'{"plain":>9} {"ratio":>7} {"mild":>9} {"ratio":>7} {"peak MiB":>9} '
+            f'{"of the ceiling":>15}'
+        )
+    mild = (
+        f'{row["mild_seconds"]:9.3f} {row["mild_ratio"]:6.1f}x'
+        if row['mild_seconds']
+        else f'{"":17}'
+    )
+    return (
+        f'{row["name"]:20} {row["seconds"]:9.3f} {row["reference_seconds"]:9.3f} '
+        f'{row["ratio"]:6.1f}x {mild} {row["peak_mb"]:9.0f} '
+    ) + (f'{100 * row["ceiling_share"]:13.0f} %' if row['ceiling_share'] else '')
 
 # %% ../../nbs/experiments/05_bench.ipynb #e85a8a1e
 def markdown(
-    found:dict, # a measurement of the notebook on speed: environment, data, bench
-    file:str='results/speed.json', # where it lies
-)->str:         # Markdown
+    found: dict,  # a measurement of the notebook on speed: environment, data, bench
+    file: str = 'results/speed.json',  # where it lies
+) -> str:  # Markdown
     "The figures of a bench, with what they were measured on."
     e, d, rows = found['environment'], found['data'], found['bench']
-    cells = [[r['name'].replace('_', ' '), f'{r["seconds"]:.2f} s', f'{r["reference_seconds"]:.2f} s', f'{r["ratio"]:.1f}x', *((f'{r["mild_seconds"]:.2f} s', f'{r["mild_ratio"]:.1f}x') if r['mild_seconds'] else ('', '')), f'{r["peak_mb"]:.0f} MiB', f'{100*r["ceiling_share"]:.0f} %' if r['ceiling_share'] else ''] for r in rows if r['reference_seconds']]
-    head = [['', 'here', 'plain', 'ratio', 'mild', 'ratio', 'peak memory', 'of the matrix ceiling'], ['---']*8]
-    return '\n'.join(['| ' + ' | '.join(r) + ' |' for r in head + cells]) + \
-        f'\n\nIEMOCAP, {"simulated shape" if d["simulated"] else "real shape"} ({", ".join(f"{m} {w}" for m, w in d["widths"].items())}), {d["utterances"]} utterances, the last session evaluated under all conditions; {e["accelerator"] or e["processor"]}, {e["threads"]} threads, torch {e["torch"]}; a large matrix product reached {min(r["ceiling_gflop_per_second"] for r in rows if r["gflop"]):.0f} to {max(r["ceiling_gflop_per_second"] for r in rows if r["gflop"]):.0f} GFLOP/s while this was measured. From `{file}`.'
+    cells = [
+        [
+            r['name'].replace('_', ' '),
+            f'{r["seconds"]:.2f} s',
+            f'{r["reference_seconds"]:.2f} s',
+            f'{r["ratio"]:.1f}x',
+            *(
+                (f'{r["mild_seconds"]:.2f} s', f'{r["mild_ratio"]:.1f}x')
+                if r['mild_seconds']
+                else ('', '')
+            ),
+            f'{r["peak_mb"]:.0f} MiB',
+            f'{100 * r["ceiling_share"]:.0f} %' if r['ceiling_share'] else '',
+        ]
+        for r in rows
+        if r['reference_seconds']
+    ]
+    head = [
+        ['', 'here', 'plain', 'ratio', 'mild', 'ratio', 'peak memory', 'of the matrix ceiling'],
+        ['---'] * 8,
+    ]
+    return '\n'.join(['| ' + ' | '.join(r) + ' |' for r in head + cells]) + (
+        f'\n\nIEMOCAP, {"simulated shape" if d["simulated"] else "real shape"} '
+        f'({", ".join(f"{m} {w}" for m, w in d["widths"].items())}), {d["utterances"]} '
+        'utterances, the last session evaluated under all conditions; '
+        f'{e["accelerator"] or e["processor"]}, {e["threads"]} threads, torch {e["torch"]}; '
+        'a large matrix product reached '
+        f'{min(r["ceiling_gflop_per_second"] for r in rows if r["gflop"]):.0f} to '
+        f'{max(r["ceiling_gflop_per_second"] for r in rows if r["gflop"]):.0f} GFLOP/s '
+        f'while this was measured. From `{file}`.'
+    )

@@ -19,137 +19,233 @@ from .runs import said_missing
 from ..basics.files import write_atomically
 from .studies import Sweep, Variant, find
 from ..data.twins import bayes_limit, repo_root
-if TYPE_CHECKING: # annotations alone need it here
+
+if TYPE_CHECKING:  # annotations alone need it here
     import pandas as pd
 
 # %% ../../nbs/experiments/03_reports.ipynb #2761100d
 class Report(Sweep):
     "Parameters of a table or figure."
-    results:str = 'results'   # folder with the result files, from the repository's root
-    figures:str = 'figures'   # where tables and figures go
-    more:list[int] = []       # further seeds, on which some rows ran and others did not
+
+    results: str = 'results'  # folder with the result files, from the repository's root
+    figures: str = 'figures'  # where tables and figures go
+    more: list[int] = []  # further seeds, on which some rows ran and others did not
 
     @property
-    def out(self)->Path:
-        "Where to write; under nbdev_test a temporary folder, so that a test leaves the committed files alone."
-        return Path(tempfile.mkdtemp()) if os.environ.get('IN_TEST') else repo_root()/self.figures
+    def out(self) -> Path:
+        """Where to write; under nbdev_test a temporary folder, so that a test leaves the committed
+        files alone."""
+        return Path(tempfile.mkdtemp()) if os.environ.get('IN_TEST') else repo_root() / self.figures
 
-    def find(self, variants:list[Variant], protocol='fixed'):
+    def find(self, variants: list[Variant], protocol='fixed'):
         "The runs of some variants, and those that are missing."
-        return find(collect(repo_root()/self.results, protocol), self, variants)
+        return find(collect(repo_root() / self.results, protocol), self, variants)
 
-    def further(self, variants:list[Variant], protocol='fixed')->'tuple[list[int], pd.DataFrame, list[str]]':
-        "With the further seeds: all seeds, the runs of the variants that have every one of them, and these variants; without further seeds, or where no variant ran on them, no variant."
+    def further(
+        self, variants: list[Variant], protocol='fixed'
+    ) -> 'tuple[list[int], pd.DataFrame, list[str]]':
+        """With the further seeds: all seeds, the runs of the variants that have every one of them,
+        and these variants; without further seeds, or where no variant ran on them, no variant."""
         seeds = sorted({*self.seeds, *self.more})
         found, missing = self.model_copy(update=dict(seeds=seeds)).find(variants, protocol)
-        whole = [v.name for v in variants if v.name not in missing] if len(seeds) > len(self.seeds) else []
+        whole = (
+            [v.name for v in variants if v.name not in missing]
+            if len(seeds) > len(self.seeds)
+            else []
+        )
         return seeds, found[found.variant.isin(whole)] if len(found) else found, whole
 
-    def observed(self, variants:list[Variant], name:str):
-        "Of the first seed, which is the one that is observed: the runs, those that are missing, and {variant: {fold: file}} of a file beside the results. A run without the file is missing too, and a variant with a missing run has no files, so that nothing is averaged over fewer; what has no epochs leaves no file, and lacks none. Raises `DataError` for a file that is not what its result says."
+    def observed(self, variants: list[Variant], name: str):
+        """Of the first seed, which is the one that is observed: the runs, those that are missing,
+        and {variant: {fold: file}} of a file beside the results. A run without the file is missing
+        too, and a variant with a missing run has no files, so that nothing is averaged over fewer;
+        what has no epochs leaves no file, and lacks none. Raises `DataError` for a file that is
+        not what its result says."""
         found, missing = self.model_copy(update=dict(seeds=self.seeds[:1])).find(variants)
         files = {}
         for r in found.drop_duplicates(['variant', 'file']).itertuples() if len(found) else []:
             path = Path(r.file).with_name(name)
-            if path.is_file(): files.setdefault(r.variant, {})[r.fold] = beside(path)
-            elif read_result(r.file).stages: missing.setdefault(r.variant, []).append(f'{name} of {r.variant}, fold {r.fold}, seed {r.seed}')
+            if path.is_file():
+                files.setdefault(r.variant, {})[r.fold] = beside(path)
+            elif read_result(r.file).stages:
+                missing.setdefault(r.variant, []).append(
+                    f'{name} of {r.variant}, fold {r.fold}, seed {r.seed}'
+                )
         return found, missing, {v: at for v, at in files.items() if v not in missing}
 
-    def limit(self)->'dict[str, dict[str, Cell]]':
-        "What no method can pass on a twin: metric -> condition -> cell, with the 95 % error of the estimate (of an average: the largest of the conditions, which bounds it). Of real data nothing."
-        if not self.simulated: return {}
+    def limit(self) -> 'dict[str, dict[str, Cell]]':
+        """What no method can pass on a twin: metric -> condition -> cell, with the 95 % error of
+        the estimate (of an average: the largest of the conditions, which bounds it). Of real data
+        nothing."""
+        if not self.simulated:
+            return {}
         exact = bayes_limit(self.dataset, self.size)
         mean = with_averages({c: {m: x for m, (x, _) in row.items()} for c, row in exact.items()})
-        return {m: {c: Cell(100*row[m], 196*(exact[c][m][1] if c in exact else max(x[m][1] for x in exact.values()))) for c, row in mean.items() if m in row} for m in next(iter(exact.values()))}
+        return {
+            m: {
+                c: Cell(
+                    100 * row[m],
+                    196 * (exact[c][m][1] if c in exact else max(x[m][1] for x in exact.values())),
+                )
+                for c, row in mean.items()
+                if m in row
+            }
+            for m in next(iter(exact.values()))
+        }
 
+# %% ../../nbs/experiments/03_reports.ipynb #81154800
 NAMES = {'iemocap': 'IEMOCAP', 'iemocap6': 'IEMOCAP-6', 'mosi': 'CMU-MOSI', 'mosei': 'CMU-MOSEI'}
-FOCUS = ('mculora', 'control', 'mculora-released', 'momke', 'dropout-transformer', 'logistic-per-condition') # in colour where a picture would be too crowded with all; the tables have all
-PAPER = ('wav2vec-large-c-UTT', 'deberta-large-4-UTT', 'manet_UTT') # the paper's features, by their folders
+# in colour where a picture would be too crowded with all; the tables have all
+FOCUS = (
+    'mculora',
+    'control',
+    'mculora-released',
+    'momke',
+    'dropout-transformer',
+    'logistic-per-condition',
+)
+# the paper's features, by their folders
+PAPER = ('wav2vec-large-c-UTT', 'deberta-large-4-UTT', 'manet_UTT')
+
 
 def features_of(
-    found:'pd.DataFrame', # of `find`
-)->str: # 'simulated', 'stand-in features' or 'features of the paper'
+    found: 'pd.DataFrame',  # of `find`
+) -> str:  # 'simulated', 'stand-in features' or 'features of the paper'
     "What the numbers were made from. Only with the last may a number be set against a printed one."
-    if found.simulated.iloc[0]: return 'simulated'
-    return 'features of the paper' if set(json.loads(found.views.iloc[0]).values()) == set(PAPER) else 'stand-in features'
+    if found.simulated.iloc[0]:
+        return 'simulated'
+    return (
+        'features of the paper'
+        if set(json.loads(found.views.iloc[0]).values()) == set(PAPER)
+        else 'stand-in features'
+    )
+
 
 def describe_data(
-    found:'pd.DataFrame', # of `find`
-    data:str,             # as results name it
-)->str:
+    found: 'pd.DataFrame',  # of `find`
+    data: str,  # as results name it
+) -> str:
     "What a title says of the data; of training data with gaps, which, if all rows have the same."
     name, gaps = NAMES.get(data.split('-')[0]), list(found.missing.unique()) if len(found) else []
     said = f', {said_missing(lacks)}' if len(gaps) == 1 and (lacks := json.loads(gaps[0])) else ''
-    if not name: return f'{data}, a table of its own{said}'
-    if '-simulated' in data: return f'simulated twin of {name}' + (', tiny' if data.endswith('-tiny') else '') + said
+    if not name:
+        return f'{data}, a table of its own{said}'
+    if '-simulated' in data:
+        return f'simulated twin of {name}' + (', tiny' if data.endswith('-tiny') else '') + said
     return f'{name}, {features_of(found)}{said}' if len(found) else name
 
 # %% ../../nbs/experiments/03_reports.ipynb #f7621972
-def _tex(s): # text as LaTeX
-    for a, b in {'_': '\\_', '%': '\\%', '&': '\\&', '#': '\\#', '<': '$<$', '>': '$>$', '±': '$\\pm$', '−': '$-$', '`': ''}.items(): s = s.replace(a, b)
-    return re.sub(r'(?<![\w-])-(?=\d)', '$-$', s)                                                    # of a number, not a hyphen
+def _tex(s):  # text as LaTeX
+    for a, b in {
+        '_': '\\_',
+        '%': '\\%',
+        '&': '\\&',
+        '#': '\\#',
+        '<': '$<$',
+        '>': '$>$',
+        '±': '$\\pm$',
+        '−': '$-$',
+        '`': '',
+    }.items():
+        s = s.replace(a, b)
+    # of a number, not a hyphen
+    return re.sub(r'(?<![\w-])-(?=\d)', '$-$', s)
 
+# %% ../../nbs/experiments/03_reports.ipynb #7efdcc94
 class Cell(NamedTuple):
     "A number with its interval, or words."
-    mean:float = math.nan
-    half:float = math.nan
-    runs:int = 0
-    mark:str = ''    # 'best', 'second'
-    words:str = ''   # instead of a number
-    digits:int = 1
 
-    def say(self, latex=False)->str:
+    mean: float = math.nan
+    half: float = math.nan
+    runs: int = 0
+    mark: str = ''  # 'best', 'second'
+    words: str = ''  # instead of a number
+    digits: int = 1
+
+    def say(self, latex=False) -> str:
         "As printed."
-        if self.words or math.isnan(self.mean): return _tex(self.words) if latex else self.words
-        least = .5*10.**-self.digits                                                                  # what rounds to zero
-        text = f'{self.mean if abs(self.mean) >= least else 0.:.{self.digits}f}' + ('' if math.isnan(self.half) else f' ± <{least:.{self.digits + 1}f}' if 1e-9 < self.half < least else f' ± {self.half:.{self.digits}f}')
-        if latex: text = _tex(text)
-        around = {'': ('', ''), 'best': ('\\textbf{', '}'), 'second': ('\\underline{', '}')} if latex else {'': ('', ''), 'best': ('**', '**'), 'second': ('*', '*')}
+        if self.words or math.isnan(self.mean):
+            return _tex(self.words) if latex else self.words
+        # what rounds to zero
+        least = 0.5 * 10.0**-self.digits
+        text = f'{self.mean if abs(self.mean) >= least else 0.0:.{self.digits}f}' + (
+            ''
+            if math.isnan(self.half)
+            else f' ± <{least:.{self.digits + 1}f}'
+            if 1e-9 < self.half < least
+            else f' ± {self.half:.{self.digits}f}'
+        )
+        if latex:
+            text = _tex(text)
+        around = (
+            {'': ('', ''), 'best': ('\\textbf{', '}'), 'second': ('\\underline{', '}')}
+            if latex
+            else {'': ('', ''), 'best': ('**', '**'), 'second': ('*', '*')}
+        )
         return around[self.mark][0] + text + around[self.mark][1]
 
+# %% ../../nbs/experiments/03_reports.ipynb #9320e88a
 def cell(
-    runs:'pd.DataFrame',   # scores of one row under one condition and metric
-    missing:Sequence[str], # runs that should be among them
-    scale:float=100.,      # 100: in per cent
-    digits:int=1,
-)->Cell:
+    runs: 'pd.DataFrame',  # scores of one row under one condition and metric
+    missing: Sequence[str],  # runs that should be among them
+    scale: float = 100.0,  # 100: in per cent
+    digits: int = 1,
+) -> Cell:
     "The mean with its interval, if all runs are there."
-    if missing: return Cell(words=f'{len(missing)} missing')
-    if len(runs) < 2: return Cell(words='1 run, no interval')
+    if missing:
+        return Cell(words=f'{len(missing)} missing')
+    if len(runs) < 2:
+        return Cell(words='1 run, no interval')
     m = interval(runs)
-    return Cell(scale*m['mean'], scale*m['half'], int(m['runs']), digits=digits)
+    return Cell(scale * m['mean'], scale * m['half'], int(m['runs']), digits=digits)
+
 
 def cell_of(
-    values,                # one for each fold
-    missing:Sequence[str]=(),  # runs that should be among them
-    scale:float=1.,
-    digits:int=1,
-)->Cell:
+    values,  # one for each fold
+    missing: Sequence[str] = (),  # runs that should be among them
+    scale: float = 1.0,
+    digits: int = 1,
+) -> Cell:
     "The same of numbers that are not scores."
     import pandas as pd
-    return cell(pd.DataFrame(dict(fold=range(len(values)), seed=0, value=list(values))), missing, scale, digits)
+
+    return cell(
+        pd.DataFrame(dict(fold=range(len(values)), seed=0, value=list(values))),
+        missing,
+        scale,
+        digits,
+    )
+
 
 def band(
-    values:'pd.DataFrame', # a column for each fold, a row for each point of a curve
-)->tuple['pd.Series', 'pd.Series']: # mean, half-width (NaN for one column)
+    values: 'pd.DataFrame',  # a column for each fold, a row for each point of a curve
+) -> tuple['pd.Series', 'pd.Series']:  # mean, half-width (NaN for one column)
     "The same for all points of a curve at once."
     from scipy import stats
+
     n = values.shape[1]
-    return values.mean(axis=1), stats.t.ppf(.975, n - 1)*values.std(axis=1, ddof=1)/n**.5
+    return values.mean(axis=1), stats.t.ppf(0.975, n - 1) * values.std(axis=1, ddof=1) / n**0.5
 
 # %% ../../nbs/experiments/03_reports.ipynb #04f9f51b
 def marks(
-    column:'pd.DataFrame', # one condition and metric: variant, fold, seed, value
-    names:list[str],       # variants whose runs are all there
-    higher:bool=True,      # is better
-)->dict[str, str]:         # variant -> 'best' or 'second'
+    column: 'pd.DataFrame',  # one condition and metric: variant, fold, seed, value
+    names: list[str],  # variants whose runs are all there
+    higher: bool = True,  # is better
+) -> dict[str, str]:  # variant -> 'best' or 'second'
     "What may be marked in a column."
-    mean = column[column.variant.isin(names)].groupby('variant').value.mean().sort_values(ascending=not higher)
+    mean = (
+        column[column.variant.isin(names)]
+        .groupby('variant')
+        .value.mean()
+        .sort_values(ascending=not higher)
+    )
     order, out = list(mean.index), {}
     for name, what in zip(order, ('best', 'second')):
-        below = order[order.index(name) + 1:]
-        if not below: break
-        if not (against(column, name, below, by='variant').corrected < .05).all(): break
+        below = order[order.index(name) + 1 :]
+        if not below:
+            break
+        if not (against(column, name, below, by='variant').corrected < 0.05).all():
+            break
         out[name] = what
     return out
 
@@ -157,137 +253,276 @@ def marks(
 @dataclass
 class Table:
     "Rows and columns of cells, under a title that says what they are made from."
-    title:str
-    columns:list[str]
-    rows:dict[str, dict[str, Cell]] = field(default_factory=dict) # row -> column -> cell
-    notes:list[str] = field(default_factory=list)
-    corner:str = 'method'
 
-    def frame(self, latex=False)->'pd.DataFrame':
+    title: str
+    columns: list[str]
+    rows: dict[str, dict[str, Cell]] = field(default_factory=dict)  # row -> column -> cell
+    notes: list[str] = field(default_factory=list)
+    corner: str = 'method'
+
+    def frame(self, latex=False) -> 'pd.DataFrame':
         "The cells as printed."
         import pandas as pd
+
         say = _tex if latex else str
-        return pd.DataFrame([[say(row), *(cells.get(c, Cell()).say(latex) for c in self.columns)] for row, cells in self.rows.items()], columns=[say(self.corner), *map(say, self.columns)])
+        return pd.DataFrame(
+            [
+                [say(row), *(cells.get(c, Cell()).say(latex) for c in self.columns)]
+                for row, cells in self.rows.items()
+            ],
+            columns=[say(self.corner), *map(say, self.columns)],
+        )
 
-    def markdown(self)->str:
+    def markdown(self) -> str:
         "As Markdown."
-        return f'**{self.title}**\n\n' + self.frame().to_markdown(index=False, disable_numparse=True) + ''.join(f'\n\n{n}' for n in self.notes) + '\n'
+        return (
+            f'**{self.title}**\n\n'
+            + self.frame().to_markdown(index=False, disable_numparse=True)
+            + ''.join(f'\n\n{n}' for n in self.notes)
+            + '\n'
+        )
 
-    def latex(self)->str:
-        "As LaTeX; needs the packages booktabs and, for wide tables, graphicx. A column of sentences breaks its lines."
-        frame, long = self.frame(latex=True), [max([0, *map(len, column)]) > 40 for _, column in self.frame().items()]
-        body = frame.to_latex(index=False, column_format=''.join('p{6cm}' if wide else 'lr'[k > 0] for k, wide in enumerate(long)))
-        return f'% {self.title}\n\\begin{{table*}}\n\\centering\n\\caption{{{_tex(self.title)}}}\n\\resizebox{{\\textwidth}}{{!}}{{%\n{body.rstrip()}}}\n' + ''.join(f'\n\\smallskip\\footnotesize {_tex(n)}\n' for n in self.notes) + '\\end{table*}\n'
+    def latex(self) -> str:
+        """As LaTeX; needs the packages booktabs and, for wide tables, graphicx. A column of
+        sentences breaks its lines."""
+        frame, long = (
+            self.frame(latex=True),
+            [max([0, *map(len, column)]) > 40 for _, column in self.frame().items()],
+        )
+        body = frame.to_latex(
+            index=False,
+            column_format=''.join('p{6cm}' if wide else 'lr'[k > 0] for k, wide in enumerate(long)),
+        )
+        return (
+            (
+                '% '
+                f'{self.title}\n\\begin{{table*}}\n\\centering\n\\caption{{{_tex(self.title)}}}\n\\resizebox{{\\textwidth}}{{!}}{{%\n{body.rstrip()}}}\n'
+            )
+            + ''.join(f'\n\\smallskip\\footnotesize {_tex(n)}\n' for n in self.notes)
+            + '\\end{table*}\n'
+        )
 
-    def csv(self)->'pd.DataFrame':
+    def csv(self) -> 'pd.DataFrame':
         "One cell a line."
         import pandas as pd
-        return pd.DataFrame([{'table': self.title, self.corner: row, 'column': c, **{k: v for k, v in x._asdict().items() if k != 'digits'}} for row, cells in self.rows.items() for c, x in cells.items()])
 
+        return pd.DataFrame(
+            [
+                {
+                    'table': self.title,
+                    self.corner: row,
+                    'column': c,
+                    **{k: v for k, v in x._asdict().items() if k != 'digits'},
+                }
+                for row, cells in self.rows.items()
+                for c, x in cells.items()
+            ]
+        )
+
+# %% ../../nbs/experiments/03_reports.ipynb #cd041683
 def keep_tables(
-    tables:list[Table], # one after the other in each file
-    path,               # without the ending
-    why:Sequence[str]=(), # where there is no table: what is missing
+    tables: list[Table],  # one after the other in each file
+    path,  # without the ending
+    why: Sequence[str] = (),  # where there is no table: what is missing
 ):
     "Write .md, .tex and .csv."
     import pandas as pd
+
     path, tables = Path(path), tables or [Table('Nothing to show', [], notes=list(why))]
     path.parent.mkdir(parents=True, exist_ok=True)
-    for end, text in (('.md', '\n'.join(t.markdown() for t in tables)), ('.tex', '\n'.join(t.latex() for t in tables)), ('.csv', pd.concat([t.csv() for t in tables]).to_csv(index=False, lineterminator='\n', float_format='%.10g'))):
-        write_atomically(path.with_name(path.name + end), lambda tmp, text=text: tmp.write_text(text, encoding='utf-8'))
+    for end, text in (
+        ('.md', '\n'.join(t.markdown() for t in tables)),
+        ('.tex', '\n'.join(t.latex() for t in tables)),
+        (
+            '.csv',
+            pd.concat([t.csv() for t in tables]).to_csv(
+                index=False, lineterminator='\n', float_format='%.10g'
+            ),
+        ),
+    ):
+        write_atomically(
+            path.with_name(path.name + end),
+            lambda tmp, text=text: tmp.write_text(text, encoding='utf-8'),
+        )
+
 
 def keep_nothing(
-    fig,           # an empty one of matplotlib
-    path,          # without the ending
-    why:list[str], # notes that say what is missing
+    fig,  # an empty one of matplotlib
+    path,  # without the ending
+    why: list[str],  # notes that say what is missing
 ):
-    "Where there is nothing to draw, a picture that says why: a missing run must be seen, not guessed from a missing file."
-    fig.text(.02, .5, '\n'.join(textwrap.fill(w, 90) for w in ['Nothing to draw.', *why]), va='center', fontsize=7)
+    """Where there is nothing to draw, a picture that says why: a missing run must be seen, not
+    guessed from a missing file."""
+    fig.text(
+        0.02,
+        0.5,
+        '\n'.join(textwrap.fill(w, 90) for w in ['Nothing to draw.', *why]),
+        va='center',
+        fontsize=7,
+    )
     keep_figure(fig, path)
 
+# %% ../../nbs/experiments/03_reports.ipynb #5f54f1a3
 def keep_figure(
-    fig,   # of matplotlib
+    fig,  # of matplotlib
     path,  # without the ending
 ):
-    "Write .svg and .pdf, without the date: with the style of `nbs/paper.mplstyle`, the same picture has the same bytes."
+    """Write .svg and .pdf, without the date: with the style of `nbs/paper.mplstyle`, the same
+    picture has the same bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for end, meta in (('.svg', {'Date': None}), ('.pdf', {'CreationDate': None})):
-        write_atomically(path.with_name(path.name + end), lambda tmp, end=end, meta=meta: fig.savefig(tmp, format=end[1:], metadata=meta))
+        write_atomically(
+            path.with_name(path.name + end),
+            lambda tmp, end=end, meta=meta: fig.savefig(tmp, format=end[1:], metadata=meta),
+        )
 
 # %% ../../nbs/experiments/03_reports.ipynb #2f762e20
 def shown(
-    found:'pd.DataFrame', # of `find`
-)->list[str]:
-    "The metrics that the paper reports of such data; of scores without a sign, which it has not, the correlation."
+    found: 'pd.DataFrame',  # of `find`
+) -> list[str]:
+    """The metrics that the paper reports of such data; of scores without a sign, which it has not,
+    the correlation."""
     there = set(found.metric) if len(found) else set()
-    return [m for m in (('WA', 'UA') if 'WA' in there else ('ACC', 'F1') if 'ACC' in there else ('r',)) if m in there]
+    return [
+        m
+        for m in (('WA', 'UA') if 'WA' in there else ('ACC', 'F1') if 'ACC' in there else ('r',))
+        if m in there
+    ]
+
 
 def say_missing(
-    missing:dict[str, list[str]], # of `find`
-    most:int=6,                   # how many are named
-)->list[str]: # a note, or nothing
+    missing: dict[str, list[str]],  # of `find`
+    most: int = 6,  # how many are named
+) -> list[str]:  # a note, or nothing
     "Names the runs that a table lacks."
     all_of = [x for xs in missing.values() for x in xs]
-    return [f'Missing, so not averaged over fewer: {"; ".join(all_of[:most])}{f"; and {len(all_of) - most} more" if len(all_of) > most else ""}.'] if all_of else []
+    return (
+        [
+            (
+                'Missing, so not averaged over fewer: '
+                f'{"; ".join(all_of[:most])}{f"; and {len(all_of) - most} more" if len(all_of) > most else ""}.'
+            )
+        ]
+        if all_of
+        else []
+    )
 
+# %% ../../nbs/experiments/03_reports.ipynb #30da77ab
 def table_of(
-    title:str,
-    found:'pd.DataFrame',         # of `find`
-    missing:dict[str, list[str]], # of `find`
-    names:list[str],              # rows
-    metric:str,                   # which metric
-    corner:str='method',          # what the rows are
-    higher:bool=True,             # is better
-)->Table:
-    "Variants under every condition, with both averages, epochs chosen on validation; best and second best marked where a test supports it; the runs that are missing named below."
-    here = found[(found.metric == metric) & (found.selection == 'validation')] if len(found) else found
+    title: str,
+    found: 'pd.DataFrame',  # of `find`
+    missing: dict[str, list[str]],  # of `find`
+    names: list[str],  # rows
+    metric: str,  # which metric
+    corner: str = 'method',  # what the rows are
+    higher: bool = True,  # is better
+) -> Table:
+    """Variants under every condition, with both averages, epochs chosen on validation; best and
+    second best marked where a test supports it; the runs that are missing named below."""
+    here = (
+        found[(found.metric == metric) & (found.selection == 'validation')] if len(found) else found
+    )
     conditions = list(dict.fromkeys(here.condition)) if len(here) else list(AVERAGES)
     out, whole = Table(title, conditions, corner=corner), [n for n in names if n not in missing]
-    parts = dict(iter(here[['variant', 'condition', 'fold', 'seed', 'value']].groupby(['variant', 'condition']))) if len(here) else {}
-    for n in names: out.rows[n] = {c: cell(parts.get((n, c), here[:0]), missing.get(n, [])) for c in conditions}
+    parts = (
+        dict(
+            iter(
+                here[['variant', 'condition', 'fold', 'seed', 'value']].groupby(
+                    ['variant', 'condition']
+                )
+            )
+        )
+        if len(here)
+        else {}
+    )
+    for n in names:
+        out.rows[n] = {c: cell(parts.get((n, c), here[:0]), missing.get(n, [])) for c in conditions}
     if whole:
         for c in conditions:
-            for n, what in marks(here[here.condition == c], whole, higher).items(): out.rows[n][c] = out.rows[n][c]._replace(mark=what)
-    if whole: out.notes.append(how(here[here.variant.isin(whole)]))
+            for n, what in marks(here[here.condition == c], whole, higher).items():
+                out.rows[n][c] = out.rows[n][c]._replace(mark=what)
+    if whole:
+        out.notes.append(how(here[here.variant.isin(whole)]))
     out.notes += say_missing(missing)
     return out
 
+# %% ../../nbs/experiments/03_reports.ipynb #8d0f246e
 def how(
-    found:'pd.DataFrame', # scores of a table
-)->str:
+    found: 'pd.DataFrame',  # scores of a table
+) -> str:
     "What a table's note says of its runs."
     n = lambda column: sorted(found[column].unique())
-    unit = f'{len(n("fold"))} folds, seeds of a fold averaged first' if len(n('fold')) > 1 else f'{len(n("seed"))} seeds'
+    unit = (
+        f'{len(n("fold"))} folds, seeds of a fold averaged first'
+        if len(n('fold')) > 1
+        else f'{len(n("seed"))} seeds'
+    )
     machines = found.drop_duplicates('file').machine.value_counts()
-    made = f' Runs made on: {", ".join(f"{m} ({k})" for m, k in machines.items())}; one seed gives the same masks and orders on each, and sums that differ by rounding.' if len(machines) > 1 else ''
-    return f'Per cent; mean and 95 % interval over {unit}; folds {", ".join(map(str, n("fold")))}, seeds {", ".join(map(str, n("seed")))}, schedule {", ".join(n("schedule"))}, epochs chosen on validation.{made} Bold: better than each other row with numbers; italic (underlined in print): second to it, and better than each such row below (paired t-tests, Holm, p < 0.05).' + (' Methods without randomness do not vary over seeds: between two of them no test is made.' if len(n('fold')) == 1 else '')
+    made = (
+        (
+            f' Runs made on: {", ".join(f"{m} ({k})" for m, k in machines.items())}; one seed '
+            'gives the same masks and orders on each, and sums that differ by rounding.'
+        )
+        if len(machines) > 1
+        else ''
+    )
+    return (
+        f'Per cent; mean and 95 % interval over {unit}; folds '
+        f'{", ".join(map(str, n("fold")))}, seeds {", ".join(map(str, n("seed")))}, '
+        f'schedule {", ".join(n("schedule"))}, epochs chosen on validation.{made} Bold: '
+        'better than each other row with numbers; italic (underlined in print): second to '
+        'it, and better than each such row below (paired t-tests, Holm, p < 0.05).'
+    ) + (
+        (' Methods without randomness do not vary over seeds: between two of them no test is made.')
+        if len(n('fold')) == 1
+        else ''
+    )
 
+# %% ../../nbs/experiments/03_reports.ipynb #b05719a0
 def of_paper(
-    found:'pd.DataFrame', # rows of `printed`: one method and metric
-    columns:list[str],    # conditions
-)->dict[str, Cell]:
-    "The paper's cells as printed, with the averages that follow from them (of a misprint, from what it stands for)."
+    found: 'pd.DataFrame',  # rows of `printed`: one method and metric
+    columns: list[str],  # conditions
+) -> dict[str, Cell]:
+    """The paper's cells as printed, with the averages that follow from them (of a misprint, from
+    what it stands for)."""
     v = {r.condition: r.number for r in found.itertuples()}
-    out = {r.condition: Cell(float(r.value), digits=len(r.value.partition('.')[2])) for r in found.itertuples()}
+    out = {
+        r.condition: Cell(float(r.value), digits=len(r.value.partition('.')[2]))
+        for r in found.itertuples()
+    }
     seven = [c for c in columns if c not in AVERAGES]
     for average, of in (('incomplete', seven[:-1]), ('all', seven)):
-        if all(c in v for c in of): out[average] = Cell(sum(v[c] for c in of)/len(of), digits=2)
+        if all(c in v for c in of):
+            out[average] = Cell(sum(v[c] for c in of) / len(of), digits=2)
     return {c: out.get(c, Cell(words='–')) for c in [*columns, 'average']}
 
+
 def odd_cells(
-    found:'pd.DataFrame', # rows of `printed`
-)->list[str]: # a note, or nothing
+    found: 'pd.DataFrame',  # rows of `printed`
+) -> list[str]:  # a note, or nothing
     "What is known of printed cells that are not as they should be."
-    said = '; '.join(' '.join(filter(None, (r.method, r.setting, f'{r.condition}: {r.flag}'))) for r in found[found.flag != ''].itertuples())
+    said = '; '.join(
+        ' '.join(filter(None, (r.method, r.setting, f'{r.condition}: {r.flag}')))
+        for r in found[found.flag != ''].itertuples()
+    )
     return [f'Odd cells: {said}.'] if said else []
 
+# %% ../../nbs/experiments/03_reports.ipynb #4870f9d6
 def printed(
-    source:str,  # 'Table 1', 'Table 2', ...
-    dataset:str, # 'iemocap', 'mosei'
-)->'pd.DataFrame': # method, setting, condition, metric, value (as printed), flag, number (of a misprint, what its flag says that it stands for)
+    source: str,  # 'Table 1', 'Table 2', ...
+    dataset: str,  # 'iemocap', 'mosei'
+    # method, setting, condition, metric, value (as printed), flag, number (of a misprint, what its
+    # flag says that it stands for)
+) -> 'pd.DataFrame':
     "Numbers that the paper prints (`results/paper.csv`)."
     import pandas as pd
-    p = pd.read_csv(repo_root()/'results'/'paper.csv', dtype={'value': str}, keep_default_na=False)
-    p['number'] = [float(m[1] if (m := re.search(r'misprint of ([\d.]+)', r.flag)) else r.value) for r in p.itertuples()]
+
+    p = pd.read_csv(
+        repo_root() / 'results' / 'paper.csv', dtype={'value': str}, keep_default_na=False
+    )
+    p['number'] = [
+        float(m[1] if (m := re.search(r'misprint of ([\d.]+)', r.flag)) else r.value)
+        for r in p.itertuples()
+    ]
     return p[(p.source == source) & (p.dataset == dataset)]

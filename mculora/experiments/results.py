@@ -18,133 +18,222 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import mculora
 from ..basics.dialogues import DataError
 from ..basics.files import brief, write_atomically
-if TYPE_CHECKING: # annotations alone need it here
+
+if TYPE_CHECKING:  # annotations alone need it here
     import pandas as pd
 
 # %% ../../nbs/experiments/00_results.ipynb #5fcec8e4
 def _git(*args):
-    try: return subprocess.run(['git', *args], cwd=Path(mculora.__file__).parent, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError): return None
+    try:
+        return subprocess.run(
+            ['git', *args],
+            cwd=Path(mculora.__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
 
 def _processor():
-    try: return next(l.split(':', 1)[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name'))
-    except (OSError, StopIteration): return platform.processor() or platform.machine()
+    try:
+        return next(
+            l.split(':', 1)[1].strip()
+            for l in Path('/proc/cpuinfo').read_text().splitlines()
+            if l.startswith('model name')
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
+# %% ../../nbs/experiments/00_results.ipynb #ab64b2a9
 def environment(
-    device='cpu', # where the run takes place
-)->dict[str, Any]: # versions, commit, hardware
+    device='cpu',  # where the run takes place
+) -> dict[str, Any]:  # versions, commit, hardware
     "Versions, commit and hardware, as they stand now."
     device, changed = torch.device(device), _git('status', '--porcelain', '--', '*.py')
-    return dict(mculora=mculora.__version__, commit=_git('rev-parse', 'HEAD'), changed=None if changed is None else bool(changed), python=platform.python_version(),
-        **{p: importlib.metadata.version(p) for p in ('torch', 'numpy', 'scikit-learn')}, system=platform.platform(terse=True), processor=_processor(), cores=psutil.cpu_count(),
-        threads=torch.get_num_threads(), memory_gb=round(psutil.virtual_memory().total/2**30, 1), device=str(device),
-        accelerator=torch.cuda.get_device_name(device) if device.type == 'cuda' else None)
+    return dict(
+        mculora=mculora.__version__,
+        commit=_git('rev-parse', 'HEAD'),
+        changed=None if changed is None else bool(changed),
+        python=platform.python_version(),
+        **{p: importlib.metadata.version(p) for p in ('torch', 'numpy', 'scikit-learn')},
+        system=platform.platform(terse=True),
+        processor=_processor(),
+        cores=psutil.cpu_count(),
+        threads=torch.get_num_threads(),
+        memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
+        device=str(device),
+        accelerator=torch.cuda.get_device_name(device) if device.type == 'cuda' else None,
+    )
 
-def interpreter()->str:
-    "The running Python, by its place in the current folder's tree if it lies there (a notebook then shows no path of the machine)."
+
+def interpreter() -> str:
+    """The running Python, by its place in the current folder's tree if it lies there (a notebook
+    then shows no path of the machine)."""
     for base in (Path.cwd(), *Path.cwd().parents):
-        if (base/'settings.ini').exists() and Path(sys.executable).is_relative_to(base): return str(Path(sys.executable).relative_to(base))
+        if (base / 'settings.ini').exists() and Path(sys.executable).is_relative_to(base):
+            return str(Path(sys.executable).relative_to(base))
     return Path(sys.executable).name
 
 # %% ../../nbs/experiments/00_results.ipynb #400870ac
 class Score(BaseModel):
     "One number."
+
     model_config = ConfigDict(extra='forbid', frozen=True)
-    selection:str  # 'validation', or 'test': the epoch was picked on the test set, as the field does
-    protocol:str = 'fixed' # missing protocol: 'fixed' or 'random'
-    condition:str  # 'a', 'at', ..., or the averages 'incomplete' and 'all'; of the random protocol the rate, '0.3'
-    metric:str     # 'WA', 'UA', ...
-    value:float    # a fraction, a MAE or a correlation
+    # 'validation', or 'test': the epoch was picked on the test set, as the field does
+    selection: str
+    protocol: str = 'fixed'  # missing protocol: 'fixed' or 'random'
+    # 'a', 'at', ..., or the averages 'incomplete' and 'all'; of the random protocol the rate, '0.3'
+    condition: str
+    metric: str  # 'WA', 'UA', ...
+    value: float  # a fraction, a MAE or a correlation
+
 
 class Result(BaseModel):
     "A finished run."
+
     model_config = ConfigDict(extra='forbid')
-    format:Literal[1, 2] = 2     # 2: the file carries a checksum
-    status:str                   # 'complete': the file is written last, so there is no other
-    config:dict[str, Any]        # everything that was set, with defaults filled in
-    config_hash:str              # of `config`
-    data:dict[str, Any]          # name, simulated, views, widths, hash, fold, sizes of the parts
-    scores:list[Score]           # on the test part
-    masks:dict[str, str] = {}    # random protocol: rate -> hash of the mask
-    stages:list[dict[str, Any]]  # name, epochs run, epoch kept, seconds per epoch
-    files:dict[str, str]         # name -> sha256 of the files beside it
-    environment:dict[str, Any]   # `environment()`
-    seconds:float                # training and evaluation, added up over restarts
-    peak_mb:float                # peak memory of the process (of the GPU, on a GPU)
+    format: Literal[1, 2] = 2  # 2: the file carries a checksum
+    # 'complete': the file is written last, so there is no other
+    status: str
+    config: dict[str, Any]  # everything that was set, with defaults filled in
+    config_hash: str  # of `config`
+    # name, simulated, views, widths, hash, fold, sizes of the parts
+    data: dict[str, Any]
+    scores: list[Score]  # on the test part
+    masks: dict[str, str] = {}  # random protocol: rate -> hash of the mask
+    stages: list[dict[str, Any]]  # name, epochs run, epoch kept, seconds per epoch
+    files: dict[str, str]  # name -> sha256 of the files beside it
+    environment: dict[str, Any]  # `environment()`
+    seconds: float  # training and evaluation, added up over restarts
+    peak_mb: float  # peak memory of the process (of the GPU, on a GPU)
+
 
 def config_hash(
-    config:dict[str, Any], # everything that can change the numbers
-)->str:                    # 16 hexadecimal digits
+    config: dict[str, Any],  # everything that can change the numbers
+) -> str:  # 16 hexadecimal digits
     "Hash of a configuration."
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
-def code_hash()->str:
+# %% ../../nbs/experiments/00_results.ipynb #fdf1e388
+def code_hash() -> str:
     "Hash of the package's source: 16 hexadecimal digits."
     top, h = Path(mculora.__file__).parent, hashlib.sha256()
-    for p in sorted(top.rglob('*.py')): h.update(f'{p.relative_to(top)}\n'.encode() + p.read_bytes())
+    for p in sorted(top.rglob('*.py')):
+        h.update(f'{p.relative_to(top)}\n'.encode() + p.read_bytes())
     return h.hexdigest()[:16]
 
-def file_hash(path)->str:
-    "sha256 of a file."
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
-def _checksum(said:dict): return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+def file_hash(path) -> str:
+    "sha256 of a file."
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def _checksum(said: dict):
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
 
 def write_result(
-    folder,        # of the run
-    result:Result, #
+    folder,  # of the run
+    result: Result,  #
 ):
     "Write `result.json` with its checksum, as the last step of a run."
     said = json.loads(result.model_dump_json())
-    write_atomically(Path(folder)/'result.json', lambda tmp: tmp.write_text(json.dumps(said | dict(checksum=_checksum(said)), indent=1, ensure_ascii=False) + '\n', encoding='utf-8'))
+    write_atomically(
+        Path(folder) / 'result.json',
+        lambda tmp: tmp.write_text(
+            json.dumps(said | dict(checksum=_checksum(said)), indent=1, ensure_ascii=False) + '\n',
+            encoding='utf-8',
+        ),
+    )
 
+# %% ../../nbs/experiments/00_results.ipynb #6508198b
 def read_result(
-    path, # a `result.json`, or its folder
-)->Result:
-    "Read and check a result. Raises `DataError` if it is no whole result file, or does not fit its checksum."
-    path = Path(path)/'result.json' if Path(path).is_dir() else Path(path)
+    path,  # a `result.json`, or its folder
+) -> Result:
+    """Read and check a result. Raises `DataError` if it is no whole result file, or does not fit
+    its checksum."""
+    path = Path(path) / 'result.json' if Path(path).is_dir() else Path(path)
     try:
         said = json.loads(path.read_text(encoding='utf-8'))
         found = said.pop('checksum', None)
         r = Result.model_validate(said)
-        if found is None and r.format > 1: raise ValueError('it has no checksum')
-        if found is not None and found != _checksum(said): raise ValueError('its content does not fit its checksum')
+        if found is None and r.format > 1:
+            raise ValueError('it has no checksum')
+        if found is not None and found != _checksum(said):
+            raise ValueError('its content does not fit its checksum')
         return r
-    except (OSError, ValidationError, ValueError, AttributeError, TypeError, RecursionError) as e: raise DataError(f'{path}: found no whole result file ({brief(e)}), expected one written by a finished run') from e
+    except (OSError, ValidationError, ValueError, AttributeError, TypeError, RecursionError) as e:
+        raise DataError(
+            f'{path}: found no whole result file ({brief(e)}), expected one written by a '
+            'finished run'
+        ) from e
 
+# %% ../../nbs/experiments/00_results.ipynb #64608ab8
 def damage(
-    folder,   # of a run
-    r:Result, # its result
-    names:list[str]|None=None, # of the files beside it; None: all
-)->list[str]: # in words; empty: they are as they were written
+    folder,  # of a run
+    r: Result,  # its result
+    names: list[str] | None = None,  # of the files beside it; None: all
+) -> list[str]:  # in words; empty: they are as they were written
     "Files beside a result that are missing or are not what it says."
+
     def wrong(name):
-        path = Path(folder)/Path(name).name
-        if name not in r.files: return 'found a file that the result does not name'
-        if not path.is_file(): return 'found no such file'
-        try: found = file_hash(path)
-        except OSError as e: return f'found a file that cannot be read ({e.strerror})'
-        return '' if found == r.files[name] else f'found other contents, expected sha256 {r.files[name][:8]}...'
-    return [f'{Path(folder)/n}: {what}' for n in (r.files if names is None else names) if (what := wrong(n))]
+        path = Path(folder) / Path(name).name
+        if name not in r.files:
+            return 'found a file that the result does not name'
+        if not path.is_file():
+            return 'found no such file'
+        try:
+            found = file_hash(path)
+        except OSError as e:
+            return f'found a file that cannot be read ({e.strerror})'
+        return (
+            ''
+            if found == r.files[name]
+            else f'found other contents, expected sha256 {r.files[name][:8]}...'
+        )
+
+    return [
+        f'{Path(folder) / n}: {what}'
+        for n in (r.files if names is None else names)
+        if (what := wrong(n))
+    ]
+
 
 def beside(
-    path, # a file beside a result
-)->Path:  # the same
-    "A file that is as its result says. Raises `DataError` if it is not, or there is no whole result."
+    path,  # a file beside a result
+) -> Path:  # the same
+    """A file that is as its result says. Raises `DataError` if it is not, or there is no whole
+    result."""
     path = Path(path)
-    if bad := damage(path.parent, read_result(path.parent), [path.name]): raise DataError(f'{bad[0]}; the run has to be made again')
+    if bad := damage(path.parent, read_result(path.parent), [path.name]):
+        raise DataError(f'{bad[0]}; the run has to be made again')
     return path
 
 # %% ../../nbs/experiments/00_results.ipynb #0f522152
 def differences(
-    one,   # folder of runs
-    other, # another
-)->list[str]: # in words; empty: the same runs with the same numbers and the same weights
-    "What differs between two folders of results, apart from host and time (and the curves' file, which has seconds in it)."
+    one,  # folder of runs
+    other,  # another
+) -> list[str]:  # in words; empty: the same runs with the same numbers and the same weights
+    """What differs between two folders of results, apart from host and time (and the curves' file,
+    which has seconds in it)."""
+
     def essence(path):
         r = read_result(path)
-        return r.model_dump(include={'status', 'config', 'config_hash', 'data', 'scores', 'masks'}) | dict(stages=[{k: s[k] for k in ('name', 'epochs', 'kept')} for s in r.stages], files={k: v for k, v in r.files.items() if k != 'curves.parquet'})
-    a, b = ({str(p.parent.relative_to(root)): p for p in Path(root).rglob('result.json')} for root in (one, other))
+        return r.model_dump(
+            include={'status', 'config', 'config_hash', 'data', 'scores', 'masks'}
+        ) | dict(
+            stages=[{k: s[k] for k in ('name', 'epochs', 'kept')} for s in r.stages],
+            files={k: v for k, v in r.files.items() if k != 'curves.parquet'},
+        )
+
+    a, b = (
+        {str(p.parent.relative_to(root)): p for p in Path(root).rglob('result.json')}
+        for root in (one, other)
+    )
     out = [f'{k}: only in {one if k in a else other}' for k in sorted(set(a) ^ set(b))]
     for k in sorted(set(a) & set(b)):
         x, y = essence(a[k]), essence(b[k])
@@ -152,141 +241,268 @@ def differences(
     return out
 
 # %% ../../nbs/experiments/00_results.ipynb #af9e912e
-_READ:dict[tuple, tuple] = {} # which file, as it was when it was read -> what it said: notebooks of tables ask for the same results several times
+# which file, as it was when it was read -> what it said: notebooks of tables ask for the same
+# results several times
+_READ: dict[tuple, tuple] = {}
 
-def _scores(path): # of one run: what tells it from others, and its scores
-    try: s = path.stat()
-    except OSError: s = None                                                               # reading it says what is wrong
+
+def _scores(path):  # of one run: what tells it from others, and its scores
+    try:
+        s = path.stat()
+    except OSError:
+        s = None  # reading it says what is wrong
     stamp = s and (s.st_dev, s.st_ino, s.st_size, s.st_ctime_ns)
-    if s and stamp in _READ: return _READ[stamp]
+    if s and stamp in _READ:
+        return _READ[stamp]
     r = read_result(path)
-    run = {k: r.config.get(k) for k in ('method', 'fold', 'seed', 'schedule', 'size')} | dict(precision=r.config.get('precision', 'float32'), missing=json.dumps(r.config.get('missing', 0.), sort_keys=True), hold=r.config.get('hold', 'dialogues'), dataset=r.data.get('name'), simulated=r.data.get('simulated'), data_hash=r.data.get('hash'), views=json.dumps(r.data.get('views', {})), utterances=r.data.get('utterances', {}).get('test'), version=r.config.get('version'), options=json.dumps(r.config.get('options', {}), sort_keys=True), config_hash=r.config_hash, machine=r.environment.get('accelerator') or 'CPU')
+    run = {k: r.config.get(k) for k in ('method', 'fold', 'seed', 'schedule', 'size')} | dict(
+        precision=r.config.get('precision', 'float32'),
+        missing=json.dumps(r.config.get('missing', 0.0), sort_keys=True),
+        hold=r.config.get('hold', 'dialogues'),
+        dataset=r.data.get('name'),
+        simulated=r.data.get('simulated'),
+        data_hash=r.data.get('hash'),
+        views=json.dumps(r.data.get('views', {})),
+        utterances=r.data.get('utterances', {}).get('test'),
+        version=r.config.get('version'),
+        options=json.dumps(r.config.get('options', {}), sort_keys=True),
+        config_hash=r.config_hash,
+        machine=r.environment.get('accelerator') or 'CPU',
+    )
     said = run, [tuple(getattr(s, k) for k in Score.model_fields) for s in r.scores]
-    if s and time.time_ns() - s.st_ctime_ns > 2e9: _READ[stamp] = said                     # a younger one may change again within a tick of its clock
+    # a younger one may change again within a tick of its clock
+    if s and time.time_ns() - s.st_ctime_ns > 2e9:
+        _READ[stamp] = said
     return said
 
+# %% ../../nbs/experiments/00_results.ipynb #604ea280
 def collect(
-    root='runs',      # folder that holds runs, at any depth
-    protocol='fixed', # missing protocol
-)->'pd.DataFrame': # one row per score: dataset, method, fold, seed, schedule, ..., selection, condition, metric, value, and the file it comes from
+    root='runs',  # folder that holds runs, at any depth
+    protocol='fixed',  # missing protocol
+    # one row per score: dataset, method, fold, seed, schedule, ..., selection, condition, metric,
+    # value, and the file it comes from
+) -> 'pd.DataFrame':
     "All results below a folder as one table."
-    import pandas as pd # here, because pandas and SciPy together take a second and 130 MB, and training needs neither
+    # here, because pandas and SciPy together take a second and 130 MB, and training needs neither
+    import pandas as pd
+
     names = list(Score.model_fields)
-    found = [(run | dict(file=str(path)), mine) for path in sorted(Path(root).rglob('result.json')) for run, scores in [_scores(path)] if (mine := [s for s in scores if s[names.index('protocol')] == protocol])]
-    if not found: return pd.DataFrame()
+    found = [
+        (run | dict(file=str(path)), mine)
+        for path in sorted(Path(root).rglob('result.json'))
+        for run, scores in [_scores(path)]
+        if (mine := [s for s in scores if s[names.index('protocol')] == protocol])
+    ]
+    if not found:
+        return pd.DataFrame()
     runs = pd.DataFrame([run for run, _ in found])
     runs = runs.loc[np.repeat(runs.index, [len(mine) for _, mine in found])].reset_index(drop=True)
     return runs.assign(**dict(zip(names, zip(*(s for _, mine in found for s in mine)))))
 
 # %% ../../nbs/experiments/00_results.ipynb #dda19ffe
 @functools.cache
-def _t(n): # Student's t that a mean of n lies within, 95 times of 100
+def _t(n):  # Student's t that a mean of n lies within, 95 times of 100
     from scipy import stats
-    return float(stats.t.ppf(.975, n - 1))
 
-def _refuse_mixed(runs, names): # more than one run where there should be one
-    if (twice := runs.duplicated(names)).any(): raise DataError(f'results: found two runs of fold {runs.fold[twice].iloc[0]}, seed {runs.seed[twice].iloc[0]} with different settings, expected one; choose by options, schedule or size first')
+    return float(stats.t.ppf(0.975, n - 1))
 
-def _sample(fold, values): # what varies: the folds, seeds averaged first, or the seeds where there is one fold
+
+def _refuse_mixed(runs, names):  # more than one run where there should be one
+    if (twice := runs.duplicated(names)).any():
+        raise DataError(
+            f'results: found two runs of fold {runs.fold[twice].iloc[0]}, seed '
+            f'{runs.seed[twice].iloc[0]} with different settings, expected one; choose by '
+            'options, schedule or size first'
+        )
+
+
+# what varies: the folds, seeds averaged first, or the seeds where there is one fold
+def _sample(fold, values):
     import pandas as pd
-    return pd.DataFrame(values).groupby(fold).mean().to_numpy() if len(np.unique(fold)) > 1 else values
 
-def _mean_and_half(x): # of each column
+    return (
+        pd.DataFrame(values).groupby(fold).mean().to_numpy() if len(np.unique(fold)) > 1 else values
+    )
+
+
+def _mean_and_half(x):  # of each column
     n, unknown = len(x), np.full(x.shape[1], np.nan)
-    return (x.mean(axis=0) if n else unknown), (_t(n)*x.std(axis=0, ddof=1)/n**.5 if n > 1 else unknown)
+    return (x.mean(axis=0) if n else unknown), (
+        _t(n) * x.std(axis=0, ddof=1) / n**0.5 if n > 1 else unknown
+    )
 
+# %% ../../nbs/experiments/00_results.ipynb #f9e61a9c
 def interval(
-    runs:'pd.DataFrame', # one row per run: fold, seed, value
-)->'pd.Series':          # mean, half-width of the 95 % interval (NaN for a sample of one), number of runs
-    "Mean of some runs with its 95 % interval, over folds (seeds averaged first), or over seeds where there is one fold. Raises `DataError` if a fold and seed come twice: then different settings are mixed."
+    runs: 'pd.DataFrame',  # one row per run: fold, seed, value
+    # mean, half-width of the 95 % interval (NaN for a sample of one), number of runs
+) -> 'pd.Series':
+    """Mean of some runs with its 95 % interval, over folds (seeds averaged first), or over seeds
+    where there is one fold. Raises `DataError` if a fold and seed come twice: then different
+    settings are mixed."""
     import pandas as pd
+
     _refuse_mixed(runs, ['fold', 'seed'])
-    mean, half = _mean_and_half(_sample(runs.fold.to_numpy(), runs[['value']].to_numpy(dtype=float)))
+    mean, half = _mean_and_half(
+        _sample(runs.fold.to_numpy(), runs[['value']].to_numpy(dtype=float))
+    )
     return pd.Series({'mean': mean[0], 'half': half[0], 'runs': len(runs)})
 
+
 def summarise(
-    table:'pd.DataFrame',              # of `collect`, or a part of it
-    by=('dataset', 'method', 'selection', 'condition', 'metric'), # one mean for each of these
-)->'pd.DataFrame':                     # mean, half, runs
+    table: 'pd.DataFrame',  # of `collect`, or a part of it
+    # one mean for each of these
+    by=('dataset', 'method', 'selection', 'condition', 'metric'),
+) -> 'pd.DataFrame':  # mean, half, runs
     "Mean and interval over everything that is not named, such as folds and seeds."
     return table.groupby(list(by), sort=False)[['fold', 'seed', 'value']].apply(interval)
 
-def _differences(table, one, others, by): # fold of each run, and one column for each of the others: one - other
+
+# fold of each run, and one column for each of the others: one - other
+def _differences(table, one, others, by):
     names = list(dict.fromkeys([one, *others]))
     here = table.loc[table[by].isin(names), [by, 'fold', 'seed', 'value']]
     _refuse_mixed(here, [by, 'fold', 'seed'])
     runs = here.pivot(index=['fold', 'seed'], columns=by, values='value').reindex(columns=names)
     for other in others if runs.isna().any(axis=None) else ():
         gap = runs[[one, other]].dropna(how='all').isna()
-        if gap.any(axis=None): raise DataError(f'{one} and {other}: found no result of {[(m, *i) for i in gap.index for m in gap if gap.loc[i, m]]} ({by}, fold, seed), expected the same runs of both')
-    return runs.index.get_level_values('fold').to_numpy(), runs[[one]].to_numpy(dtype=float) - runs[list(others)].to_numpy(dtype=float)
+        if gap.any(axis=None):
+            raise DataError(
+                f'{one} and {other}: found no result of '
+                f'{[(m, *i) for i in gap.index for m in gap if gap.loc[i, m]]} ({by}, fold, '
+                'seed), expected the same runs of both'
+            )
+    return runs.index.get_level_values('fold').to_numpy(), runs[[one]].to_numpy(dtype=float) - runs[
+        list(others)
+    ].to_numpy(dtype=float)
 
+# %% ../../nbs/experiments/00_results.ipynb #5491e5ad
 def holm(
-    p, # of tests that are made together
-)->np.ndarray: # p of each, so that with all of them less than one in twenty finds below .05 what is not there
-    "Holm's correction: the smallest of n counts n times, the next n - 1 times, and none falls below one before it." # statsmodels has it too, and collects garbage at each call: most of the time that a table took
+    p,  # of tests that are made together
+    # p of each, so that with all of them less than one in twenty finds below .05 what is not there
+) -> np.ndarray:
+    # statsmodels has it too, and collects garbage at each call: most of the time that a table took
+    """Holm's correction: the smallest of n counts n times, the next n - 1 times, and none falls
+    below one before it."""
     p = np.asarray(p, dtype=float)
     order, out = np.argsort(p, kind='stable'), np.empty_like(p)
-    out[order] = np.minimum(np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)), 1)
+    out[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
     return out
 
+
 def compare(
-    table:'pd.DataFrame', # of `collect`: one dataset, selection, condition and metric
-    one:str,            # a method
-    other:str,          # the method it is compared with
-    by:str='method',    # the column that tells them apart
-)->'pd.Series':           # mean difference one - other, half, runs
-    "Paired difference of two methods with its 95 % interval. Raises `DataError` if they did not run on the same folds and seeds."
+    table: 'pd.DataFrame',  # of `collect`: one dataset, selection, condition and metric
+    one: str,  # a method
+    other: str,  # the method it is compared with
+    by: str = 'method',  # the column that tells them apart
+) -> 'pd.Series':  # mean difference one - other, half, runs
+    """Paired difference of two methods with its 95 % interval. Raises `DataError` if they did not
+    run on the same folds and seeds."""
     import pandas as pd
+
     fold, d = _differences(table, one, [other], by)
     mean, half = _mean_and_half(_sample(fold, d))
     return pd.Series({'mean': mean[0], 'half': half[0], 'runs': len(d)})
 
+# %% ../../nbs/experiments/00_results.ipynb #2bcda1d3
 def against(
-    table:'pd.DataFrame', # of `collect`: one dataset, selection, condition and metric
-    one:str,            # a method
-    others:list[str],   # the methods it is compared with
-    by:str='method',    # the column that tells them apart
-)->'pd.DataFrame':        # other -> mean difference one - other, half, runs, p, and p after Holm's correction over the others
-    "Paired differences of one method and several, tested together. Raises `DataError` if they did not run on the same folds and seeds."
+    table: 'pd.DataFrame',  # of `collect`: one dataset, selection, condition and metric
+    one: str,  # a method
+    others: list[str],  # the methods it is compared with
+    by: str = 'method',  # the column that tells them apart
+    # other -> mean difference one - other, half, runs, p, and p after Holm's correction over the
+    # others
+) -> 'pd.DataFrame':
+    """Paired differences of one method and several, tested together. Raises `DataError` if they
+    did not run on the same folds and seeds."""
     import pandas as pd
     from scipy import stats
+
     fold, d = _differences(table, one, others, by)
     x, p = _sample(fold, d), np.ones(len(others))
     mean, half = _mean_and_half(x)
-    varied = x.std(axis=0, ddof=1) > 1e-9 if len(x) > 1 else p < 1                          # without any spread there is nothing to test with
-    if varied.any(): p[varied] = stats.ttest_1samp(x[:, varied], 0).pvalue
-    out = pd.DataFrame(dict(mean=mean, half=half, runs=float(len(d)), p=p), index=pd.Index(others, name='other'))
+    # without any spread there is nothing to test with
+    varied = x.std(axis=0, ddof=1) > 1e-9 if len(x) > 1 else p < 1
+    if varied.any():
+        p[varied] = stats.ttest_1samp(x[:, varied], 0).pvalue
+    out = pd.DataFrame(
+        dict(mean=mean, half=half, runs=float(len(d)), p=p), index=pd.Index(others, name='other')
+    )
     return out.assign(corrected=holm(out.p))
 
 # %% ../../nbs/experiments/00_results.ipynb #ce24faac
 def markdown(
-    table:'pd.DataFrame',  # of `collect`: one dataset
-    metric:str,          # which metric
-    methods:list[str],   # rows, in this order
-)->str:                  # a Markdown table: method x condition, per cent, mean and 95 % interval
-    "Methods under every condition, selected on validation; in the last column the mean over all as selected on test."
+    table: 'pd.DataFrame',  # of `collect`: one dataset
+    metric: str,  # which metric
+    methods: list[str],  # rows, in this order
+    # a Markdown table: method x condition, per cent, mean and 95 % interval
+) -> str:
+    """Methods under every condition, selected on validation; in the last column the mean over all
+    as selected on test."""
     t = table[table.metric == metric]
     m = summarise(t, ('method', 'selection', 'condition'))
     conditions = list(dict.fromkeys(t.condition))
-    cell = lambda *key: f"{100*m.loc[key]['mean']:.1f} ± {100*m.loc[key]['half']:.1f}" if key in m.index else ''
-    rows = [['method', *conditions, 'all, selected on test'], ['---']*(len(conditions) + 2)] + [[f'`{x}`', *(cell(x, 'validation', c) for c in conditions), cell(x, 'test', 'all')] for x in methods]
+    cell = lambda *key: (
+        f'{100 * m.loc[key]["mean"]:.1f} ± {100 * m.loc[key]["half"]:.1f}' if key in m.index else ''
+    )
+    rows = [['method', *conditions, 'all, selected on test'], ['---'] * (len(conditions) + 2)] + [
+        [f'`{x}`', *(cell(x, 'validation', c) for c in conditions), cell(x, 'test', 'all')]
+        for x in methods
+    ]
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in rows)
 
+# %% ../../nbs/experiments/00_results.ipynb #61dfbe87
 def report(
-    table:'pd.DataFrame', # of `collect`, or of `find` where methods ran with several settings
-    dataset:str,        # which dataset
-    metric:str,         # which metric
-)->str:                 # Markdown
+    # of `collect`, or of `find` where methods ran with several settings
+    table: 'pd.DataFrame',
+    dataset: str,  # which dataset
+    metric: str,  # which metric
+) -> str:  # Markdown
     "The table of a dataset, best method last, and what separates the last from each of the others."
     t = table[(table.dataset == dataset) & (table.precision == 'float32')]
-    if not len(t): raise DataError(f'dataset: found no result of {dataset!r}, expected one of {", ".join(sorted(set(table.dataset)))}')
-    means = t[(t.metric == metric) & (t.selection == 'validation') & (t.condition == 'incomplete')].groupby('method').value.mean().sort_values()
+    if not len(t):
+        raise DataError(
+            f'dataset: found no result of {dataset!r}, expected one of '
+            f'{", ".join(sorted(set(table.dataset)))}'
+        )
+    means = (
+        t[(t.metric == metric) & (t.selection == 'validation') & (t.condition == 'incomplete')]
+        .groupby('method')
+        .value.mean()
+        .sort_values()
+    )
     *others, best = means.index
     own = t[t.method == best]
-    runs = ' and '.join(f'{n} {what}{"s"*(n > 1)}' for what in ('fold', 'seed') for n in [own[what].nunique()])
+    runs = ' and '.join(
+        f'{n} {what}{"s" * (n > 1)}' for what in ('fold', 'seed') for n in [own[what].nunique()]
+    )
     lines = []
     for x in others:
-        one = [compare(t[(t.metric == metric) & (t.selection == 'validation') & (t.condition == c)], best, x) for c in ('incomplete', t.condition[~t.condition.isin(['incomplete', 'all'])].iloc[-1])]
-        lines.append(f'`{best}` minus `{x}`: ' + ', '.join(f"{100*r['mean']:+.1f} ± {100*r['half']:.1f} {what}" for r, what in zip(one, ('on the mean of the incomplete conditions', 'on the complete one'))) + '.')
-    return '\n'.join([markdown(t, metric, [*others, best]), '', f'{metric} (%), {runs}; paired by fold and seed, the interval over {"folds" if own.fold.nunique() > 1 else "seeds"}:', *(f'- {l}' for l in lines)])
+        one = [
+            compare(
+                t[(t.metric == metric) & (t.selection == 'validation') & (t.condition == c)],
+                best,
+                x,
+            )
+            for c in ('incomplete', t.condition[~t.condition.isin(['incomplete', 'all'])].iloc[-1])
+        ]
+        lines.append(
+            f'`{best}` minus `{x}`: '
+            + ', '.join(
+                f'{100 * r["mean"]:+.1f} ± {100 * r["half"]:.1f} {what}'
+                for r, what in zip(
+                    one, ('on the mean of the incomplete conditions', 'on the complete one')
+                )
+            )
+            + '.'
+        )
+    return '\n'.join(
+        [
+            markdown(t, metric, [*others, best]),
+            '',
+            (
+                f'{metric} (%), {runs}; paired by fold and seed, the interval over '
+                f'{"folds" if own.fold.nunique() > 1 else "seeds"}:'
+            ),
+            *(f'- {l}' for l in lines),
+        ]
+    )

@@ -18,11 +18,23 @@ import ctypes, errno, fcntl, gc, json, os, re, resource, shutil, socket, sys, ti
 import torch
 import mculora
 from pydantic import AfterValidator, Field
-from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from ..basics.modalities import labels
-from ..basics.dialogues import DataError, Dialogues, Splits, Task, fingerprint, resolve_device, split, to
+from mculora.basics.dialogues import (
+    DataError,
+    Dialogues,
+    Splits,
+    Task,
+    fingerprint,
+    resolve_device,
+    split,
+    to,
+)
 from ..basics.files import OutputError, brief, write_atomically
 from ..data.sources import LAYOUTS, fit_scale, scale
 from ..data.twins import repo_root
@@ -33,149 +45,288 @@ from ..training.evaluation import evaluate, evaluate_random, metric_names, with_
 from ..training.calibration import calibrate, calibration_report
 from ..training.trainer import earlier, fit_all, precisely, resolve_schedule
 from ..training.recording import observe, save_observed, watching
-from .results import Result, Score, beside, code_hash, config_hash, damage, environment, file_hash, read_result, write_result
+
+# %% ../../nbs/experiments/01_runs.ipynb #0217d091
+from mculora.experiments.results import (
+    Result,
+    Score,
+    beside,
+    code_hash,
+    config_hash,
+    damage,
+    environment,
+    file_hash,
+    read_result,
+    write_result,
+)
 
 # %% ../../nbs/experiments/01_runs.ipynb #fb3473cd
 def _dataset(name):
-    if name in LAYOUTS or is_own(name): return name
+    if name in LAYOUTS or is_own(name):
+        return name
     raise ValueError(f'{" or ".join(map(repr, LAYOUTS))}, or a file ({", ".join(FILES)})')
+
 
 def _missing(x):
     share = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v < 1
-    if share(x): return float(x)
-    if isinstance(x, dict) and all(isinstance(k, str) and share(v) for k, v in x.items()): return {k: float(v) for k, v in x.items()}
+    if share(x):
+        return float(x)
+    if isinstance(x, dict) and all(isinstance(k, str) and share(v) for k, v in x.items()):
+        return {k: float(v) for k, v in x.items()}
     raise ValueError('a share from 0 to below 1, or a share for each modality by name')
 
-Missing = Annotated[Any, AfterValidator(_missing)] # share of all entries, below 1; or modality -> share
 
+# share of all entries, below 1; or modality -> share
+Missing = Annotated[Any, AfterValidator(_missing)]
+
+# %% ../../nbs/experiments/01_runs.ipynb #a3ea4b3d
 class RunConfig(Settings):
     "The configuration of a run."
-    dataset:Annotated[str, AfterValidator(_dataset)] = 'iemocap' # 'iemocap', 'iemocap6', 'mosi', 'mosei', or a file of one's own
-    method:str = 'mculora'
-    seed:int = Field(66, ge=0)            # of weights, orders, combinations, dropout and the validation split; 66 is the paper's
-    fold:int = Field(1, ge=1)             # which session (or the official test part) is tested on
-    schedule:Literal['auto', 'paper', 'quick'] = 'auto'
-    data_root:str|None = None             # where IEMOCAP/, CMUMOSI/, CMUMOSEI/ or the file lie; None: MCULORA_DATA, or data/, and the simulated twin if nothing is there
-    out_dir:str = 'runs'                  # where results go; both folders are meant from the repository's root
-    device:str = 'auto'                   # 'auto', 'cpu', 'cuda', 'cuda:1', ...
-    size:Literal['full', 'tiny'] = 'full' # 'tiny': a tiny simulated twin and a small model, in seconds
-    options:dict[str, Any] = {}           # settings of the method
-    features:dict[str, str]|None = None   # modality -> feature folder (of a file: column), where the names do not tell
-    table:Columns = Columns()             # of a file: what its columns are called, and how they are read
-    precision:Literal['float32', 'tf32', 'bf16'] = 'float32' # of matrix products
-    missing:Missing = 0.                  # what training and validation lack for good
-    hold:Literal['dialogues', 'session'] = 'dialogues' # what validation is: dialogues of the training sessions, or one of these sessions whole, with speakers that nobody trained on
-    standardise:bool = True               # features to mean 0 and deviation 1, learnt on the training part
-    observe:bool = False                  # keep what Fig. 1 and Fig. 5 are drawn from; the run itself is the same
+
+    # 'iemocap', 'iemocap6', 'mosi', 'mosei', or a file of one's own
+    dataset: Annotated[str, AfterValidator(_dataset)] = 'iemocap'
+    method: str = 'mculora'
+    # of weights, orders, combinations, dropout and the validation split; 66 is the paper's
+    seed: int = Field(66, ge=0)
+    # which session (or the official test part) is tested on
+    fold: int = Field(1, ge=1)
+    schedule: Literal['auto', 'paper', 'quick'] = 'auto'
+    # where IEMOCAP/, CMUMOSI/, CMUMOSEI/ or the file lie; None: MCULORA_DATA, or data/, and the
+    # simulated twin if nothing is there
+    data_root: str | None = None
+    # where results go; both folders are meant from the repository's root
+    out_dir: str = 'runs'
+    device: str = 'auto'  # 'auto', 'cpu', 'cuda', 'cuda:1', ...
+    # 'tiny': a tiny simulated twin and a small model, in seconds
+    size: Literal['full', 'tiny'] = 'full'
+    options: dict[str, Any] = {}  # settings of the method
+    # modality -> feature folder (of a file: column), where the names do not tell
+    features: dict[str, str] | None = None
+    # of a file: what its columns are called, and how they are read
+    table: Columns = Columns()
+    precision: Literal['float32', 'tf32', 'bf16'] = 'float32'  # of matrix products
+    missing: Missing = 0.0  # what training and validation lack for good
+    # what validation is: dialogues of the training sessions, or one of these sessions whole, with
+    # speakers that nobody trained on
+    hold: Literal['dialogues', 'session'] = 'dialogues'
+    # features to mean 0 and deviation 1, learnt on the training part
+    standardise: bool = True
+    # keep what Fig. 1 and Fig. 5 are drawn from; the run itself is the same
+    observe: bool = False
 
 # %% ../../nbs/experiments/01_runs.ipynb #2bf5b32f
 _IPYTHON = re.compile(r'_+\w*__|_+|_i+|_[iod]h|_i?\d+|_exit_code|In|Out')
 
+
 def read_parameters(
-    namespace:dict, # `globals()` of the notebook, right after its parameters
-    cls:type[Settings]=RunConfig, # what they are parameters of
-)->Settings:        # a `cls`
-    "The configuration that a notebook's parameters say. Raises `ValueError` for unknown names, wrong types and values."
-    names = namespace.setdefault('__parameters__', [k for k, v in namespace.items() if not _IPYTHON.fullmatch(k) and not callable(v) and not isinstance(v, ModuleType)])
+    namespace: dict,  # `globals()` of the notebook, right after its parameters
+    cls: type[Settings] = RunConfig,  # what they are parameters of
+) -> Settings:  # a `cls`
+    """The configuration that a notebook's parameters say. Raises `ValueError` for unknown names,
+    wrong types and values."""
+    names = namespace.setdefault(
+        '__parameters__',
+        [
+            k
+            for k, v in namespace.items()
+            if not _IPYTHON.fullmatch(k) and not callable(v) and not isinstance(v, ModuleType)
+        ],
+    )
     return read_settings(cls, {k: namespace[k] for k in names}, 'parameters')
 
 # %% ../../nbs/experiments/01_runs.ipynb #0da216c9
 def output_folder(
-    path,                # wanted
-    need:int=100*2**20,  # bytes that will be written
-)->Path:
+    path,  # wanted
+    need: int = 100 * 2**20,  # bytes that will be written
+) -> Path:
     "The folder, made if need be. Raises `OutputError` if it cannot be written or has no room."
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path/'.writable', lambda tmp: tmp.write_text('yes')); (path/'.writable').unlink(missing_ok=True) # another process may have been faster
-    except OSError as e: raise OutputError(f'out_dir: cannot write to {path} ({e}); nothing was started') from e
-    if (free := shutil.disk_usage(path).free) < need: raise OutputError(f'out_dir: found {free/2**20:.0f} MB free at {path}, expected at least {need/2**20:.0f} MB for checkpoints and results; nothing was started')
+        # another process may have been faster
+        write_atomically(path / '.writable', lambda tmp: tmp.write_text('yes'))
+        (path / '.writable').unlink(missing_ok=True)
+    except OSError as e:
+        raise OutputError(f'out_dir: cannot write to {path} ({e}); nothing was started') from e
+    if (free := shutil.disk_usage(path).free) < need:
+        raise OutputError(
+            f'out_dir: found {free / 2**20:.0f} MB free at {path}, expected at least '
+            f'{need / 2**20:.0f} MB for checkpoints and results; nothing was started'
+        )
     return path
 
 # %% ../../nbs/experiments/01_runs.ipynb #5ea113a2
 @contextmanager
 def locked(
-    folder,         # of a run
-    wait:bool=True, # for another process that has it
-):                  # yields whether it is ours
+    folder,  # of a run
+    wait: bool = True,  # for another process that has it
+):  # yields whether it is ours
     "Within, no other process works on this folder. Raises `OutputError` if it cannot be written."
-    path, mine = Path(folder)/'.lock', False
+    path, mine = Path(folder) / '.lock', False
     while not mine:
-        try: f = open(path, 'a+')
-        except OSError as e: raise OutputError(f'cannot write {path} ({e})') from e
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            f = open(path, 'a+')
+        except OSError as e:
+            raise OutputError(f'cannot write {path} ({e})') from e
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not wait: f.close(); yield False; return
+            if not wait:
+                f.close()
+                yield False
+                return
             f.seek(0)
-            print(f'{path.parent}: found another process at work on this run ({f.read() or "it has just begun"}): waiting for it', file=sys.stderr, flush=True)
+            print(
+                (
+                    f'{path.parent}: found another process at work on this run '
+                    f'({f.read() or "it has just begun"}): waiting for it'
+                ),
+                file=sys.stderr,
+                flush=True,
+            )
             fcntl.flock(f, fcntl.LOCK_EX)
         except OSError as e:
-            if e.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL): raise
-            warnings.warn(f'{path}: found a disk without locks ({e.strerror}): see to it yourself that no two processes do the same run')
-        with suppress(FileNotFoundError): mine = os.path.samestat(os.stat(path), os.fstat(f.fileno()))     # else its holder was done with it, and took it away
-        if not mine: f.close()
-    f.truncate(0); f.write(f'host {socket.gethostname()}, process {os.getpid()}'); f.flush()
-    try: yield True
+            if e.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL):
+                raise
+            warnings.warn(
+                f'{path}: found a disk without locks ({e.strerror}): see to it yourself '
+                'that no two processes do the same run'
+            )
+        # else its holder was done with it, and took it away
+        with suppress(FileNotFoundError):
+            mine = os.path.samestat(os.stat(path), os.fstat(f.fileno()))
+        if not mine:
+            f.close()
+    f.truncate(0)
+    f.write(f'host {socket.gethostname()}, process {os.getpid()}')
+    f.flush()
+    try:
+        yield True
     finally:
-        with f, suppress(OSError): path.unlink()                                                         # an unlocked file says nothing, where it cannot be taken away
+        # an unlocked file says nothing, where it cannot be taken away
+        with f, suppress(OSError):
+            path.unlink()
 
 # %% ../../nbs/experiments/01_runs.ipynb #c566391b
 def said_missing(
-    missing:Missing, # as in `RunConfig`
-)->str:
+    missing: Missing,  # as in `RunConfig`
+) -> str:
     "In words."
-    return ', '.join(f'{100*x:g} % of {m}' for m, x in missing.items()) + ' of training missing' if isinstance(missing, dict) else f'{100*missing:g} % of training missing' if missing else 'complete training data'
+    return (
+        ', '.join(f'{100 * x:g} % of {m}' for m, x in missing.items()) + ' of training missing'
+        if isinstance(missing, dict)
+        else f'{100 * missing:g} % of training missing'
+        if missing
+        else 'complete training data'
+    )
+
 
 def incomplete(
-    s:Splits,                     # raw
-    missing:Missing,              # share of entries; or modality -> share, 0 where it is not named
-    seed:int,                     # of what is gone
-)->tuple[Splits, dict]:           # the parts, and what to say of them in the result
-    "Training and validation without some entries, for good; the test part as it is. Raises `ValueError` for unknown modalities and shares that cannot be had."
+    s: Splits,  # raw
+    # share of entries; or modality -> share, 0 where it is not named
+    missing: Missing,
+    seed: int,  # of what is gone
+) -> tuple[Splits, dict]:  # the parts, and what to say of them in the result
+    """Training and validation without some entries, for good; the test part as it is. Raises
+    `ValueError` for unknown modalities and shares that cannot be had."""
     if isinstance(missing, dict):
-        if odd := set(missing) - set(s.train.modalities): raise ValueError(f'missing: found {", ".join(sorted(odd))}, expected modalities of {s.train.task.name} ({", ".join(s.train.modalities)})')
-        missing = tuple(float(missing.get(m, 0.)) for m in s.train.modalities)
-    try: masks = {p: random_mask(len(d.utterances), len(d.modalities), missing, seed + k, d.present) for k, (p, d) in enumerate((('train', s.train), ('val', s.val)))}
-    except ValueError as e: raise ValueError(f'missing: {e}') from None
-    return replace(s, train=drop(s.train, masks['train']), val=drop(s.val, masks['val'])), dict(missing={p: mask_hash(m) for p, m in masks.items()})
+        if odd := set(missing) - set(s.train.modalities):
+            raise ValueError(
+                f'missing: found {", ".join(sorted(odd))}, expected modalities of '
+                f'{s.train.task.name} ({", ".join(s.train.modalities)})'
+            )
+        missing = tuple(float(missing.get(m, 0.0)) for m in s.train.modalities)
+    try:
+        masks = {
+            p: random_mask(len(d.utterances), len(d.modalities), missing, seed + k, d.present)
+            for k, (p, d) in enumerate((('train', s.train), ('val', s.val)))
+        }
+    except ValueError as e:
+        raise ValueError(f'missing: {e}') from None
+    return replace(s, train=drop(s.train, masks['train']), val=drop(s.val, masks['val'])), dict(
+        missing={p: mask_hash(m) for p, m in masks.items()}
+    )
 
 # %% ../../nbs/experiments/01_runs.ipynb #12e6894d
 def have(
-    d:Dialogues, #
-)->dict[str, int]: # label of a combination -> how many utterances have it in full
-    "Whom each condition is about: in training whom it can be learnt from, in testing whom it is measured on."
+    d: Dialogues,  #
+) -> dict[str, int]:  # label of a combination -> how many utterances have it in full
+    """Whom each condition is about: in training whom it can be learnt from, in testing whom it is
+    measured on."""
     names = labels(d.modalities)
-    return dict(zip(names, [len(d.utterances)]*len(names) if d.can is None else d.can.sum(0).tolist()))
+    return dict(
+        zip(names, [len(d.utterances)] * len(names) if d.can is None else d.can.sum(0).tolist())
+    )
 
+# %% ../../nbs/experiments/01_runs.ipynb #25e8e2da
 def prepare(
-    c:RunConfig,               # what to run
-    opened:Callable=open_data, # how a dataset is opened
-)->tuple[Splits, dict, dict, str]: # standardised parts on the device, the scale that was used, what to say about the data, the schedule
+    c: RunConfig,  # what to run
+    opened: Callable = open_data,  # how a dataset is opened
+    # standardised parts on the device, the scale that was used, what to say about the data, the
+    # schedule
+) -> tuple[Splits, dict, dict, str]:
     "The data of a run."
     device = resolve_device(c.device)
     known = methods()
-    if c.method not in known: raise ValueError(f'method: found {c.method!r}, expected one of {", ".join(known)}')
-    d = opened(c.dataset, c.data_root and repo_root()/c.data_root, c.size, c.features, c.table)
+    if c.method not in known:
+        raise ValueError(f'method: found {c.method!r}, expected one of {", ".join(known)}')
+    d = opened(c.dataset, c.data_root and repo_root() / c.data_root, c.size, c.features, c.table)
     s = split(d, c.fold, c.seed, hold=c.hold)
     gone = {}
-    if c.missing: s, gone = incomplete(s, c.missing, c.seed)
+    if c.missing:
+        s, gone = incomplete(s, c.missing, c.seed)
     for part in ('train', 'val', 'test'):
-        p, lacking = getattr(s, part), [m for m, has in zip(d.modalities, getattr(s, part).present.any(0).tolist()) if not has]
-        if not d.task.classes and d.task.middle is not None and (p.label == d.task.middle).all(): raise DataError(f'{d.task.name}, {part} part: found label {d.task.middle:g} only, expected others too: ACC and F1 leave it out')
-        if part == 'train' and lacking: raise DataError(f'{d.task.name}, train part of {s.name}: found no utterance with {", ".join(lacking)}, expected some: nothing can be learnt of it; leave it out (features)')
-    if not c.standardise and any(x.isnan().any() for x in d.features.values()): raise DataError(f'{d.task.name}: found entries that were not measured, expected none without standardise: they are put at the mean, which is then unknown')
+        p, lacking = (
+            getattr(s, part),
+            [
+                m
+                for m, has in zip(d.modalities, getattr(s, part).present.any(0).tolist())
+                if not has
+            ],
+        )
+        if not d.task.classes and d.task.middle is not None and (p.label == d.task.middle).all():
+            raise DataError(
+                f'{d.task.name}, {part} part: found label {d.task.middle:g} only, expected '
+                'others too: ACC and F1 leave it out'
+            )
+        if part == 'train' and lacking:
+            raise DataError(
+                f'{d.task.name}, train part of {s.name}: found no utterance with '
+                f'{", ".join(lacking)}, expected some: nothing can be learnt of it; leave '
+                'it out (features)'
+            )
+    if not c.standardise and any(x.isnan().any() for x in d.features.values()):
+        raise DataError(
+            f'{d.task.name}: found entries that were not measured, expected none without '
+            'standardise: they are put at the mean, which is then unknown'
+        )
     stats = fit_scale(s.train) if c.standardise else {}
-    about = dict(name=d.task.name, simulated=d.task.simulated, views=d.task.views, widths=d.widths, hash=fingerprint(d), fold=s.name,
-        dialogues={p: len(getattr(s, p)) for p in ('train', 'val', 'test')}, utterances={p: len(getattr(s, p).utterances) for p in ('train', 'val', 'test')},
-        conditions={p: have(getattr(s, p)) for p in ('train', 'val', 'test')}, **(dict(table=c.table.model_dump(mode='json')) if is_own(c.dataset) else {}), **gone)
+    about = dict(
+        name=d.task.name,
+        simulated=d.task.simulated,
+        views=d.task.views,
+        widths=d.widths,
+        hash=fingerprint(d),
+        fold=s.name,
+        dialogues={p: len(getattr(s, p)) for p in ('train', 'val', 'test')},
+        utterances={p: len(getattr(s, p).utterances) for p in ('train', 'val', 'test')},
+        conditions={p: have(getattr(s, p)) for p in ('train', 'val', 'test')},
+        **(dict(table=c.table.model_dump(mode='json')) if is_own(c.dataset) else {}),
+        **gone,
+    )
     ready = lambda p: to(scale(p, stats) if stats else p, device)
-    return Splits(ready(s.train), ready(s.val), ready(s.test), s.name), stats, about, resolve_schedule(c.schedule, device)
+    return (
+        Splits(ready(s.train), ready(s.val), ready(s.test), s.name),
+        stats,
+        about,
+        resolve_schedule(c.schedule, device),
+    )
 
+# %% ../../nbs/experiments/01_runs.ipynb #b6b94bed
 def new_method(
-    c:RunConfig, # what to run
-    s:Splits,    # its data
-)->Method:
+    c: RunConfig,  # what to run
+    s: Splits,  # its data
+) -> Method:
     "The untrained model: its weights depend on the seed and on nothing else."
     with torch.random.fork_rng():
         torch.manual_seed(c.seed)
@@ -183,231 +334,516 @@ def new_method(
 
 # %% ../../nbs/experiments/01_runs.ipynb #0bed134f
 def as_published(
-    history:list[dict],  # of `fit`
-    stages:list[Stage],  # of the method
-    task,                # what is predicted
-    names:tuple,         # labels of the conditions
-)->list[Score]:
-    "Test scores of each condition at the epoch that is best on the test set, of the last stage that evaluated the condition."
+    history: list[dict],  # of `fit`
+    stages: list[Stage],  # of the method
+    task,  # what is predicted
+    names: tuple,  # labels of the conditions
+) -> list[Score]:
+    """Test scores of each condition at the epoch that is best on the test set, of the last stage
+    that evaluated the condition."""
     best, metric = {}, metric_names(task)
     for s in stages:
-        if not (rows := [r for r in history if r['stage'] == s.name and r[f'test/{s.select}/{metric[0]}'] == r[f'test/{s.select}/{metric[0]}']]): continue # nobody to test on
+        # nobody to test on
+        if not (
+            rows := [
+                r
+                for r in history
+                if r['stage'] == s.name
+                and r[f'test/{s.select}/{metric[0]}'] == r[f'test/{s.select}/{metric[0]}']
+            ]
+        ):
+            continue
         top = max(rows, key=lambda r: r[f'test/{s.select}/{metric[0]}'])
-        best |= {c: {m: top[f'test/{c}/{m}'] for m in metric} for c in names if f'test/{c}/{metric[0]}' in top}
-    return [Score(selection='test', condition=c, metric=m, value=v) for c, row in (with_averages({c: best.get(c, dict.fromkeys(metric, float('nan'))) for c in names}) if best else {}).items() for m, v in row.items() if v == v]
+        best |= {
+            c: {m: top[f'test/{c}/{m}'] for m in metric}
+            for c in names
+            if f'test/{c}/{metric[0]}' in top
+        }
+    return [
+        Score(selection='test', condition=c, metric=m, value=v)
+        for c, row in (
+            with_averages({c: best.get(c, dict.fromkeys(metric, float('nan'))) for c in names})
+            if best
+            else {}
+        ).items()
+        for m, v in row.items()
+        if v == v
+    ]
 
+# %% ../../nbs/experiments/01_runs.ipynb #c31b57b8
 def _stages(history, stages, lead):
     out = []
     for s in stages:
         rows = [r for r in history if r['stage'] == s.name]
         kept = max(rows, key=lambda r: r[f'val/{s.select}/{lead}'])
-        out.append(dict(name=s.name, epochs=len(rows), kept=kept['epoch'], selected_on=s.select, validation=kept[f'val/{s.select}/{lead}'], borrowed=rows[0]['borrowed'], seconds_per_epoch={k[8:]: round(sum(r[k] for r in rows)/len(rows), 4) for k in rows[0] if k.startswith('seconds/')}))
+        out.append(
+            dict(
+                name=s.name,
+                epochs=len(rows),
+                kept=kept['epoch'],
+                selected_on=s.select,
+                validation=kept[f'val/{s.select}/{lead}'],
+                borrowed=rows[0]['borrowed'],
+                seconds_per_epoch={
+                    k[8:]: round(sum(r[k] for r in rows) / len(rows), 4)
+                    for k in rows[0]
+                    if k.startswith('seconds/')
+                },
+            )
+        )
     return out
 
+
 def peak_mb(
-    device:torch.device, # where
-    reset:bool=False,    # start anew (of a process that is possible on Linux only), after giving back what is free
-)->float:
+    device: torch.device,  # where
+    # start anew (of a process that is possible on Linux only), after giving back what is free
+    reset: bool = False,
+) -> float:
     "Peak memory since the last reset in MiB: of the process, on a GPU of the GPU."
     if device.type == 'cuda':
-        if reset: torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.max_memory_allocated(device)/2**20
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.max_memory_allocated(device) / 2**20
     if reset and sys.platform == 'linux':
         gc.collect()
-        with suppress(OSError, AttributeError): ctypes.CDLL(None).malloc_trim(0)
-        with suppress(OSError): Path('/proc/self/clear_refs').write_text('5')
-    with suppress(OSError, TypeError): return int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1])/2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**10 if sys.platform != 'darwin' else 2**20)
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+        with suppress(OSError):
+            Path('/proc/self/clear_refs').write_text('5')
+    with suppress(OSError, TypeError):
+        return int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**10 if sys.platform != 'darwin' else 2**20
+    )
 
 # %% ../../nbs/experiments/01_runs.ipynb #08fcfe5a
 def save_method(
-    method:Method,   # trained
-    stats:dict,      # of `fit_scale`, or empty
-    path,            # file to write
+    method: Method,  # trained
+    stats: dict,  # of `fit_scale`, or empty
+    path,  # file to write
 ):
     "Write a model as safetensors."
-    tensors = {f'model.{k}': v for k, v in method.state_dict().items()} | {f'scale.{m}.{n}': x for m, ms in stats.items() for n, x in zip(('mean', 'std'), ms)}
+    tensors = {f'model.{k}': v for k, v in method.state_dict().items()} | {
+        f'scale.{m}.{n}': x for m, ms in stats.items() for n, x in zip(('mean', 'std'), ms)
+    }
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    header = dict(method=method.name, options=method.settings.model_dump(mode='json'), widths=method.widths, task=asdict(method.task))
-    write_atomically(path, lambda tmp: save_file(tensors, str(tmp), metadata={'mculora': json.dumps(header)}))
+    header = dict(
+        method=method.name,
+        options=method.settings.model_dump(mode='json'),
+        widths=method.widths,
+        task=asdict(method.task),
+    )
+    write_atomically(
+        path, lambda tmp: save_file(tensors, str(tmp), metadata={'mculora': json.dumps(header)})
+    )
 
-class _Header(Settings): # of a model file
-    method:str
-    options:dict[str, Any]
-    widths:dict[str, Annotated[int, Field(ge=1)]] = Field(min_length=1)
-    task:Task
 
+class _Header(Settings):  # of a model file
+    method: str
+    options: dict[str, Any]
+    widths: dict[str, Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    task: Task
+
+# %% ../../nbs/experiments/01_runs.ipynb #8c60d626
 @contextmanager
-def _at_most(n): # within, modules cannot have more than n weights: a header may ask for a terabyte of them
+# within, modules cannot have more than n weights: a header may ask for a terabyte of them
+def _at_most(n):
     def count(module, name, x):
         nonlocal n
         n -= 0 if x is None else x.numel()
-        if n < 0: raise DataError('asks for more weights than it holds')
-    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
-    try: yield
-    finally: [h.remove() for h in hooks]
+        if n < 0:
+            raise DataError('asks for more weights than it holds')
 
-def load_method(
-    folder, # of a finished run
-)->tuple[Method, dict]: # the model, in evaluation mode, and the scale its features expect: modality -> (mean, std)
-    "The trained model of a run. Raises `DataError` if the file is not whole, or not the one that the result beside it was made with, or its header asks for anything but the weights that are in it."
-    path = Path(folder)/'model.safetensors'
-    if (path.parent/'result.json').exists(): beside(path)
+    hooks = [
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count),
+    ]
     try:
-        with safe_open(str(path), 'pt') as f: tensors, h = {k: f.get_tensor(k) for k in f.keys()}, _Header.model_validate_json(f.metadata()['mculora'])
-        if len(tensors['model.q']) != 2**len(h.widths) - 1: raise ValueError(f'found {len(h.widths)} modalities and {len(tensors["model.q"])} combinations')
-        if nan := [k for k, x in tensors.items() if x.isnan().any()]: raise ValueError(f'found NaN or infinity in {nan[0].removeprefix("model.")}')
-        with _at_most(2*sum(x.numel() for x in tensors.values())): method = create(h.method, h.task, h.widths, h.options).eval() # twice: some are registered anew
-        method.load_state_dict({k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')})
-        stats = {m: (tensors[f'scale.{m}.mean'], tensors[f'scale.{m}.std']) for m in h.widths if f'scale.{m}.mean' in tensors}
-        if any(x.shape != (h.widths[m],) for m, s in stats.items() for x in s): raise ValueError('found a scale of another width')
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e: raise DataError(f'{path}: found no whole model file ({brief(e)}), expected one written by a finished run') from e
+        yield
+    finally:
+        [h.remove() for h in hooks]
+
+# %% ../../nbs/experiments/01_runs.ipynb #f337ebcc
+def load_method(
+    folder,  # of a finished run
+    # the model, in evaluation mode, and the scale its features expect: modality -> (mean, std)
+) -> tuple[Method, dict]:
+    """The trained model of a run. Raises `DataError` if the file is not whole, or not the one that
+    the result beside it was made with, or its header asks for anything but the weights that are in
+    it."""
+    path = Path(folder) / 'model.safetensors'
+    if (path.parent / 'result.json').exists():
+        beside(path)
+    try:
+        with safe_open(str(path), 'pt') as f:
+            tensors, h = (
+                {k: f.get_tensor(k) for k in f.keys()},
+                _Header.model_validate_json(f.metadata()['mculora']),
+            )
+        if len(tensors['model.q']) != 2 ** len(h.widths) - 1:
+            raise ValueError(
+                f'found {len(h.widths)} modalities and {len(tensors["model.q"])} combinations'
+            )
+        if nan := [k for k, x in tensors.items() if x.isnan().any()]:
+            raise ValueError(f'found NaN or infinity in {nan[0].removeprefix("model.")}')
+        # twice: some are registered anew
+        with _at_most(2 * sum(x.numel() for x in tensors.values())):
+            method = create(h.method, h.task, h.widths, h.options).eval()
+        method.load_state_dict(
+            {k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')}
+        )
+        stats = {
+            m: (tensors[f'scale.{m}.mean'], tensors[f'scale.{m}.std'])
+            for m in h.widths
+            if f'scale.{m}.mean' in tensors
+        }
+        if any(x.shape != (h.widths[m],) for m, s in stats.items() for x in s):
+            raise ValueError('found a scale of another width')
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
+        raise DataError(
+            f'{path}: found no whole model file ({brief(e)}), expected one written by a '
+            'finished run'
+        ) from e
     return method, stats
 
 # %% ../../nbs/experiments/01_runs.ipynb #df7ccc00
 def finished(
     folder,  # of a run
-    key:str, # its configuration's hash
-    observed:bool=False, # it must have been observed
-)->Result|None:
-    "The result in a folder, if there is a whole one of this configuration, with whole files beside it. Warns of damage."
-    if not (Path(folder)/'result.json').exists(): return None
-    try: r, bad = (r := read_result(folder)), damage(folder, r)
-    except DataError as e: bad = [str(e)]
-    if bad: warnings.warn(f'{bad[0]}; the run is made again')
-    return r if not bad and r.config_hash == key and (not observed or 'observed.safetensors' in r.files) else None
+    key: str,  # its configuration's hash
+    observed: bool = False,  # it must have been observed
+) -> Result | None:
+    """The result in a folder, if there is a whole one of this configuration, with whole files
+    beside it. Warns of damage."""
+    if not (Path(folder) / 'result.json').exists():
+        return None
+    try:
+        r, bad = (r := read_result(folder)), damage(folder, r)
+    except DataError as e:
+        bad = [str(e)]
+    if bad:
+        warnings.warn(f'{bad[0]}; the run is made again')
+    return (
+        r
+        if not bad and r.config_hash == key and (not observed or 'observed.safetensors' in r.files)
+        else None
+    )
 
-def _leftovers(folder): # what only a run at work needs, and what a killed one left half written
-    return [p for p in Path(folder).iterdir() if p.name in ('checkpoint.safetensors', earlier('checkpoint.safetensors').name) or re.fullmatch(r'\.(?!writable).+\.[0-9a-f]{32}', p.name)]
 
+# what only a run at work needs, and what a killed one left half written
+def _leftovers(folder):
+    return [
+        p
+        for p in Path(folder).iterdir()
+        if p.name in ('checkpoint.safetensors', earlier('checkpoint.safetensors').name)
+        or re.fullmatch(r'\.(?!writable).+\.[0-9a-f]{32}', p.name)
+    ]
+
+# %% ../../nbs/experiments/01_runs.ipynb #cde64d3c
 @dataclass
 class Job:
     "A run that is ready to start."
-    config:RunConfig
-    splits:Splits
-    stats:dict          # of `fit_scale`
-    about:dict          # the data, for the result
-    schedule:str
-    method:Method
-    full:dict           # the configuration as it is hashed and written
-    key:str             # its hash
-    environment:dict    # as the run begins
-    folder:Path
-    done:Result|None    # an earlier result of the same configuration
+
+    config: RunConfig
+    splits: Splits
+    stats: dict  # of `fit_scale`
+    about: dict  # the data, for the result
+    schedule: str
+    method: Method
+    full: dict  # the configuration as it is hashed and written
+    key: str  # its hash
+    environment: dict  # as the run begins
+    folder: Path
+    done: Result | None  # an earlier result of the same configuration
 
     @property
-    def device(self)->torch.device: return self.splits.train.present.device
+    def device(self) -> torch.device:
+        return self.splits.train.present.device
 
-    def shares(self, stage:str)->tuple[Path, str]:
-        "Where and under which key the end of a stage is kept for runs that agree in all it depends on. The files may be deleted at any time."
+    def shares(self, stage: str) -> tuple[Path, str]:
+        """Where and under which key the end of a stage is kept for runs that agree in all it
+        depends on. The files may be deleted at any time."""
         names = [s.name for s in self.method.stages()]
-        key = config_hash({k: v for k, v in self.full.items() if k != 'options'} | dict(depends={s: self.method.depends(s) for s in names[:names.index(stage) + 1]}, stage=stage, code=code_hash(), observe=self.config.observe))
-        return self.folder.parent/'stages'/f'{self.about["fold"]}-seed{self.config.seed}-{stage}-{key[:8]}.safetensors', key
+        key = config_hash(
+            {k: v for k, v in self.full.items() if k != 'options'}
+            | dict(
+                depends={s: self.method.depends(s) for s in names[: names.index(stage) + 1]},
+                stage=stage,
+                code=code_hash(),
+                observe=self.config.observe,
+            )
+        )
+        return (
+            self.folder.parent
+            / 'stages'
+            / f'{self.about["fold"]}-seed{self.config.seed}-{stage}-{key[:8]}.safetensors',
+            key,
+        )
 
+# %% ../../nbs/experiments/01_runs.ipynb #6109dd9e
 def ready(
-    c:RunConfig,                  # what to run
-    opened:Callable=open_data, # how a dataset is opened
-)->Job:
+    c: RunConfig,  # what to run
+    opened: Callable = open_data,  # how a dataset is opened
+) -> Job:
     "Everything up to the first epoch. Raises what is wrong with the configuration or the data."
     s, stats, about, schedule = prepare(c, opened)
     device, method = s.train.present.device, new_method(c, s)
-    full = dict(c.model_dump(exclude={'data_root', 'out_dir', 'device', 'features', 'table', 'observe', *(() if c.missing else ('missing',)), *(('hold',) if c.hold == 'dialogues' else ())}), dataset=Path(c.dataset).stem, schedule=schedule, options=method.settings.model_dump(mode='json'), device=device.type, data=about['hash'], version=mculora.__version__)
+    full = dict(
+        c.model_dump(
+            exclude={
+                'data_root',
+                'out_dir',
+                'device',
+                'features',
+                'table',
+                'observe',
+                *(() if c.missing else ('missing',)),
+                *(('hold',) if c.hold == 'dialogues' else ()),
+            }
+        ),
+        dataset=Path(c.dataset).stem,
+        schedule=schedule,
+        options=method.settings.model_dump(mode='json'),
+        device=device.type,
+        data=about['hash'],
+        version=mculora.__version__,
+    )
     key = config_hash(full)
-    folder = repo_root()/c.out_dir/about['name']/c.method/f'{about["fold"]}-seed{c.seed}-{schedule}-{key[:8]}'
+    folder = (
+        repo_root()
+        / c.out_dir
+        / about['name']
+        / c.method
+        / f'{about["fold"]}-seed{c.seed}-{schedule}-{key[:8]}'
+    )
     done = finished(folder, key, c.observe)
-    if not done: folder = output_folder(folder, need=12*sum(v.numel()*v.element_size() for v in method.state_dict().values()) + 20*2**20) # weights, best weights, Adam's two moments; and all of it in the last checkpoint, in the one before and in the one that is being written
+    # weights, best weights, Adam's two moments; and all of it in the last checkpoint, in the one
+    # before and in the one that is being written
+    if not done:
+        folder = output_folder(
+            folder,
+            need=12 * sum(v.numel() * v.element_size() for v in method.state_dict().values())
+            + 20 * 2**20,
+        )
     return Job(c, s, stats, about, schedule, method, full, key, environment(device), folder, done)
 
-def _calibration(method, val, test): # condition -> expected calibration error, as the model is and with temperatures from validation; of scores nothing
+# %% ../../nbs/experiments/01_runs.ipynb #13b8fa41
+# condition -> expected calibration error, as the model is and with temperatures from validation; of
+# scores nothing
+def _calibration(method, val, test):
     report = calibration_report(method, calibrate(method, val), test)
-    said = lambda c: {'ECE': report[c]['ece_before'], 'ECE, temperature': report[c]['ece_after']} if c in report else dict.fromkeys(('ECE', 'ECE, temperature'), float('nan'))
+    said = lambda c: (
+        {'ECE': report[c]['ece_before'], 'ECE, temperature': report[c]['ece_after']}
+        if c in report
+        else dict.fromkeys(('ECE', 'ECE, temperature'), float('nan'))
+    )
     return with_averages({c: said(c) for c in labels(test.modalities)}) if report else {}
 
+# %% ../../nbs/experiments/01_runs.ipynb #9a036d60
 def finish(
-    job:Job,            # trained
-    history:list[dict], # of `fit`
-    seconds:float,      # of all its epochs
-)->Result:
+    job: Job,  # trained
+    history: list[dict],  # of `fit`
+    seconds: float,  # of all its epochs
+) -> Result:
     "Evaluate, and write all files of a run; the result last."
-    import pandas as pd # here: training needs no pandas
+    import pandas as pd  # here: training needs no pandas
+
     task, folder = job.splits.train.task, job.folder
     test, files = job.splits.test, ['curves.parquet', 'model.safetensors']
-    masks = protocol_masks(test, folder.parent.parent/'masks', job.about['fold'].replace(' ', ''), RATES)
+    masks = protocol_masks(
+        test, folder.parent.parent / 'masks', job.about['fold'].replace(' ', ''), RATES
+    )
     with precisely(job.config.precision, job.device):
-        by_protocol = {'fixed': evaluate(job.method, test), 'random': evaluate_random(job.method, test, masks)}
-        for k, row in _calibration(job.method, job.splits.val, test).items(): by_protocol['fixed'][k] |= row
-        if job.config.observe: save_observed(observe(job.method, test), folder/'observed.safetensors'); files.append('observed.safetensors')
-    scores = [Score(selection='validation', protocol=p, condition=k, metric=m, value=v) for p, rows in by_protocol.items() for k, row in rows.items() for m, v in row.items() if v == v] # not of a condition that nobody has
-    write_atomically(folder/'curves.parquet', lambda tmp: pd.DataFrame(history).to_parquet(tmp))
-    save_method(job.method, job.stats, folder/'model.safetensors')
-    write_result(folder, Result(status='complete', config=job.full, config_hash=job.key, data=job.about, scores=scores + as_published(history, job.method.stages(), task, labels(job.splits.train.modalities)), stages=_stages(history, job.method.stages(), metric_names(task)[0]),
-        masks={rate: mask_hash(m) for rate, m in masks.items()}, files={f: file_hash(folder/f) for f in files}, environment=job.environment, seconds=seconds, peak_mb=peak_mb(job.device)))
-    for p in _leftovers(folder): p.unlink(missing_ok=True)
+        by_protocol = {
+            'fixed': evaluate(job.method, test),
+            'random': evaluate_random(job.method, test, masks),
+        }
+        for k, row in _calibration(job.method, job.splits.val, test).items():
+            by_protocol['fixed'][k] |= row
+        if job.config.observe:
+            save_observed(observe(job.method, test), folder / 'observed.safetensors')
+            files.append('observed.safetensors')
+    # not of a condition that nobody has
+    scores = [
+        Score(selection='validation', protocol=p, condition=k, metric=m, value=v)
+        for p, rows in by_protocol.items()
+        for k, row in rows.items()
+        for m, v in row.items()
+        if v == v
+    ]
+    write_atomically(folder / 'curves.parquet', lambda tmp: pd.DataFrame(history).to_parquet(tmp))
+    save_method(job.method, job.stats, folder / 'model.safetensors')
+    write_result(
+        folder,
+        Result(
+            status='complete',
+            config=job.full,
+            config_hash=job.key,
+            data=job.about,
+            scores=scores
+            + as_published(history, job.method.stages(), task, labels(job.splits.train.modalities)),
+            stages=_stages(history, job.method.stages(), metric_names(task)[0]),
+            masks={rate: mask_hash(m) for rate, m in masks.items()},
+            files={f: file_hash(folder / f) for f in files},
+            environment=job.environment,
+            seconds=seconds,
+            peak_mb=peak_mb(job.device),
+        ),
+    )
+    for p in _leftovers(folder):
+        p.unlink(missing_ok=True)
     return read_result(folder)
 
+# %% ../../nbs/experiments/01_runs.ipynb #5cdefc25
 def run_all(
-    configs:list[RunConfig],     # what to run
-    progress:bool=True,          # show bars, and say what is looked up or resumed
-    on_epoch:Callable=lambda n, row: None, # called after every epoch with the number of the configuration and the line of its history
-    every:float=20.,             # seconds between checkpoints, at least
-    together:int|None=None,      # how many train side by side; None: on a GPU all that are alike, on a CPU one
-)->list[tuple[Result|Exception, Path]]: # results in the order of `configs`, or why there is none, and their folders
-    "Run, or go on with, or look up, what the configurations say. Runs that differ in fold and seed only train side by side. What another process has in hand comes last, and is waited for."
+    configs: list[RunConfig],  # what to run
+    progress: bool = True,  # show bars, and say what is looked up or resumed
+    # called after every epoch with the number of the configuration and the line of its history
+    on_epoch: Callable = lambda n, row: None,
+    every: float = 20.0,  # seconds between checkpoints, at least
+    # how many train side by side; None: on a GPU all that are alike, on a CPU one
+    together: int | None = None,
+    # results in the order of `configs`, or why there is none, and their folders
+) -> list[tuple[Result | Exception, Path]]:
+    """Run, or go on with, or look up, what the configurations say. Runs that differ in fold and
+    seed only train side by side. What another process has in hand comes last, and is waited for."""
     last = {}
-    def opened(*args): # several configurations of one dataset open it once
-        if len(configs) == 1: return open_data(*args)
-        if repr(args) not in last: last.clear(); last[repr(args)] = open_data(*args)
+
+    def opened(*args):  # several configurations of one dataset open it once
+        if len(configs) == 1:
+            return open_data(*args)
+        if repr(args) not in last:
+            last.clear()
+            last[repr(args)] = open_data(*args)
         return last[repr(args)]
+
     out, groups, twice = [], {}, {}
-    def look_up(n, j): # a finished run
+
+    def look_up(n, j):  # a finished run
         out[n] = (j.done, j.folder)
-        if left := _leftovers(j.folder): # of one that was killed right after its result was written
+        # of one that was killed right after its result was written
+        if left := _leftovers(j.folder):
             with suppress(OSError), locked(j.folder, wait=False) as mine:
-                for p in left if mine else []: p.unlink(missing_ok=True)
-        if progress: print(f'looked up, not run again: made by commit {str(j.done.environment["commit"])[:8]}' + (' (this is another commit)' if j.done.environment['commit'] != j.environment['commit'] else ''))
-    def train(at): # side by side; ours alone
-        jobs = {n: ready(configs[n], opened) for n in at}                                             # only those that train now are in memory
+                for p in left if mine else []:
+                    p.unlink(missing_ok=True)
+        if progress:
+            print(
+                f'looked up, not run again: made by commit {str(j.done.environment["commit"])[:8]}'
+                + (
+                    ' (this is another commit)'
+                    if j.done.environment['commit'] != j.environment['commit']
+                    else ''
+                )
+            )
+
+    def train(at):  # side by side; ours alone
+        # only those that train now are in memory
+        jobs = {n: ready(configs[n], opened) for n in at}
         for n, j in jobs.items():
-            if j.done: look_up(n, j)                                                                  # another process has finished it meanwhile
+            # another process has finished it meanwhile
+            if j.done:
+                look_up(n, j)
         at = [n for n, j in jobs.items() if not j.done]
-        if not at: return
-        here, fresh = [jobs[n] for n in at], [0]*len(at)
-        def note(r, row): fresh[r] += 1; on_epoch(at[r], row)
+        if not at:
+            return
+        here, fresh = [jobs[n] for n in at], [0] * len(at)
+
+        def note(r, row):
+            fresh[r] += 1
+            on_epoch(at[r], row)
+
         peak_mb(here[0].device, reset=True)
-        for j in here: j.environment['side_by_side'] = len(here)
+        for j in here:
+            j.environment['side_by_side'] = len(here)
         start = time.perf_counter()
         try:
-            histories = fit_all([j.method for j in here], [j.splits for j in here], [j.config.seed for j in here], here[0].schedule, [j.folder/'checkpoint.safetensors' for j in here], [f'{j.key} {code_hash()} {j.config.observe}' for j in here], every, progress, note, here[0].config.precision, [j.shares for j in here], watching if here[0].config.observe else lambda *about: {})
-            share = (time.perf_counter() - start)/len(here)                                   # of the program's seconds
+            histories = fit_all(
+                [j.method for j in here],
+                [j.splits for j in here],
+                [j.config.seed for j in here],
+                here[0].schedule,
+                [j.folder / 'checkpoint.safetensors' for j in here],
+                [f'{j.key} {code_hash()} {j.config.observe}' for j in here],
+                every,
+                progress,
+                note,
+                here[0].config.precision,
+                [j.shares for j in here],
+                watching if here[0].config.observe else lambda *about: {},
+            )
+            # of the program's seconds
+            share = (time.perf_counter() - start) / len(here)
             for n, j, h, new in zip(at, here, histories, fresh):
-                before = h[:len(h) - new] if isinstance(h, list) else []                      # epochs of an earlier, interrupted start
-                out[n] = (h if isinstance(h, Exception) else finish(j, h, share + sum(v for r in before for k, v in r.items() if k.startswith('seconds/'))), j.folder)
-        except OutputError as e: raise OutputError(f'{e}; what was computed up to the last checkpoint is kept: make room and start the same run again') from e
-    for n, c in enumerate(configs): # all of them are checked before the first one starts
+                # epochs of an earlier, interrupted start
+                before = h[: len(h) - new] if isinstance(h, list) else []
+                out[n] = (
+                    h
+                    if isinstance(h, Exception)
+                    else finish(
+                        j,
+                        h,
+                        share
+                        + sum(v for r in before for k, v in r.items() if k.startswith('seconds/')),
+                    ),
+                    j.folder,
+                )
+        except OutputError as e:
+            raise OutputError(
+                f'{e}; what was computed up to the last checkpoint is kept: make room and '
+                'start the same run again'
+            ) from e
+
+    for n, c in enumerate(configs):  # all of them are checked before the first one starts
         j = ready(c, opened)
         out.append((j.done, j.folder))
-        if (first := [f for _, f in out].index(j.folder)) < n: twice[n] = first                     # the same once more
-        elif not j.done: groups.setdefault(repr((c.method, j.full['options'], j.splits.train.widths, j.splits.train.task, j.schedule, c.precision, c.observe, j.device)), []).append(n)
-        else: look_up(n, j)
+        # the same once more
+        if (first := [f for _, f in out].index(j.folder)) < n:
+            twice[n] = first
+        elif not j.done:
+            groups.setdefault(
+                repr(
+                    (
+                        c.method,
+                        j.full['options'],
+                        j.splits.train.widths,
+                        j.splits.train.task,
+                        j.schedule,
+                        c.precision,
+                        c.observe,
+                        j.device,
+                    )
+                ),
+                [],
+            ).append(n)
+        else:
+            look_up(n, j)
     for alike in groups.values():
-        size, held = together or (1 if resolve_device(configs[alike[0]].device).type == 'cpu' else len(alike)), []
-        for at in (alike[k:k + size] for k in range(0, len(alike), size)):
+        size, held = (
+            together
+            or (1 if resolve_device(configs[alike[0]].device).type == 'cpu' else len(alike)),
+            [],
+        )
+        for at in (alike[k : k + size] for k in range(0, len(alike), size)):
             with ExitStack() as locks:
                 free = [n for n in at if locks.enter_context(locked(out[n][1], wait=False))]
                 held += [n for n in at if n not in free]
                 train(free)
         for n in held:
-            with locked(out[n][1]): train([n])
-    for n, first in twice.items(): out[n] = out[first]
+            with locked(out[n][1]):
+                train([n])
+    for n, first in twice.items():
+        out[n] = out[first]
     return out
 
+# %% ../../nbs/experiments/01_runs.ipynb #05967d05
 def run(
-    c:RunConfig,                 # what to run
-    progress:bool=True,          # show bars, and say what is looked up or resumed
-    on_epoch:Callable=lambda row: None, # called after every epoch
-    every:float=20.,             # seconds between checkpoints, at least
-)->tuple[Result, Path]:          # the result and its folder
-    "Run, or go on with, or look up, what the configuration says. Raises `FloatingPointError` if a loss, a gradient or a weight is no longer finite."
+    c: RunConfig,  # what to run
+    progress: bool = True,  # show bars, and say what is looked up or resumed
+    on_epoch: Callable = lambda row: None,  # called after every epoch
+    every: float = 20.0,  # seconds between checkpoints, at least
+) -> tuple[Result, Path]:  # the result and its folder
+    """Run, or go on with, or look up, what the configuration says. Raises `FloatingPointError` if
+    a loss, a gradient or a weight is no longer finite."""
     result, folder = run_all([c], progress, lambda n, row: on_epoch(row), every)[0]
-    if isinstance(result, Exception): raise result
+    if isinstance(result, Exception):
+        raise result
     return result, folder

@@ -15,106 +15,247 @@ from ..basics.method import Settings, methods, settings_of
 from ..beyond.plus import OFF
 from .results import read_result
 from .runs import Missing, RunConfig
-if TYPE_CHECKING: # annotations alone need it here
+
+if TYPE_CHECKING:  # annotations alone need it here
     import pandas as pd
 
 # %% ../../nbs/experiments/02_studies.ipynb #58bda404
 class Variant(Settings):
     "A method with settings of its own, under the name that tables give it."
-    name:str
-    method:str
-    options:dict[str, Any] = {}
 
-ABLATION = [Variant(name=name, method='mculora', options=options) for name, options in {
-    'pre-trained': dict(second_stage=False),          # MCLA -, DPFT -
-    'control': dict(adapter_place='none'),            # what the paper lacks
-    'MCLA': dict(dpft='off'),                         # MCLA +, DPFT -
-    'shared adapter only': dict(private=False),
-    'without L_ort': dict(beta=0.),
-    'MCLA + DPFT': {}}.items()]                       # the whole model
-READINGS = [Variant(name=name, method='mculora', options=options) for name, options in {
-    'as it is': {}, 'no adapter': dict(adapter_place='none'), 'literal': dict(adapter_form='literal'), 'in every linear map': dict(adapter_place='linear'), 'squared cosine': dict(orthogonality='squared'),
-    'DPFT per modality': dict(dpft='modality'), 'no DPFT': dict(dpft='off'), 'a draw per batch': dict(sampling='batch'), 'a draw per utterance': dict(sampling='utterance'),
-    'alpha 16': dict(alpha=16.), 'rank 16': dict(rank=16), 'in every linear map, alpha 16': dict(adapter_place='linear', alpha=16.)}.items()]
+    name: str
+    method: str
+    options: dict[str, Any] = {}
+
+
+ABLATION = [
+    Variant(name=name, method='mculora', options=options)
+    for name, options in {
+        'pre-trained': dict(second_stage=False),  # MCLA -, DPFT -
+        'control': dict(adapter_place='none'),  # what the paper lacks
+        'MCLA': dict(dpft='off'),  # MCLA +, DPFT -
+        'shared adapter only': dict(private=False),
+        'without L_ort': dict(beta=0.0),
+        'MCLA + DPFT': {},
+    }.items()
+]  # the whole model
+READINGS = [
+    Variant(name=name, method='mculora', options=options)
+    for name, options in {
+        'as it is': {},
+        'no adapter': dict(adapter_place='none'),
+        'literal': dict(adapter_form='literal'),
+        'in every linear map': dict(adapter_place='linear'),
+        'squared cosine': dict(orthogonality='squared'),
+        'DPFT per modality': dict(dpft='modality'),
+        'no DPFT': dict(dpft='off'),
+        'a draw per batch': dict(sampling='batch'),
+        'a draw per utterance': dict(sampling='utterance'),
+        'alpha 16': dict(alpha=16.0),
+        'rank 16': dict(rank=16),
+        'in every linear map, alpha 16': dict(adapter_place='linear', alpha=16.0),
+    }.items()
+]
 _WHO = dict(speakers=True, level=True)
-TRIES = [Variant(name=name, method='mculora-plus', options=OFF | options) for name, options in {
-    'MCULoRA': {}, 'no adapter': dict(adapter_place='none'), 'speakers': dict(speakers=True), 'level': dict(level=True), 'speakers and level': _WHO, 'nested': dict(nested=True), 'scales': dict(scales=True), 'doubt': dict(doubt=True), 'every combination': dict(every=True), 'distillation': dict(distil=1.),
-    'tied heads': dict(tie=.01), 'context': dict(context=1), 'context, a draw per utterance': dict(context=1, sampling='utterance'), 'averaged weights': dict(average=.8), 'faster second stage': dict(lr_fine=5e-4),
-    'speakers, level, every combination': _WHO | dict(every=True), 'speakers, level, every combination, averaged weights': _WHO | dict(every=True, average=.8),
-    'speakers, level, context, a draw per utterance': _WHO | dict(context=1, sampling='utterance'), 'speakers, level, context, a draw per utterance, averaged weights': _WHO | dict(context=1, sampling='utterance', average=.8),
-    'speakers, level, context, mixed draws, averaged weights': _WHO | dict(context=1, sampling='mixed', average=.8)}.items()] + [Variant(name='projected gradients', method='mculora-projected')]
-SPEAKERS = Variant(name='MCULoRA, heads by speaker', method='mculora-plus', options=OFF | dict(speakers=True)) # the highest of `TRIES` on validation with new speakers
-PLUS = [Variant(name='MCULoRA', method='mculora'), SPEAKERS] + [Variant(name=name, method='mculora-plus', options=options) for name, options in {
-    'heads by speaker, no adapter': SPEAKERS.options | dict(adapter_place='none'), 'MCULoRA+, no adapter': dict(adapter_place='none'), 'MCULoRA+': {}}.items()]
-CORE = ('methods', 'ablation', 'plus', 'rank')                # the studies that the paper's own tables need
+
+# %% ../../nbs/experiments/02_studies.ipynb #405b7f3d
+TRIES = [
+    Variant(name=name, method='mculora-plus', options=OFF | options)
+    for name, options in {
+        'MCULoRA': {},
+        'no adapter': dict(adapter_place='none'),
+        'speakers': dict(speakers=True),
+        'level': dict(level=True),
+        'speakers and level': _WHO,
+        'nested': dict(nested=True),
+        'scales': dict(scales=True),
+        'doubt': dict(doubt=True),
+        'every combination': dict(every=True),
+        'distillation': dict(distil=1.0),
+        'tied heads': dict(tie=0.01),
+        'context': dict(context=1),
+        'context, a draw per utterance': dict(context=1, sampling='utterance'),
+        'averaged weights': dict(average=0.8),
+        'faster second stage': dict(lr_fine=5e-4),
+        'speakers, level, every combination': _WHO | dict(every=True),
+        'speakers, level, every combination, averaged weights': _WHO
+        | dict(every=True, average=0.8),
+        'speakers, level, context, a draw per utterance': _WHO
+        | dict(context=1, sampling='utterance'),
+        'speakers, level, context, a draw per utterance, averaged weights': _WHO
+        | dict(context=1, sampling='utterance', average=0.8),
+        'speakers, level, context, mixed draws, averaged weights': _WHO
+        | dict(context=1, sampling='mixed', average=0.8),
+    }.items()
+] + [Variant(name='projected gradients', method='mculora-projected')]
+# the highest of `TRIES` on validation with new speakers
+SPEAKERS = Variant(
+    name='MCULoRA, heads by speaker', method='mculora-plus', options=OFF | dict(speakers=True)
+)
+PLUS = [Variant(name='MCULoRA', method='mculora'), SPEAKERS] + [
+    Variant(name=name, method='mculora-plus', options=options)
+    for name, options in {
+        'heads by speaker, no adapter': SPEAKERS.options | dict(adapter_place='none'),
+        'MCULoRA+, no adapter': dict(adapter_place='none'),
+        'MCULoRA+': {},
+    }.items()
+]
+# the studies that the paper's own tables need
+CORE = ('methods', 'ablation', 'plus', 'rank')
+
+# %% ../../nbs/experiments/02_studies.ipynb #9061786b
 RANKS = [Variant(name=f'rank {r}', method='mculora', options=dict(rank=r)) for r in range(1, 9)]
 
-def studies()->dict[str, list[Variant]]:
+
+def studies() -> dict[str, list[Variant]]:
     "Every study by name; a method that is registered is in the first without further ado."
     known = methods()
-    return {'methods': [Variant(name=name, method=name) for name, cls in known.items() if cls.listed], 'ablation': ABLATION, 'plus': PLUS, 'rank': RANKS, 'readings': READINGS, 'tries': TRIES,
-        'published': [Variant(name=f'{name}, as published', method=name, options=dict(preset='as-published')) for name, cls in known.items() if 'preset' in cls.Settings.model_fields and cls.recipe(Task('iemocap'), 'as-published')],
-        'grid': [Variant(name=f'{name}, lr {lr:g}', method=name, options=dict(lr=lr)) for name, cls in known.items() for lr in cls.grid]}
+    return {
+        'methods': [Variant(name=name, method=name) for name, cls in known.items() if cls.listed],
+        'ablation': ABLATION,
+        'plus': PLUS,
+        'rank': RANKS,
+        'readings': READINGS,
+        'tries': TRIES,
+        'published': [
+            Variant(name=f'{name}, as published', method=name, options=dict(preset='as-published'))
+            for name, cls in known.items()
+            if 'preset' in cls.Settings.model_fields and cls.recipe(Task('iemocap'), 'as-published')
+        ],
+        'grid': [
+            Variant(name=f'{name}, lr {lr:g}', method=name, options=dict(lr=lr))
+            for name, cls in known.items()
+            for lr in cls.grid
+        ],
+    }
 
 # %% ../../nbs/experiments/02_studies.ipynb #48fb12f0
 class Sweep(Settings):
     "Folds and seeds of a dataset on which every variant is run."
-    data:str                                     # as results name it
-    folds:list[int] = Field(min_length=1)
-    seeds:list[int] = Field(min_length=1)
-    schedule:Literal['paper', 'quick'] = 'quick'
-    missing:Missing = 0.                         # what training lacks for good
-    hold:Literal['dialogues', 'session'] = 'dialogues' # what validation is, as in `RunConfig`
-    options:dict[str, Any] = {}                  # settings that all variants share where they say nothing else, as for a table of one's own
+
+    data: str  # as results name it
+    folds: list[int] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+    schedule: Literal['paper', 'quick'] = 'quick'
+    missing: Missing = 0.0  # what training lacks for good
+    # what validation is, as in `RunConfig`
+    hold: Literal['dialogues', 'session'] = 'dialogues'
+    # settings that all variants share where they say nothing else, as for a table of one's own
+    options: dict[str, Any] = {}
 
     @property
-    def dataset(self)->str: return self.data.split('-')[0]
-    @property
-    def simulated(self)->bool: return '-simulated' in self.data
-    @property
-    def size(self)->Literal['full', 'tiny']: return 'tiny' if self.data.endswith('-tiny') else 'full'
+    def dataset(self) -> str:
+        return self.data.split('-')[0]
 
-    def configs(self, variants:list[Variant], **others)->list[RunConfig]:
+    @property
+    def simulated(self) -> bool:
+        return '-simulated' in self.data
+
+    @property
+    def size(self) -> Literal['full', 'tiny']:
+        return 'tiny' if self.data.endswith('-tiny') else 'full'
+
+    def configs(self, variants: list[Variant], **others) -> list[RunConfig]:
         "The runs of some variants, each once; `others` as in `RunConfig`."
-        runs = [RunConfig(dataset=self.dataset, method=v.method, options=self.options | v.options, fold=f, seed=s, schedule=self.schedule, size=self.size, missing=self.missing, hold=self.hold, observe=s == self.seeds[0], **others)
-            for f in self.folds for s in self.seeds for v in variants]
+        runs = [
+            RunConfig(
+                dataset=self.dataset,
+                method=v.method,
+                options=self.options | v.options,
+                fold=f,
+                seed=s,
+                schedule=self.schedule,
+                size=self.size,
+                missing=self.missing,
+                hold=self.hold,
+                observe=s == self.seeds[0],
+                **others,
+            )
+            for f in self.folds
+            for s in self.seeds
+            for v in variants
+        ]
         keys = [_key(self, c.method, c.options, c.fold, c.seed) for c in runs]
         return [c for n, c in enumerate(runs) if keys[n] not in keys[:n]]
 
-def _key(sweep, method, options, fold, seed): # what makes two runs of a sweep the same: options in full, so that a default that is spelled out is no other
-    return method, json.dumps(settings_of(method, Task(sweep.data), options)[1].model_dump(mode='json'), sort_keys=True), fold, seed
+# %% ../../nbs/experiments/02_studies.ipynb #8292fe90
+# what makes two runs of a sweep the same: options in full, so that a default that is spelled out is
+# no other
+def _key(sweep, method, options, fold, seed):
+    return (
+        method,
+        json.dumps(
+            settings_of(method, Task(sweep.data), options)[1].model_dump(mode='json'),
+            sort_keys=True,
+        ),
+        fold,
+        seed,
+    )
 
 # %% ../../nbs/experiments/02_studies.ipynb #e9c62abb
-def _newest(version): return [int(x) for x in str(version).split('.') if x.isdigit()]
+def _newest(version):
+    return [int(x) for x in str(version).split('.') if x.isdigit()]
 
+# %% ../../nbs/experiments/02_studies.ipynb #5ae84b55
 def find(
-    table:'pd.DataFrame',  # of `collect`
-    sweep:Sweep,           # folds, seeds, data
-    variants:list[Variant],# rows
-)->tuple['pd.DataFrame', dict[str, list[str]]]: # the scores of these runs, with a column `variant`; variant -> its missing runs, in words
+    table: 'pd.DataFrame',  # of `collect`
+    sweep: Sweep,  # folds, seeds, data
+    variants: list[Variant],  # rows
+    # the scores of these runs, with a column `variant`; variant -> its missing runs, in words
+) -> tuple['pd.DataFrame', dict[str, list[str]]]:
     "The results of a sweep. Raises `DataError` if runs of one table were made from different data."
-    import pandas as pd # here: training needs no pandas
-    here = table[(table.dataset == sweep.data) & (table.schedule == sweep.schedule) & (table['size'] == sweep.size) & (table.precision == 'float32') & (table.missing == json.dumps(sweep.missing, sort_keys=True)) & (table.hold == sweep.hold)] if len(table) else table
+    import pandas as pd  # here: training needs no pandas
+
+    here = (
+        table[
+            (table.dataset == sweep.data)
+            & (table.schedule == sweep.schedule)
+            & (table['size'] == sweep.size)
+            & (table.precision == 'float32')
+            & (table.missing == json.dumps(sweep.missing, sort_keys=True))
+            & (table.hold == sweep.hold)
+        ]
+        if len(table)
+        else table
+    )
     runs = here.drop_duplicates('file') if len(here) else here
     known = {}
-    for r in sorted(runs.itertuples(), key=lambda r: (_newest(r.version), r.file)) if len(runs) else []: known[r.method, r.options, r.fold, r.seed] = r.file
+    for r in (
+        sorted(runs.itertuples(), key=lambda r: (_newest(r.version), r.file)) if len(runs) else []
+    ):
+        known[r.method, r.options, r.fold, r.seed] = r.file
     out, names, missing, rows = [], [], {}, here.groupby('file').indices if len(here) else {}
     for v in variants:
         method, options, *_ = _key(sweep, v.method, sweep.options | v.options, None, None)
         for fold in sweep.folds:
             for seed in sweep.seeds:
-                if file := known.get((method, options, fold, seed)): out += list(rows[file]); names += [v.name]*len(rows[file])
-                else: missing.setdefault(v.name, []).append(f'{v.name}, fold {fold}, seed {seed}')
-    if not out: return pd.DataFrame(), missing
+                if file := known.get((method, options, fold, seed)):
+                    out += list(rows[file])
+                    names += [v.name] * len(rows[file])
+                else:
+                    missing.setdefault(v.name, []).append(f'{v.name}, fold {fold}, seed {seed}')
+    if not out:
+        return pd.DataFrame(), missing
     found = here.iloc[out].reset_index(drop=True).assign(variant=names)
-    if (hashes := found.data_hash.unique()).size > 1: raise DataError(f'{sweep.data}: found results on different data ({", ".join(f"{h} in {found.file[found.data_hash == h].iloc[0]}" for h in hashes)}), expected one release of it; move the others away')
+    if (hashes := found.data_hash.unique()).size > 1:
+        raise DataError(
+            f'{sweep.data}: found results on different data '
+            f'({", ".join(f"{h} in {found.file[found.data_hash == h].iloc[0]}" for h in hashes)}), '
+            'expected one release of it; move the others away'
+        )
     return found, missing
 
 # %% ../../nbs/experiments/02_studies.ipynb #75ec064b
 def validation_of(
-    found:'pd.DataFrame', # of `find`
-)->dict[str, float]:      # variant -> mean over its runs, as a fraction
+    found: 'pd.DataFrame',  # of `find`
+) -> dict[str, float]:  # variant -> mean over its runs, as a fraction
     "The validation score that each variant's last stage ended with."
-    if not len(found): return {}
+    if not len(found):
+        return {}
     runs = found[['variant', 'file']].drop_duplicates()
-    return runs.assign(score=[read_result(f).stages[-1]['validation'] for f in runs.file]).groupby('variant', sort=False).score.mean().to_dict()
+    return (
+        runs.assign(score=[read_result(f).stages[-1]['validation'] for f in runs.file])
+        .groupby('variant', sort=False)
+        .score.mean()
+        .to_dict()
+    )

@@ -21,108 +21,214 @@ from .runs import Missing, load_method, locked, output_folder, prepare, run_all
 from ..basics.files import write_atomically
 from .studies import Sweep, Variant
 from ..data.twins import repo_root
-if TYPE_CHECKING: # annotations alone need it here
+
+if TYPE_CHECKING:  # annotations alone need it here
     import pandas as pd
 
 # %% ../../nbs/experiments/04_tuning.ipynb #da763dde
-SPACE = dict(lr=(1e-4, 1e-2), dropout=[.1, .3, .5, .7], weight_decay=[0., 1e-5, 1e-4, 1e-3], C=(1e-3, 1e2))
+SPACE = dict(
+    lr=(1e-4, 1e-2),
+    dropout=[0.1, 0.3, 0.5, 0.7],
+    weight_decay=[0.0, 1e-5, 1e-4, 1e-3],
+    C=(1e-3, 1e2),
+)
+
 
 def space_of(
-    method:str, # name
-)->dict[str, Sequence]: # setting -> a pair, the range on a logarithmic scale; or a list of values
+    method: str,  # name
+    # setting -> a pair, the range on a logarithmic scale; or a list of values
+) -> dict[str, Sequence]:
     "What is tuned of a method. Raises `ValueError` for an unknown one."
-    if method not in (known := methods()): raise ValueError(f'method: found {method!r}, expected one of {", ".join(known)}')
-    return {k: v for k, v in {**SPACE, **known[method].space}.items() if k in known[method].Settings.model_fields}
+    if method not in (known := methods()):
+        raise ValueError(f'method: found {method!r}, expected one of {", ".join(known)}')
+    return {
+        k: v
+        for k, v in {**SPACE, **known[method].space}.items()
+        if k in known[method].Settings.model_fields
+    }
 
 # %% ../../nbs/experiments/04_tuning.ipynb #864a6c98
-FINAL = (66, 67, 68, 69, 70) # seeds of reported runs
+FINAL = (66, 67, 68, 69, 70)  # seeds of reported runs
+
 
 class Tuning(Settings):
     "A tuning study of one method."
-    data:str                                     # as results name it
-    method:str
-    trials:int = Field(20, ge=1)                 # the first is the method as it is
-    folds:list[int] = Field([1], min_length=1)   # a trial is a run of each fold and seed
-    seeds:list[int] = Field([1, 2, 3], min_length=1)
-    schedule:Literal['paper', 'quick'] = 'quick'
-    missing:Missing = 0.                         # what training lacks for good
-    hold:Literal['dialogues', 'session'] = 'dialogues' # what validation is, as in `RunConfig`
+
+    data: str  # as results name it
+    method: str
+    trials: int = Field(20, ge=1)  # the first is the method as it is
+    folds: list[int] = Field([1], min_length=1)  # a trial is a run of each fold and seed
+    seeds: list[int] = Field([1, 2, 3], min_length=1)
+    schedule: Literal['paper', 'quick'] = 'quick'
+    missing: Missing = 0.0  # what training lacks for good
+    # what validation is, as in `RunConfig`
+    hold: Literal['dialogues', 'session'] = 'dialogues'
 
     @field_validator('seeds')
     @classmethod
     def _others(cls, seeds):
-        if set(seeds) & set(FINAL): raise ValueError(f'none of {", ".join(map(str, FINAL))}: they are those of the runs that are reported')
+        if set(seeds) & set(FINAL):
+            raise ValueError(
+                f'none of {", ".join(map(str, FINAL))}: they are those of the runs that are '
+                'reported'
+            )
         return seeds
 
     @property
-    def sweep(self)->Sweep: return Sweep(data=self.data, folds=self.folds, seeds=self.seeds, schedule=self.schedule, missing=self.missing, hold=self.hold)
+    def sweep(self) -> Sweep:
+        return Sweep(
+            data=self.data,
+            folds=self.folds,
+            seeds=self.seeds,
+            schedule=self.schedule,
+            missing=self.missing,
+            hold=self.hold,
+        )
 
 # %% ../../nbs/experiments/04_tuning.ipynb #807b0f38
-def _wide(space, settings): # a space that has the method as it is in it
-    within = lambda v, x: (min(v[0], x), max(v[1], x)) if isinstance(v, tuple) else v if x in v else [*v, x]
+def _wide(space, settings):  # a space that has the method as it is in it
+    within = lambda v, x: (
+        (min(v[0], x), max(v[1], x)) if isinstance(v, tuple) else v if x in v else [*v, x]
+    )
     return {k: within(v, settings[k]) for k, v in space.items()}
 
-def _validation(c, result, folder): # of a run, as a fraction
-    if result.stages: return result.stages[-1]['validation']
-    val = prepare(c)[0].val                                                                  # nothing was selected, so nothing was measured
+
+def _validation(c, result, folder):  # of a run, as a fraction
+    if result.stages:
+        return result.stages[-1]['validation']
+    # nothing was selected, so nothing was measured
+    val = prepare(c)[0].val
     return evaluate(load_method(folder)[0], val)['all'][metric_names(val.task)[0]]
 
-def _propose(trial, space): return {k: trial.suggest_float(k, *v, log=True) if isinstance(v, tuple) else trial.suggest_categorical(k, v) for k, v in space.items()}
 
+def _propose(trial, space):
+    return {
+        k: trial.suggest_float(k, *v, log=True)
+        if isinstance(v, tuple)
+        else trial.suggest_categorical(k, v)
+        for k, v in space.items()
+    }
+
+# %% ../../nbs/experiments/04_tuning.ipynb #19c724d5
 def trials_of(
-    study,           # of Optuna
-)->'pd.DataFrame':   # trial, state, validation, seconds, one column per setting, and the score of each run
+    study,  # of Optuna
+    # trial, state, validation, seconds, one column per setting, and the score of each run
+) -> 'pd.DataFrame':
     "The trial table."
     import pandas as pd
-    done = [t for t in study.trials if t.state.name in ('COMPLETE', 'PRUNED')]
-    return pd.DataFrame([dict(trial=n, state='complete' if t.state.name == 'COMPLETE' else 'failed', validation=t.value if t.state.name == 'COMPLETE' else float('nan'), seconds=t.user_attrs.get('seconds', float('nan')), **t.user_attrs['options'], runs=json.dumps(t.user_attrs.get('runs', []))) for n, t in enumerate(done)])
 
+    done = [t for t in study.trials if t.state.name in ('COMPLETE', 'PRUNED')]
+    return pd.DataFrame(
+        [
+            dict(
+                trial=n,
+                state='complete' if t.state.name == 'COMPLETE' else 'failed',
+                validation=t.value if t.state.name == 'COMPLETE' else float('nan'),
+                seconds=t.user_attrs.get('seconds', float('nan')),
+                **t.user_attrs['options'],
+                runs=json.dumps(t.user_attrs.get('runs', [])),
+            )
+            for n, t in enumerate(done)
+        ]
+    )
+
+# %% ../../nbs/experiments/04_tuning.ipynb #e7d970e8
 def tune(
-    t:Tuning,                 # the study
-    data_root:str|None=None,  # as for a run
-    out_dir:str='runs',       # of the runs; the study lies in its folder `tuning`
-    device:str='auto',
-    progress:bool=True,       # say what each trial gave
-)->tuple['pd.DataFrame', Path]: # the trial table, and the folder of the study: journal and trials.csv
-    "Run a study, or go on with it. Raises `ValueError` for methods that cannot be tuned, and what `run_all` raises."
+    t: Tuning,  # the study
+    data_root: str | None = None,  # as for a run
+    out_dir: str = 'runs',  # of the runs; the study lies in its folder `tuning`
+    device: str = 'auto',
+    progress: bool = True,  # say what each trial gave
+    # the trial table, and the folder of the study: journal and trials.csv
+) -> tuple['pd.DataFrame', Path]:
+    """Run a study, or go on with it. Raises `ValueError` for methods that cannot be tuned, and
+    what `run_all` raises."""
     optuna = need('optuna', 'tuning')
     space, sweep, task = space_of(t.method), t.sweep, Task(t.data, ('x', 'y'))
-    if not space: raise ValueError(f'method: found {t.method!r}, expected one with settings to tune')
-    if (last := create(t.method, task, dict(a=2, t=2)).stages()[-1:]) and last[0].select not in AVERAGES: raise ValueError(f'method: found {t.method!r}, expected one model: of one model per condition the base is tuned')
-    first = {k: v for k, v in settings_of(t.method, task)[1].model_dump(mode='json').items() if k in space}
+    if not space:
+        raise ValueError(f'method: found {t.method!r}, expected one with settings to tune')
+    if (last := create(t.method, task, dict(a=2, t=2)).stages()[-1:]) and last[
+        0
+    ].select not in AVERAGES:
+        raise ValueError(
+            f'method: found {t.method!r}, expected one model: of one model per condition '
+            'the base is tuned'
+        )
+    first = {
+        k: v
+        for k, v in settings_of(t.method, task)[1].model_dump(mode='json').items()
+        if k in space
+    }
     space = _wide(space, first)
     about = t.model_dump(exclude={'trials'}) | dict(space=space, version=mculora.__version__)
-    folder = output_folder(repo_root()/out_dir/'tuning'/t.data/f'{t.method}-{config_hash(about)[:8]}', need=2**20)
+    folder = output_folder(
+        repo_root() / out_dir / 'tuning' / t.data / f'{t.method}-{config_hash(about)[:8]}',
+        need=2**20,
+    )
     with locked(folder):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        (log := folder/'journal.log').touch()
-        if (text := log.read_bytes()) and not text.endswith(b'\n'): log.write_bytes(text[:text.rfind(b'\n') + 1])  # killed while it wrote: half a line
-        log.with_name('journal.log.lock').unlink(missing_ok=True)                                         # of one that was killed; the folder is ours
-        study = optuna.create_study(storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(log))), study_name=t.method, direction='maximize', load_if_exists=True)
+        (log := folder / 'journal.log').touch()
+        # killed while it wrote: half a line
+        if (text := log.read_bytes()) and not text.endswith(b'\n'):
+            log.write_bytes(text[: text.rfind(b'\n') + 1])
+        # of one that was killed; the folder is ours
+        log.with_name('journal.log.lock').unlink(missing_ok=True)
+        study = optuna.create_study(
+            storage=optuna.storages.JournalStorage(
+                optuna.storages.journal.JournalFileBackend(str(log))
+            ),
+            study_name=t.method,
+            direction='maximize',
+            load_if_exists=True,
+        )
         for at in study.trials:
-            if at.state.name == 'RUNNING': study.tell(at.number, state=optuna.trial.TrialState.FAIL)         # killed
+            # killed
+            if at.state.name == 'RUNNING':
+                study.tell(at.number, state=optuna.trial.TrialState.FAIL)
         while (n := len(trials_of(study))) < t.trials:
             study.sampler = optuna.samplers.TPESampler(seed=n)
-            if n == 0 and not any(at.state.name == 'WAITING' for at in study.trials): study.enqueue_trial(first)
+            if n == 0 and not any(at.state.name == 'WAITING' for at in study.trials):
+                study.enqueue_trial(first)
             trial = study.ask()
             trial.set_user_attr('options', options := _propose(trial, space))
-            configs = sweep.configs([Variant(name=t.method, method=t.method, options=options)], data_root=data_root, out_dir=out_dir, device=device)
+            configs = sweep.configs(
+                [Variant(name=t.method, method=t.method, options=options)],
+                data_root=data_root,
+                out_dir=out_dir,
+                device=device,
+            )
             out, at = zip(*run_all(configs, progress=False))
-            if bad := [r for r in out if isinstance(r, FloatingPointError)]: study.tell(trial, state=optuna.trial.TrialState.PRUNED); said = str(bad[0])
+            if bad := [r for r in out if isinstance(r, FloatingPointError)]:
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                said = str(bad[0])
             else:
                 runs = [_validation(c, r, f) for c, r, f in zip(configs, out, at)]
-                trial.set_user_attr('runs', runs); trial.set_user_attr('seconds', sum(r.seconds for r in out))
-                study.tell(trial, sum(runs)/len(runs)); said = f'{sum(runs)/len(runs):.4f}'
-            if progress: print(f'trial {n + 1} of {t.trials}, {json.dumps(options)}: {said}', flush=True)
+                trial.set_user_attr('runs', runs)
+                trial.set_user_attr('seconds', sum(r.seconds for r in out))
+                study.tell(trial, sum(runs) / len(runs))
+                said = f'{sum(runs) / len(runs):.4f}'
+            if progress:
+                print(f'trial {n + 1} of {t.trials}, {json.dumps(options)}: {said}', flush=True)
         table = trials_of(study).head(t.trials)
-        write_atomically(folder/'trials.csv', lambda tmp: tmp.write_text(table.to_csv(index=False)))
-        write_atomically(folder/'study.json', lambda tmp: tmp.write_text(json.dumps(about | dict(trials=len(table)), indent=1) + '\n'))
+        write_atomically(
+            folder / 'trials.csv', lambda tmp: tmp.write_text(table.to_csv(index=False))
+        )
+        write_atomically(
+            folder / 'study.json',
+            lambda tmp: tmp.write_text(
+                json.dumps(about | dict(trials=len(table)), indent=1) + '\n'
+            ),
+        )
     return table, folder
 
 # %% ../../nbs/experiments/04_tuning.ipynb #0495ee07
 def chosen(
-    table:'pd.DataFrame', # of `tune`
-)->dict:                  # the options of the best trial
+    table: 'pd.DataFrame',  # of `tune`
+) -> dict:  # the options of the best trial
     "What validation chose."
     best = table.loc[table.validation.idxmax()]
-    return {k: v.item() if hasattr(v, 'item') else v for k, v in best.items() if k not in ('trial', 'state', 'validation', 'seconds', 'runs')}
+    return {
+        k: v.item() if hasattr(v, 'item') else v
+        for k, v in best.items()
+        if k not in ('trial', 'state', 'validation', 'seconds', 'runs')
+    }

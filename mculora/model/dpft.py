@@ -12,74 +12,87 @@ from torch import Tensor
 
 # %% ../../nbs/model/05_dpft.ipynb #b7504e7d
 def js_divergence(
-    p:Tensor, # [..., d] logits of a distribution: a representation
-    q:Tensor, # [..., d] the same
-)->Tensor:    # [...] between 0 and ln 2
-    "Jensen-Shannon divergence of two representations, each made a distribution by softmax (eq. 8, with the factor 1/2)."
+    p: Tensor,  # [..., d] logits of a distribution: a representation
+    q: Tensor,  # [..., d] the same
+) -> Tensor:  # [...] between 0 and ln 2
+    """Jensen-Shannon divergence of two representations, each made a distribution by softmax (eq.
+    8, with the factor 1/2)."""
     log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)                  # m = (p + q)/2
-    kl = lambda log_a: (log_a.exp() * (log_a - log_m)).sum(-1)           # KL(a || m)
-    return (kl(log_p) + kl(log_q))/2
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)  # m = (p + q)/2
+    kl = lambda log_a: (log_a.exp() * (log_a - log_m)).sum(-1)  # KL(a || m)
+    return (kl(log_p) + kl(log_q)) / 2
 
 # %% ../../nbs/model/05_dpft.ipynb #897df704
 def decoupling(
-    private:Tensor, # [B, L, M, d] R_prt of one combination
-    common:Tensor,  # [B, L, M, d] R_com
-    present:Tensor, # [B, L, M] bool: what is there
-)->tuple[Tensor, Tensor]: # sum of the divergences over what is there, and how many they are (add up over batches, then divide: s^i)
+    private: Tensor,  # [B, L, M, d] R_prt of one combination
+    common: Tensor,  # [B, L, M, d] R_com
+    present: Tensor,  # [B, L, M] bool: what is there
+    # sum of the divergences over what is there, and how many they are (add up over batches, then
+    # divide: s^i)
+) -> tuple[Tensor, Tensor]:
     "The two sums whose ratio is s^i of eq. 8."
     return (js_divergence(private, common) * present).sum(), present.sum()
 
 # %% ../../nbs/model/05_dpft.ipynb #d7cf1d0f
 def rank_step(
-    change:Tensor,    # [N] delta s of each combination
-    base:float,       # q_base: what a step is measured in
-    amplitude:float,  # lambda
-)->Tensor:            # [N] delta q
+    change: Tensor,  # [N] delta s of each combination
+    base: float,  # q_base: what a step is measured in
+    amplitude: float,  # lambda
+) -> Tensor:  # [N] delta q
     "Delta q of eq. 10: up for the slow half, down for the fast half, nothing for the middle one."
     n = len(change)
     below, same = (change[None] < change[:, None]).sum(1), (change[None] == change[:, None]).sum(1)
     place = torch.arange(n, device=change.device)
-    sign = (place < n//2).to(change) - (place >= n - n//2).to(change)             # +1 slow half, -1 fast half, by rank
+    # +1 slow half, -1 fast half, by rank
+    sign = (place < n // 2).to(change) - (place >= n - n // 2).to(change)
     total = torch.cat([sign.new_zeros(1), sign.cumsum(0)])
-    sign = (total[below + same] - total[below]) / same                            # ties share
-    return sign * base * amplitude * change.sigmoid()                             # z(delta s)
+    # ties share
+    sign = (total[below + same] - total[below]) / same
+    # z(delta s)
+    return sign * base * amplitude * change.sigmoid()
 
 # %% ../../nbs/model/05_dpft.ipynb #17a63116
 def project(
-    q:Tensor,   # [N] wanted probabilities
-    low:float,  # smallest allowed, at most 1/N
-    high:float, # largest allowed, at least 1/N
-)->Tensor:      # [N] within the bounds, sum 1
+    q: Tensor,  # [N] wanted probabilities
+    low: float,  # smallest allowed, at most 1/N
+    high: float,  # largest allowed, at least 1/N
+) -> Tensor:  # [N] within the bounds, sum 1
     "The distribution within the bounds that is nearest to `q`."
     lo, hi = low - q.max(), high - q.min()
     for _ in range(60):
-        mid = (lo + hi)/2
+        mid = (lo + hi) / 2
         more = (q + mid).clamp(low, high).sum() < 1
         lo, hi = torch.where(more, mid, lo), torch.where(more, hi, mid)
     return (q + hi).clamp(low, high)
 
+
 def update_probabilities(
-    q:Tensor,                 # [N] probabilities of the combinations; 0: it cannot occur, and stays 0
-    change:Tensor,            # [N] delta s
-    amplitude:float=.02,      # lambda; the paper gives no value
-    bounds:tuple[float, float]=(.45, .55), # section 4.2, as probabilities of a modality; relative to 1/2 here
-)->Tensor:                    # [N]
+    # [N] probabilities of the combinations; 0: it cannot occur, and stays 0
+    q: Tensor,
+    change: Tensor,  # [N] delta s
+    amplitude: float = 0.02,  # lambda; the paper gives no value
+    # section 4.2, as probabilities of a modality; relative to 1/2 here
+    bounds: tuple[float, float] = (0.45, 0.55),
+) -> Tensor:  # [N]
     "One step of eq. 10 on the categorical distribution of the combinations."
     on = q > 0
     n, out = int(on.sum()), torch.zeros_like(q)
-    out[on] = project(q[on] + rank_step(change[on], 1/n, amplitude), bounds[0]*2/n, bounds[1]*2/n)
+    out[on] = project(
+        q[on] + rank_step(change[on], 1 / n, amplitude), bounds[0] * 2 / n, bounds[1] * 2 / n
+    )
     return out
 
 # %% ../../nbs/model/05_dpft.ipynb #7a8583f5
 def update_modalities(
-    p:Tensor,                 # [M] chance that a modality is there
-    change:Tensor,            # [N] delta s of each combination
-    members:Tensor,           # [N, M] bool
-    amplitude:float=.02,      # lambda
-    bounds:tuple[float, float]=(.45, .55), # section 4.2
-)->Tensor:                    # [M]
+    p: Tensor,  # [M] chance that a modality is there
+    change: Tensor,  # [N] delta s of each combination
+    members: Tensor,  # [N, M] bool
+    amplitude: float = 0.02,  # lambda
+    bounds: tuple[float, float] = (0.45, 0.55),  # section 4.2
+) -> Tensor:  # [M]
     "One step of eq. 10 on the modalities' own probabilities."
-    step = rank_step(change, .5, amplitude)                                       # q_base: one half
-    sign = members.to(step)*2 - 1                                                 # +1 if the combination has the modality
+    # q_base: one half
+    step = rank_step(change, 0.5, amplitude)
+    # +1 if the combination has the modality
+    sign = members.to(step) * 2 - 1
     return (p + step @ sign / len(change)).clamp(*bounds)

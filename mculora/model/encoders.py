@@ -14,48 +14,72 @@ from ..basics.randomness import Dropout
 
 # %% ../../nbs/model/00_encoders.ipynb #e9669ee3
 def attention_mask(
-    present:Tensor, # [B, L] bool: utterances that have the modality
-)->Tensor:          # [B, 1, L, L] bool: query l may look at key k
+    present: Tensor,  # [B, L] bool: utterances that have the modality
+) -> Tensor:  # [B, 1, L, L] bool: query l may look at key k
     "Who may look at whom: present keys, and everybody at themselves."
-    return (present[:, None, :] | torch.eye(present.shape[1], dtype=torch.bool, device=present.device))[:, None]
+    return (
+        present[:, None, :] | torch.eye(present.shape[1], dtype=torch.bool, device=present.device)
+    )[:, None]
 
 # %% ../../nbs/model/00_encoders.ipynb #23267612
-Adapt = Callable[[str, nn.Linear, Tensor], Tensor] # (name of the map, the map W, its input h) -> W h, or W h + alpha B A h
+# (name of the map, the map W, its input h) -> W h, or W h + alpha B A h
+Adapt = Callable[[str, nn.Linear, Tensor], Tensor]
 
-def plain(name:str, linear:nn.Linear, h:Tensor)->Tensor:
+
+def plain(name: str, linear: nn.Linear, h: Tensor) -> Tensor:
     "No adapter: W h."
     return linear(h)
 
-Attend = Callable[[Tensor, int], Tensor] # ([..., 3d] queries, keys and values side by side; heads) -> [..., d]
+
+# ([..., 3d] queries, keys and values side by side; heads) -> [..., d]
+Attend = Callable[[Tensor, int], Tensor]
+
 
 def attend(
-    qkv:Tensor,  # [B, L, 3d]
-    heads:int,   #
-    mask:Tensor, # [B, 1 or heads, L, L] bool
-)->Tensor:       # [B, L, d]
+    qkv: Tensor,  # [B, L, 3d]
+    heads: int,  #
+    mask: Tensor,  # [B, 1 or heads, L, L] bool
+) -> Tensor:  # [B, L, d]
     "Attention of every utterance to those of its dialogue."
-    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)          # each [B, heads, L, d/heads]
-    share = (q @ k.transpose(-1, -2) * q.shape[-1]**-.5).masked_fill(~mask, -torch.inf).softmax(-1)   # spelled out: for dialogues of 100 utterances faster than the fused kernel, and the same for stacked models
+    # each [B, heads, L, d/heads]
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    # spelled out: for dialogues of 100 utterances faster than the fused kernel, and the same for
+    # stacked models
+    share = (
+        (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~mask, -torch.inf).softmax(-1)
+    )
     return (share @ v).transpose(1, 2).flatten(2)
 
+# %% ../../nbs/model/00_encoders.ipynb #421ea969
 class Block(nn.Module):
     "One Transformer block: h + Attention(h), then h + MLP(h), each on the normalised h."
-    def __init__(self,
-        width:int,     # d
-        heads:int,     # of the attention
-        dropout:float, # after each half
+
+    def __init__(
+        self,
+        width: int,  # d
+        heads: int,  # of the attention
+        dropout: float,  # after each half
     ):
         super().__init__()
         self.heads, self.dropout = heads, Dropout(dropout)
-        self.norm1, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3*width), nn.Linear(width, width)
-        self.norm2, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width)
+        self.norm1, self.qkv, self.out = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 3 * width),
+            nn.Linear(width, width),
+        )
+        self.norm2, self.up, self.down = (
+            nn.LayerNorm(width),
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+        )
 
-    def forward(self,
-        h:Tensor,      # [..., d]
-        look:Attend,   # attention: the only part in which utterances meet
-        adapt:Adapt,   # how the linear maps are applied
-        place:Tensor|None=None, # [...] which utterance each row is, for dropout
-    )->Tensor:         # [..., d]
+    def forward(
+        self,
+        h: Tensor,  # [..., d]
+        look: Attend,  # attention: the only part in which utterances meet
+        adapt: Adapt,  # how the linear maps are applied
+        place: Tensor | None = None,  # [...] which utterance each row is, for dropout
+    ) -> Tensor:  # [..., d]
         z = look(adapt('qkv', self.qkv, self.norm1(h)), self.heads)
         h = h + self.dropout(adapt('out', self.out, z), place)
         z = self.dropout(F.gelu(adapt('up', self.up, self.norm2(h))), place)
@@ -64,43 +88,62 @@ class Block(nn.Module):
 # %% ../../nbs/model/00_encoders.ipynb #1dc2c3e9
 class UnimodalEncoder(nn.Module):
     "E_m: the dialogue's features of one modality -> R^m."
-    def __init__(self,
-        features:int,      # D_m
-        width:int=256,     # d
-        depth:int=4,       # Q
-        heads:int=2,       # of the attention
-        dropout:float=.5,  # after the projection and inside the blocks
+
+    def __init__(
+        self,
+        features: int,  # D_m
+        width: int = 256,  # d
+        depth: int = 4,  # Q
+        heads: int = 2,  # of the attention
+        dropout: float = 0.5,  # after the projection and inside the blocks
     ):
         super().__init__()
         self.input, self.dropout = nn.Linear(features, width), Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self,
-        x:Tensor,           # [B, L, D_m], zeros where the modality is absent
-        present:Tensor,     # [B, L] bool: utterances that have the modality
-        adapt:Adapt=plain,  # how the linear maps are applied; names are 'input', '0.qkv', '0.out', ...
-        place:Tensor|None=None, # [B, L] which utterance each row is, for dropout
-        pack:bool=False,    # compute the present rows only
-        among:Tensor|None=None, # [B, heads, L, L] bool: whom each head may look at, oneself among them; None: everybody
-    )->Tensor:              # [B, L, d] R^m; zeros where the modality is absent
+    def forward(
+        self,
+        x: Tensor,  # [B, L, D_m], zeros where the modality is absent
+        present: Tensor,  # [B, L] bool: utterances that have the modality
+        # how the linear maps are applied; names are 'input', '0.qkv', '0.out', ...
+        adapt: Adapt = plain,
+        place: Tensor | None = None,  # [B, L] which utterance each row is, for dropout
+        pack: bool = False,  # compute the present rows only
+        # [B, heads, L, L] bool: whom each head may look at, oneself among them; None: everybody
+        among: Tensor | None = None,
+    ) -> Tensor:  # [B, L, d] R^m; zeros where the modality is absent
         mask, look = attention_mask(present), attend
-        if among is not None: mask = mask & among
+        if among is not None:
+            mask = mask & among
         if pack:
             rows, B, L = present.flatten().nonzero()[:, 0], *present.shape
             x, place = x.flatten(0, 1)[rows], None if place is None else place.flatten()[rows]
-            full = lambda h: h.new_zeros(B*L, h.shape[-1]).index_copy(0, rows, h).unflatten(0, (B, L)) # [n, d] -> [B, L, d]
-            look = lambda qkv, heads, mask: attend(full(qkv), heads, mask).flatten(0, 1).index_select(0, rows)
+            # [n, d] -> [B, L, d]
+            full = lambda h: (
+                h.new_zeros(B * L, h.shape[-1]).index_copy(0, rows, h).unflatten(0, (B, L))
+            )
+            look = lambda qkv, heads, mask: (
+                attend(full(qkv), heads, mask).flatten(0, 1).index_select(0, rows)
+            )
         h = self.dropout(adapt('input', self.input, x), place)
-        for i, block in enumerate(self.blocks): h = block(h, lambda qkv, heads: look(qkv, heads, mask), lambda name, w, z, i=i: adapt(f'{i}.{name}', w, z), place)
+        for i, block in enumerate(self.blocks):
+            h = block(
+                h,
+                lambda qkv, heads: look(qkv, heads, mask),
+                lambda name, w, z, i=i: adapt(f'{i}.{name}', w, z),
+                place,
+            )
         return full(self.norm(h)) if pack else self.norm(h) * present[..., None]
 
 # %% ../../nbs/model/00_encoders.ipynb #3989cefc
 def unimodal_heads(
-    names,         # modalities
-    width:int,     # d
-    n_outputs:int, # C
-    dropout:float, # before the linear map
-)->nn.ModuleDict:  # modality -> C_m
+    names,  # modalities
+    width: int,  # d
+    n_outputs: int,  # C
+    dropout: float,  # before the linear map
+) -> nn.ModuleDict:  # modality -> C_m
     "C_m: one linear prediction head per modality."
-    return nn.ModuleDict({m: nn.Sequential(Dropout(dropout), nn.Linear(width, n_outputs)) for m in names})
+    return nn.ModuleDict(
+        {m: nn.Sequential(Dropout(dropout), nn.Linear(width, n_outputs)) for m in names}
+    )

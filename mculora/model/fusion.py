@@ -14,106 +14,172 @@ from ..basics.randomness import Dropout
 # %% ../../nbs/model/03_fusion.ipynb #3439e3b2
 class Fusion(nn.Module):
     "Omega: the modalities of an utterance -> one prediction token."
-    def __init__(self,
-        n_modalities:int, # M
-        width:int,        # d
-        heads:int=2,      # of the cross-attention
-        dropout:float=.5, # on the representations and inside the MLP
+
+    def __init__(
+        self,
+        n_modalities: int,  # M
+        width: int,  # d
+        heads: int = 2,  # of the cross-attention
+        dropout: float = 0.5,  # on the representations and inside the MLP
     ):
         super().__init__()
         self.heads, self.dropout = heads, Dropout(dropout)
-        self.who = nn.Parameter(torch.randn(n_modalities, width)*width**-.5)   # who is speaking: one vector per modality
-        self.norm, self.qkv = nn.LayerNorm(width), nn.Linear(width, 3*width)
-        self.splice = nn.Linear(n_modalities*width, width)
+        # who is speaking: one vector per modality
+        self.who = nn.Parameter(torch.randn(n_modalities, width) * width**-0.5)
+        self.norm, self.qkv = nn.LayerNorm(width), nn.Linear(width, 3 * width)
+        self.splice = nn.Linear(n_modalities * width, width)
         self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
 
-    def forward(self,
-        R:Tensor,       # [..., M, d] R_prt or R_com
-        present:Tensor, # [..., M] bool
-        place:Tensor|None=None, # [...] which utterance each row is, for dropout: alike for both paths
-        pack:bool=False, # compute the present rows only
-    )->Tensor:          # [..., d] prediction token
+    def forward(
+        self,
+        R: Tensor,  # [..., M, d] R_prt or R_com
+        present: Tensor,  # [..., M] bool
+        # [...] which utterance each row is, for dropout: alike for both paths
+        place: Tensor | None = None,
+        pack: bool = False,  # compute the present rows only
+    ) -> Tensor:  # [..., d] prediction token
         M = R.shape[-2]
-        each = None if place is None else (place[..., None]*M + torch.arange(M, device=place.device)).expand(present.shape) # dropout of each [..., M] row
+        # dropout of each [..., M] row
+        each = (
+            None
+            if place is None
+            else (place[..., None] * M + torch.arange(M, device=place.device)).expand(present.shape)
+        )
         h = (self._rows if pack else self._grid)(R, present, each)
         return h + self.dropout(self.mlp(h), place)
 
-    def _grid(self, R, present, place): # every modality of every utterance has its row; masks
+    # every modality of every utterance has its row; masks
+    def _grid(self, R, present, place):
         R = self.dropout(R, place) * present[..., None]
-        q, k, v = (x.transpose(-2, -3) for x in self.qkv(self.norm(R + self.who)).unflatten(-1, (3, self.heads, -1)).unbind(-3)) # each [..., heads, M, d/heads]
-        mask = present[..., None, None, :] | ~present.any(-1)[..., None, None, None]        # keys: what is there
-        z = (q @ k.transpose(-1, -2) * q.shape[-1]**-.5).masked_fill(~mask, -torch.inf).softmax(-1) @ v # M is small: spelled out, this is faster than the fused kernel
-        return self.splice(((R + z.transpose(-2, -3).flatten(-2)) * present[..., None]).flatten(-2)) # [R^a, R^t, R^v], zeros add nothing
+        # each [..., heads, M, d/heads]
+        q, k, v = (
+            x.transpose(-2, -3)
+            for x in self.qkv(self.norm(R + self.who)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        )
+        # keys: what is there
+        mask = present[..., None, None, :] | ~present.any(-1)[..., None, None, None]
+        # M is small: spelled out, this is faster than the fused kernel
+        z = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~mask, -torch.inf).softmax(
+            -1
+        ) @ v
+        # [R^a, R^t, R^v], zeros add nothing
+        return self.splice(((R + z.transpose(-2, -3).flatten(-2)) * present[..., None]).flatten(-2))
 
-    def _rows(self, R, present, place): # the same, for the T rows that are there and the P pairs of them that meet; no masks
+    # the same, for the T rows that are there and the P pairs of them that meet; no masks
+    def _rows(self, R, present, place):
         M, d = R.shape[-2:]
         there = present.reshape(-1, M)
-        (at, m), (u, a, b) = there.nonzero().unbind(1), (there[:, :, None] & there[:, None]).nonzero().unbind(1) # rows; pairs: utterance, who asks, who is asked
-        row = (there.flatten().cumsum(0) - 1).view(-1, M)                                    # [..., M] number among the rows that are there
+        # rows; pairs: utterance, who asks, who is asked
+        (at, m), (u, a, b) = (
+            there.nonzero().unbind(1),
+            (there[:, :, None] & there[:, None]).nonzero().unbind(1),
+        )
+        # [..., M] number among the rows that are there
+        row = (there.flatten().cumsum(0) - 1).view(-1, M)
         i, j = row[u, a], row[u, b]
-        x = self.dropout(R.reshape(-1, d).index_select(0, at*M + m), None if place is None else place.reshape(-1).index_select(0, at*M + m))
-        q, k, v = self.qkv(self.norm(x + self.who.index_select(0, m))).chunk(3, -1)          # each [T, d]
-        score = (q.index_select(0, i) * k.index_select(0, j)).unflatten(-1, (self.heads, -1)).sum(-1) * (d/self.heads)**-.5 # [P, heads]
-        top = score.detach().new_full((len(at), self.heads), -torch.inf).scatter_reduce_(0, i[:, None].expand_as(score), score.detach(), 'amax')
+        x = self.dropout(
+            R.reshape(-1, d).index_select(0, at * M + m),
+            None if place is None else place.reshape(-1).index_select(0, at * M + m),
+        )
+        # each [T, d]
+        q, k, v = self.qkv(self.norm(x + self.who.index_select(0, m))).chunk(3, -1)
+        # [P, heads]
+        score = (q.index_select(0, i) * k.index_select(0, j)).unflatten(-1, (self.heads, -1)).sum(
+            -1
+        ) * (d / self.heads) ** -0.5
+        top = (
+            score.detach()
+            .new_full((len(at), self.heads), -torch.inf)
+            .scatter_reduce_(0, i[:, None].expand_as(score), score.detach(), 'amax')
+        )
         e = (score - top.index_select(0, i)).exp()
-        share = e / e.new_zeros(len(at), self.heads).index_add(0, i, e).index_select(0, i)   # softmax over those who are asked
-        z = x.index_add(0, i, (v.index_select(0, j).unflatten(-1, (self.heads, -1)) * share[..., None]).flatten(-2).to(x.dtype)) # R + z
+        # softmax over those who are asked
+        share = e / e.new_zeros(len(at), self.heads).index_add(0, i, e).index_select(0, i)
+        # R + z
+        z = x.index_add(
+            0,
+            i,
+            (v.index_select(0, j).unflatten(-1, (self.heads, -1)) * share[..., None])
+            .flatten(-2)
+            .to(x.dtype),
+        )
         h = self.splice.bias.expand(len(there), d)
         for c in range(M):
             own = (m == c).nonzero()[:, 0]
-            h = h.index_add(0, at.index_select(0, own), F.linear(z.index_select(0, own), self.splice.weight[:, c*d:(c+1)*d]).to(h.dtype))
+            h = h.index_add(
+                0,
+                at.index_select(0, own),
+                F.linear(z.index_select(0, own), self.splice.weight[:, c * d : (c + 1) * d]).to(
+                    h.dtype
+                ),
+            )
         return h.view(*present.shape[:-1], d)
 
 # %% ../../nbs/model/03_fusion.ipynb #ca762490
 class CombinationHead(nn.Module):
     "F^i: one linear prediction head per combination; with one combination, F^com."
-    def __init__(self,
-        width:int,     # d
-        n_outputs:int, # C
-        n_heads:int=1, # combinations with a head of their own
+
+    def __init__(
+        self,
+        width: int,  # d
+        n_outputs: int,  # C
+        n_heads: int = 1,  # combinations with a head of their own
     ):
         super().__init__()
         one = nn.Linear(width, n_outputs)
-        self.weight = nn.Parameter(one.weight.detach().repeat(n_heads, 1, 1))   # [N, C, d], alike at the start
-        self.bias = nn.Parameter(one.bias.detach().repeat(n_heads, 1))          # [N, C]
+        # [N, C, d], alike at the start
+        self.weight = nn.Parameter(one.weight.detach().repeat(n_heads, 1, 1))
+        self.bias = nn.Parameter(one.bias.detach().repeat(n_heads, 1))  # [N, C]
 
-    def forward(self,
-        token:Tensor,       # [B, L, d]
-        combination:Tensor, # [B] or [B, L] index i; -1 (nothing present) is read as 0
-    )->Tensor:              # [B, L, C]
+    def forward(
+        self,
+        token: Tensor,  # [B, L, d]
+        combination: Tensor,  # [B] or [B, L] index i; -1 (nothing present) is read as 0
+    ) -> Tensor:  # [B, L, C]
         i = combination.clamp(0, len(self.weight) - 1)
-        if i.ndim == 1: i = i[:, None]
-        y = torch.einsum('bld,ncd->blnc', token, self.weight) + self.bias       # all heads: cheaper than gathering, C is small
+        if i.ndim == 1:
+            i = i[:, None]
+        # all heads: cheaper than gathering, C is small
+        y = torch.einsum('bld,ncd->blnc', token, self.weight) + self.bias
         return y.gather(2, i[..., None, None].expand(*y.shape[:2], 1, y.shape[-1]))[:, :, 0]
 
-    def copy_from(self,
-        other:'CombinationHead', # a head with one combination
+    def copy_from(
+        self,
+        other: 'CombinationHead',  # a head with one combination
     ):
         "Start every combination's head at a trained one."
-        with torch.no_grad(): self.weight.copy_(other.weight.expand_as(self.weight)); self.bias.copy_(other.bias.expand_as(self.bias))
+        with torch.no_grad():
+            self.weight.copy_(other.weight.expand_as(self.weight))
+            self.bias.copy_(other.bias.expand_as(self.bias))
 
 # %% ../../nbs/model/03_fusion.ipynb #3a4a47b9
 class AdaptiveWeight(nn.Module):
     "weight of eq. 4: how much of the prediction comes from the private part."
-    def __init__(self,
-        n_modalities:int, # M
-        width:int,        # d
-        hidden:int=64,    # of the MLP
+
+    def __init__(
+        self,
+        n_modalities: int,  # M
+        width: int,  # d
+        hidden: int = 64,  # of the MLP
     ):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(n_modalities*width, hidden), nn.GELU(), nn.Linear(hidden, 1))
+        self.mlp = nn.Sequential(
+            nn.Linear(n_modalities * width, hidden), nn.GELU(), nn.Linear(hidden, 1)
+        )
 
-    def forward(self,
-        private:Tensor, # [..., M, d] R_prt
-        present:Tensor, # [..., M] bool
-    )->Tensor:          # [..., 1] in (0, 1); 0 where nothing is present
+    def forward(
+        self,
+        private: Tensor,  # [..., M, d] R_prt
+        present: Tensor,  # [..., M] bool
+    ) -> Tensor:  # [..., 1] in (0, 1); 0 where nothing is present
         there = present[..., None]
         return self.mlp((private * there).flatten(-2)).sigmoid() * there.any(-2)
 
+
 def mix(
-    common:Tensor,  # [..., C] y_com
-    private:Tensor, # [..., C] y^
-    weight:Tensor,  # [..., 1]
-)->Tensor:          # [..., C] y_last
+    common: Tensor,  # [..., C] y_com
+    private: Tensor,  # [..., C] y^
+    weight: Tensor,  # [..., 1]
+) -> Tensor:  # [..., C] y_last
     "y_last = (1 - weight) y_com + weight y^ (eq. 4), on logits or scores."
-    return (1 - weight)*common + weight*private
+    return (1 - weight) * common + weight * private

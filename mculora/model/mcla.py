@@ -13,72 +13,109 @@ from .encoders import Adapt
 # %% ../../nbs/model/01_mcla.ipynb #8b7923ef
 class CombinationLoRA(nn.Module):
     "Low-rank update of a frozen map, one adapter per modality combination (eq. 1)."
-    def __init__(self,
-        d_in:int,            # width of h
-        d_out:int,           # width of W h
-        n_adapters:int,      # combinations that have an adapter of their own; 1: the shared adapter
-        rank:int=4,          # r, far below the widths
-        alpha:float=1.,      # scale of the update, at least 1 (eq. 1)
-        literal:bool=False,  # B starts at random instead of zero
+
+    def __init__(
+        self,
+        d_in: int,  # width of h
+        d_out: int,  # width of W h
+        # combinations that have an adapter of their own; 1: the shared adapter
+        n_adapters: int,
+        rank: int = 4,  # r, far below the widths
+        alpha: float = 1.0,  # scale of the update, at least 1 (eq. 1)
+        literal: bool = False,  # B starts at random instead of zero
     ):
         super().__init__()
         self.alpha = alpha
-        self.A = nn.Parameter(torch.empty(n_adapters, rank, d_in))   # A_i: down
-        self.B = nn.Parameter(torch.zeros(n_adapters, d_out, rank))  # B_i: up; zero: training starts at the frozen model
-        nn.init.kaiming_uniform_(self.A, a=5**.5)
-        if literal: nn.init.kaiming_uniform_(self.B, a=5**.5)
+        self.A = nn.Parameter(torch.empty(n_adapters, rank, d_in))  # A_i: down
+        # B_i: up; zero: training starts at the frozen model
+        self.B = nn.Parameter(torch.zeros(n_adapters, d_out, rank))
+        nn.init.kaiming_uniform_(self.A, a=5**0.5)
+        if literal:
+            nn.init.kaiming_uniform_(self.B, a=5**0.5)
 
-    def forward(self,
-        h:Tensor,       # [B, L, d_in]
-        adapter:Tensor, # [B] index of each dialogue's combination, or [B, L] of each utterance's; -1 (nothing present) is read as 0, its row is masked later
-    )->Tensor:          # [B, L, d_out] the update alpha B A h
+    def forward(
+        self,
+        h: Tensor,  # [B, L, d_in]
+        # [B] index of each dialogue's combination, or [B, L] of each utterance's; -1 (nothing
+        # present) is read as 0, its row is masked later
+        adapter: Tensor,
+    ) -> Tensor:  # [B, L, d_out] the update alpha B A h
         N, r, _ = self.A.shape
-        if N == 1 or adapter.ndim == 2:                                              # an index per utterance: one product with all N small A_i, the rows of others' zeroed
-            z = h @ self.A.flatten(0, 1).T                                           # [B, L, N r]
-            if N > 1: z = (z.unflatten(-1, (N, r)) * (adapter.clamp(0)[..., None] == torch.arange(N, device=h.device))[..., None]).flatten(-2)
-            return self.alpha * (z @ self.B.transpose(1, 2).flatten(0, 1))           # alpha B A h
-        A, B = self.A[adapter.clamp(0)], self.B[adapter.clamp(0)]                    # an index per dialogue: its own A_i and B_i
+        # an index per utterance: one product with all N small A_i, the rows of others' zeroed
+        if N == 1 or adapter.ndim == 2:
+            # [B, L, N r]
+            z = h @ self.A.flatten(0, 1).T
+            if N > 1:
+                z = (
+                    z.unflatten(-1, (N, r))
+                    * (adapter.clamp(0)[..., None] == torch.arange(N, device=h.device))[..., None]
+                ).flatten(-2)
+            # alpha B A h
+            return self.alpha * (z @ self.B.transpose(1, 2).flatten(0, 1))
+        # an index per dialogue: its own A_i and B_i
+        A, B = self.A[adapter.clamp(0)], self.B[adapter.clamp(0)]
         return self.alpha * torch.einsum('blr,bwr->blw', torch.einsum('bld,brd->blr', h, A), B)
 
 # %% ../../nbs/model/01_mcla.ipynb #0ec8b455
 class OutputAdapters(nn.Module):
     "E_prt and E_com of eq. 2 on the outputs of the frozen encoders."
-    def __init__(self,
-        names,                # modalities
-        width:int,            # d
-        rank:int=4,           # r
-        alpha:float=1.,       # scale of the update
-        literal:bool=False,   # `adapter_form`
+
+    def __init__(
+        self,
+        names,  # modalities
+        width: int,  # d
+        rank: int = 4,  # r
+        alpha: float = 1.0,  # scale of the update
+        literal: bool = False,  # `adapter_form`
     ):
         super().__init__()
-        n = 2**len(names) - 1
+        n = 2 ** len(names) - 1
         self.literal = literal
-        self.private = nn.ModuleDict({m: CombinationLoRA(width, width, n, rank, alpha, literal) for m in names})
-        self.common = nn.ModuleDict({m: CombinationLoRA(width, width, 1, rank, alpha, literal) for m in names})
+        self.private = nn.ModuleDict(
+            {m: CombinationLoRA(width, width, n, rank, alpha, literal) for m in names}
+        )
+        self.common = nn.ModuleDict(
+            {m: CombinationLoRA(width, width, 1, rank, alpha, literal) for m in names}
+        )
 
-    def forward(self,
-        R:dict[str, Tensor],   # modality -> [B, L, d]
-        combination:Tensor,    # [B] or [B, L] index i
-    )->tuple[dict, dict]:      # R_prt and R_com: modality -> [B, L, d]
+    def forward(
+        self,
+        R: dict[str, Tensor],  # modality -> [B, L, d]
+        combination: Tensor,  # [B] or [B, L] index i
+    ) -> tuple[dict, dict]:  # R_prt and R_com: modality -> [B, L, d]
         base = 0 if self.literal else 1
-        return ({m: base*r + self.private[m](r, combination) for m, r in R.items()},
-                {m: base*r + self.common[m](r, torch.zeros_like(combination)) for m, r in R.items()})
+        return (
+            {m: base * r + self.private[m](r, combination) for m, r in R.items()},
+            {m: base * r + self.common[m](r, torch.zeros_like(combination)) for m, r in R.items()},
+        )
 
 # %% ../../nbs/model/01_mcla.ipynb #263a76b7
 class LinearAdapters(nn.Module):
     "One set of adapters for all linear maps of one encoder."
-    def __init__(self,
-        encoder:nn.Module,  # a `UnimodalEncoder`
-        n_adapters:int,     # combinations with an adapter of their own
-        rank:int=4,         # r
-        alpha:float=1.,     # scale of the update
+
+    def __init__(
+        self,
+        encoder: nn.Module,  # a `UnimodalEncoder`
+        n_adapters: int,  # combinations with an adapter of their own
+        rank: int = 4,  # r
+        alpha: float = 1.0,  # scale of the update
     ):
         super().__init__()
-        maps = {'input': encoder.input} | {f'{i}_{name}': getattr(b, name) for i, b in enumerate(encoder.blocks) for name in ('qkv', 'out', 'up', 'down')}
-        self.lora = nn.ModuleDict({name: CombinationLoRA(w.in_features, w.out_features, n_adapters, rank, alpha) for name, w in maps.items()})
+        maps = {'input': encoder.input} | {
+            f'{i}_{name}': getattr(b, name)
+            for i, b in enumerate(encoder.blocks)
+            for name in ('qkv', 'out', 'up', 'down')
+        }
+        self.lora = nn.ModuleDict(
+            {
+                name: CombinationLoRA(w.in_features, w.out_features, n_adapters, rank, alpha)
+                for name, w in maps.items()
+            }
+        )
 
-    def adapt(self,
-        combination:Tensor, # [B] or [B, L] index i
-    )->Adapt:               # what `UnimodalEncoder.forward` takes
+    def adapt(
+        self,
+        combination: Tensor,  # [B] or [B, L] index i
+    ) -> Adapt:  # what `UnimodalEncoder.forward` takes
         "W h + alpha B_i A_i h for the encoder's linear maps."
         return lambda name, linear, h: linear(h) + self.lora[name.replace('.', '_')](h, combination)

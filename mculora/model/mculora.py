@@ -23,167 +23,291 @@ from .losses import task_loss, total_loss
 from .dpft import decoupling, update_modalities, update_probabilities
 
 # %% ../../nbs/model/06_mculora.ipynb #bbcb405f
-Low = Annotated[float, Field(gt=0, le=.5)]
-High = Annotated[float, Field(ge=.5, lt=1)]
+Low = Annotated[float, Field(gt=0, le=0.5)]
+High = Annotated[float, Field(ge=0.5, lt=1)]
+
 
 class MCULoRASettings(Settings):
     "Settings of MCULoRA."
-    width:int = Field(256, ge=2)               # d
-    depth:int = Field(4, ge=1)                 # Q
-    heads:int = Field(2, ge=1)                 # of every attention
-    dropout:float = Field(.5, ge=0, lt=1)
-    rank:int = Field(4, ge=1)                  # r, eq. 1
-    alpha:float = Field(1., ge=1)              # eq. 1: at least 1
-    adapter_form:Literal['residual', 'literal'] = 'residual'             # eq. 2
-    adapter_place:Literal['output', 'linear', 'none'] = 'output'         # where adapters sit; 'none': second stage without any
-    private:bool = True                        # False: the shared adapter only
-    orthogonality:Literal['signed', 'squared'] = 'signed'                # eq. 3
-    beta:float = Field(.001, ge=0)             # eq. 7
-    dpft:Literal['combination', 'modality', 'off'] = 'combination'       # eq. 10
-    amplitude:float = Field(.02, ge=0)         # lambda of eq. 10; the paper gives no value
-    bounds:tuple[Low, High] = Field((.45, .55), strict=False) # section 4.2
-    sampling:Literal['dialogue', 'batch', 'utterance', 'mixed'] = 'dialogue'
-    second_stage:bool = True                   # False: stop after pre-training
-    epochs:int = Field(300, ge=1)              # of each stage, at most
-    lr:float = Field(1e-4, gt=0)
-    batch_size:int = Field(16, ge=1)
+
+    width: int = Field(256, ge=2)  # d
+    depth: int = Field(4, ge=1)  # Q
+    heads: int = Field(2, ge=1)  # of every attention
+    dropout: float = Field(0.5, ge=0, lt=1)
+    rank: int = Field(4, ge=1)  # r, eq. 1
+    alpha: float = Field(1.0, ge=1)  # eq. 1: at least 1
+    adapter_form: Literal['residual', 'literal'] = 'residual'  # eq. 2
+    # where adapters sit; 'none': second stage without any
+    adapter_place: Literal['output', 'linear', 'none'] = 'output'
+    private: bool = True  # False: the shared adapter only
+    orthogonality: Literal['signed', 'squared'] = 'signed'  # eq. 3
+    beta: float = Field(0.001, ge=0)  # eq. 7
+    dpft: Literal['combination', 'modality', 'off'] = 'combination'  # eq. 10
+    amplitude: float = Field(0.02, ge=0)  # lambda of eq. 10; the paper gives no value
+    bounds: tuple[Low, High] = Field((0.45, 0.55), strict=False)  # section 4.2
+    sampling: Literal['dialogue', 'batch', 'utterance', 'mixed'] = 'dialogue'
+    second_stage: bool = True  # False: stop after pre-training
+    epochs: int = Field(300, ge=1)  # of each stage, at most
+    lr: float = Field(1e-4, gt=0)
+    batch_size: int = Field(16, ge=1)
 
 # %% ../../nbs/model/06_mculora.ipynb #879d127c
-def stack(R:dict[str, Tensor])->Tensor:
+def stack(R: dict[str, Tensor]) -> Tensor:
     "modality -> [B, L, d] as one tensor [B, L, M, d]."
     return torch.stack(list(R.values()), 2)
 
+# %% ../../nbs/model/06_mculora.ipynb #b996b4b5
 @register('mculora')
 class MCULoRA(Method):
     "Unimodal decoupled dynamic low-rank adaptation."
-    s:Tensor       # [N] s_t of eq. 8-9
-    p:Tensor       # [M] probability of each modality
-    occurs:Tensor  # [N] bool
-    adapters:Any   # as `adapter_place` says
+
+    s: Tensor  # [N] s_t of eq. 8-9
+    p: Tensor  # [M] probability of each modality
+    occurs: Tensor  # [N] bool
+    adapters: Any  # as `adapter_place` says
     Settings = MCULoRASettings
-    space = dict(rank=[1, 2, 4, 8, 16], alpha=[1., 2., 4., 8., 16.], beta=(1e-4, 1e-1), adapter_place=['output', 'linear'], orthogonality=['signed', 'squared'], dpft=['combination', 'modality', 'off'])
-    def __init__(self,
-        task:Task,                # what is predicted
-        widths:dict[str, int],    # modality -> D_m
-        settings:MCULoRASettings, #
+    space = dict(
+        rank=[1, 2, 4, 8, 16],
+        alpha=[1.0, 2.0, 4.0, 8.0, 16.0],
+        beta=(1e-4, 1e-1),
+        adapter_place=['output', 'linear'],
+        orthogonality=['signed', 'squared'],
+        dpft=['combination', 'modality', 'off'],
+    )
+
+    def __init__(
+        self,
+        task: Task,  # what is predicted
+        widths: dict[str, int],  # modality -> D_m
+        settings: MCULoRASettings,  #
     ):
         super().__init__(task, widths, settings)
         s, M, N, C = settings, len(widths), len(self.q), task.n_outputs
-        if s.width % s.heads: raise ValueError(f'width: found {s.width}, expected a multiple of heads ({s.heads})')
-        if s.adapter_form == 'literal' and s.adapter_place == 'linear': raise ValueError("adapter_form: found 'literal' with adapter_place 'linear', expected 'residual': chained products without the frozen map are dead")
-        self.encoders = nn.ModuleDict({m: UnimodalEncoder(w, s.width, s.depth, s.heads, s.dropout) for m, w in widths.items()})
-        self.unimodal = unimodal_heads(widths, s.width, C, s.dropout)                       # C_m
-        self.fusion, self.common_head = Fusion(M, s.width, s.heads, s.dropout), CombinationHead(s.width, C)   # Omega, F^com
-        self.private_head, self.weight = CombinationHead(s.width, C, N), AdaptiveWeight(M, s.width)          # F^i, weight
-        if s.adapter_place == 'output': self.adapters = OutputAdapters(widths, s.width, s.rank, s.alpha, s.adapter_form == 'literal')
-        if s.adapter_place == 'linear': self.adapters = nn.ModuleDict({kind: nn.ModuleDict({m: LinearAdapters(e, n, s.rank, s.alpha) for m, e in self.encoders.items()}) for kind, n in (('private', N), ('common', 1))})
-        self.register_buffer('s', torch.zeros(N))                                           # s_t of eq. 8-9, s_0 = 0
-        self.register_buffer('p', torch.full((M,), .5))                                     # for dpft = 'modality'
-        self.register_buffer('occurs', torch.ones(N, dtype=torch.bool))                     # combinations that some training utterance has in full
+        if s.width % s.heads:
+            raise ValueError(f'width: found {s.width}, expected a multiple of heads ({s.heads})')
+        if s.adapter_form == 'literal' and s.adapter_place == 'linear':
+            raise ValueError(
+                "adapter_form: found 'literal' with adapter_place 'linear', expected "
+                "'residual': chained products without the frozen map are dead"
+            )
+        self.encoders = nn.ModuleDict(
+            {m: UnimodalEncoder(w, s.width, s.depth, s.heads, s.dropout) for m, w in widths.items()}
+        )
+        # C_m
+        self.unimodal = unimodal_heads(widths, s.width, C, s.dropout)
+        # Omega, F^com
+        self.fusion, self.common_head = (
+            Fusion(M, s.width, s.heads, s.dropout),
+            CombinationHead(s.width, C),
+        )
+        # F^i, weight
+        self.private_head, self.weight = CombinationHead(s.width, C, N), AdaptiveWeight(M, s.width)
+        if s.adapter_place == 'output':
+            self.adapters = OutputAdapters(
+                widths, s.width, s.rank, s.alpha, s.adapter_form == 'literal'
+            )
+        if s.adapter_place == 'linear':
+            self.adapters = nn.ModuleDict(
+                {
+                    kind: nn.ModuleDict(
+                        {m: LinearAdapters(e, n, s.rank, s.alpha) for m, e in self.encoders.items()}
+                    )
+                    for kind, n in (('private', N), ('common', 1))
+                }
+            )
+        # s_t of eq. 8-9, s_0 = 0
+        self.register_buffer('s', torch.zeros(N))
+        # for dpft = 'modality'
+        self.register_buffer('p', torch.full((M,), 0.5))
+        # combinations that some training utterance has in full
+        self.register_buffer('occurs', torch.ones(N, dtype=torch.bool))
 
     @classmethod
     def recipe(cls, task, preset='fair'):
-        if task.name.endswith('-tiny'): return dict(width=32, depth=1, epochs=30, lr=3e-3, batch_size=4)
-        if task.name.split('-')[0] == 'mosei': return dict(batch_size=32, epochs=200, bounds=(.4, .6))
-        if task.name.split('-')[0] == 'mosi': return dict(batch_size=32, bounds=(.4, .6))        # not in the paper; batch and epochs of the released script
+        if task.name.endswith('-tiny'):
+            return dict(width=32, depth=1, epochs=30, lr=3e-3, batch_size=4)
+        if task.name.split('-')[0] == 'mosei':
+            return dict(batch_size=32, epochs=200, bounds=(0.4, 0.6))
+        # not in the paper; batch and epochs of the released script
+        if task.name.split('-')[0] == 'mosi':
+            return dict(batch_size=32, bounds=(0.4, 0.6))
         return {}
 
     def prepare(self, train):
-        if train.can is None: return
+        if train.can is None:
+            return
         self.occurs.copy_(train.can.any(0))
-        self.q.copy_(self.occurs/self.occurs.sum())
+        self.q.copy_(self.occurs / self.occurs.sum())
 
     def stages(self):
         s, both = self.settings, ('fusion', 'common_head')
-        first = Stage('pretrain', s.epochs, s.lr, s.batch_size, ('encoders', 'unimodal', *both), sampling=s.sampling)
-        second = Stage('finetune', s.epochs, s.lr, s.batch_size, ('adapters', 'private_head', 'weight', *both), sampling=s.sampling,
-            encoded=s.adapter_place != 'linear' and s.sampling in ('dialogue', 'batch'))
+        first = Stage(
+            'pretrain',
+            s.epochs,
+            s.lr,
+            s.batch_size,
+            ('encoders', 'unimodal', *both),
+            sampling=s.sampling,
+        )
+        second = Stage(
+            'finetune',
+            s.epochs,
+            s.lr,
+            s.batch_size,
+            ('adapters', 'private_head', 'weight', *both),
+            sampling=s.sampling,
+            encoded=s.adapter_place != 'linear' and s.sampling in ('dialogue', 'batch'),
+        )
         return [first, second] if s.second_stage else [first]
 
-    def _read(self, b, pack, adapt=None): # E_m, with `adapt` of each modality
-        return {m: e(b.features[m], b.present[..., k], (adapt or {}).get(m, plain), b.place, pack) for k, (m, e) in enumerate(self.encoders.items())}
+    def _read(self, b, pack, adapt=None):  # E_m, with `adapt` of each modality
+        return {
+            m: e(b.features[m], b.present[..., k], (adapt or {}).get(m, plain), b.place, pack)
+            for k, (m, e) in enumerate(self.encoders.items())
+        }
 
-    def _encode(self, b): return b.features if b.encoded else self._read(b, b.pack)         # R^m
+    # R^m
+    def _encode(self, b):
+        return b.features if b.encoded else self._read(b, b.pack)
 
-    def encode(self, batch): return None if self.settings.adapter_place == 'linear' else self._encode(batch)
+    def encode(self, batch):
+        return None if self.settings.adapter_place == 'linear' else self._encode(batch)
 
-    def _laid(self, b, R): # the batch with R^m in place of the features; nobody looks at neighbours any more, so without padding
+    # the batch with R^m in place of the features; nobody looks at neighbours any more, so without
+    # padding
+    def _laid(self, b, R):
         return flat(replace(b, features=R, encoded=True))
 
-    def _behind(self, b): # behind the encoders
+    def _behind(self, b):  # behind the encoders
         R = self.encode(b)
         return b if R is None else self._laid(b, R)
 
-    def _tokens(self, R, b): # Omega, of one path [B, L, M, d] or of both at once [2, B, L, M, d]
+    # Omega, of one path [B, L, M, d] or of both at once [2, B, L, M, d]
+    def _tokens(self, R, b):
         return self.fusion(R, b.present.expand(R.shape[:-1]), b.place, b.pack)
 
-    def _share(self, b, private, y_prt, y_com): # weight of eq. 4
+    def _share(self, b, private, y_prt, y_com):  # weight of eq. 4
         return self.weight(private, b.present)
 
-    def represent(self,
-        b:Batch,
-    )->tuple[Tensor, Tensor, Tensor]: # R, R_prt, R_com: each [B, L, M, d], zeros where absent (eq. 2)
+    def represent(
+        self,
+        b: Batch,
+        # R, R_prt, R_com: each [B, L, M, d], zeros where absent (eq. 2)
+    ) -> tuple[Tensor, Tensor, Tensor]:
         "The frozen, private and common representations."
         s, R = self.settings, self._encode(b)
         prt = com = R
-        if s.adapter_place == 'output': prt, com = self.adapters(R, b.combination)
+        if s.adapter_place == 'output':
+            prt, com = self.adapters(R, b.combination)
         if s.adapter_place == 'linear':
-            run = lambda kind, i: self._read(b, False, {m: x.adapt(i) for m, x in self.adapters[kind].items()})
-            com, prt = run('common', torch.zeros_like(b.combination)), run('private', b.combination) if s.private else R
+            run = lambda kind, i: self._read(
+                b, False, {m: x.adapt(i) for m, x in self.adapters[kind].items()}
+            )
+            com, prt = (
+                run('common', torch.zeros_like(b.combination)),
+                run('private', b.combination) if s.private else R,
+            )
         return stack(R), stack(prt if s.private else R), stack(com)
 
-    def parts(self,
-        b:Batch,
-    )->dict[str, Tensor]: # frozen, private, common [B, L, M, d]; token [B, L, d], the fused common one; y_com, y_prt, y_last [B, L, C]; weight [B, L, 1]
+    def parts(
+        self,
+        b: Batch,
+        # frozen, private, common [B, L, M, d]; token [B, L, d], the fused common one; y_com, y_prt,
+        # y_last [B, L, C]; weight [B, L, 1]
+    ) -> dict[str, Tensor]:
         "Everything between the features and the prediction (eq. 2-4)."
         R, prt, com = self.represent(b)
         token_prt, token_com = self._tokens(torch.stack([prt, com]), b)
-        y_prt, y_com = self.private_head(token_prt, b.combination), self.common_head(token_com, torch.zeros_like(b.combination))
-        own = self.occurs[b.combination.clamp(0)]                                            # its private part was trained; else the common part speaks alone
-        w = self._share(b, prt, y_prt, y_com) * own.view(*own.shape, *[1]*(3 - own.ndim))
-        return dict(frozen=R, private=prt, common=com, token=token_com, y_com=y_com, y_prt=y_prt, weight=w, y_last=mix(y_com, y_prt, w))
+        y_prt, y_com = (
+            self.private_head(token_prt, b.combination),
+            self.common_head(token_com, torch.zeros_like(b.combination)),
+        )
+        # its private part was trained; else the common part speaks alone
+        own = self.occurs[b.combination.clamp(0)]
+        w = self._share(b, prt, y_prt, y_com) * own.view(*own.shape, *[1] * (3 - own.ndim))
+        return dict(
+            frozen=R,
+            private=prt,
+            common=com,
+            token=token_com,
+            y_com=y_com,
+            y_prt=y_prt,
+            weight=w,
+            y_last=mix(y_com, y_prt, w),
+        )
 
-    def _pretrained(self, b): return self.common_head(self._tokens(stack(self._encode(b)), b), torch.zeros_like(b.combination))
+    def _pretrained(self, b):
+        return self.common_head(
+            self._tokens(stack(self._encode(b)), b), torch.zeros_like(b.combination)
+        )
 
-    def _joint(self, b): # pre-training: the loss of the fused prediction
-        return task_loss(self._pretrained(b), b.label, b.present.any(-1))                    # whoever has nothing left teaches nothing
+    def _joint(self, b):  # pre-training: the loss of the fused prediction
+        # whoever has nothing left teaches nothing
+        return task_loss(self._pretrained(b), b.label, b.present.any(-1))
 
-    def _tuned(self, b, o): # fine-tuning: the loss and its parts, from `parts`
-        task, ort = task_loss(o['y_last'], b.label, b.present.any(-1)), orthogonality(o['common'], o['private'], o['frozen'], b.present, self.settings.orthogonality == 'squared')
+    def _tuned(self, b, o):  # fine-tuning: the loss and its parts, from `parts`
+        task, ort = (
+            task_loss(o['y_last'], b.label, b.present.any(-1)),
+            orthogonality(
+                o['common'],
+                o['private'],
+                o['frozen'],
+                b.present,
+                self.settings.orthogonality == 'squared',
+            ),
+        )
         return total_loss(task, ort, self.settings.beta), dict(task=task, orthogonality=ort)
 
     def loss(self, batch, stage):
-        if stage == 'finetune': b = self._behind(batch); return self._tuned(b, self.parts(b))
+        if stage == 'finetune':
+            b = self._behind(batch)
+            return self._tuned(b, self.parts(b))
         full = batch.complete or batch
         R = self._encode(full)
-        single = sum(task_loss(self.unimodal[m](r), batch.label, full.present[..., k]) for k, (m, r) in enumerate(R.items()))
-        if not batch.whole: R = self._encode(batch)                                          # single utterances dropped: the encoder must not have seen them
+        single = sum(
+            task_loss(self.unimodal[m](r), batch.label, full.present[..., k])
+            for k, (m, r) in enumerate(R.items())
+        )
+        # single utterances dropped: the encoder must not have seen them
+        if not batch.whole:
+            R = self._encode(batch)
         joint = self._joint(self._laid(batch, R))
         return joint + single, dict(task=joint, unimodal=single)
 
     def predict(self, batch, stage=None):
         b = batch if self.settings.adapter_place == 'linear' else self._behind(batch)
-        y = self._pretrained(b) if (stage or self.stages()[-1].name) == 'pretrain' else self.parts(b)['y_last']
+        y = (
+            self._pretrained(b)
+            if (stage or self.stages()[-1].name) == 'pretrain'
+            else self.parts(b)['y_last']
+        )
         return y if b.valid is batch.valid else unflat(y, batch)
 
     def inspect(self, batch):
-        if self.stages()[-1].name == 'pretrain': return {}
+        if self.stages()[-1].name == 'pretrain':
+            return {}
         o = self.parts(batch)
         return {k: o[k] for k in ('y_com', 'y_prt', 'weight', 'common', 'private')}
 
-    def depends(self, stage): # adapters, private heads, DPFT have no part in pre-training
+    def depends(self, stage):  # adapters, private heads, DPFT have no part in pre-training
         first = ('width', 'depth', 'heads', 'dropout', 'sampling', 'epochs', 'lr', 'batch_size')
-        return {k: v for k, v in super().depends(stage).items() if stage != 'pretrain' or k in first}
+        return {
+            k: v for k, v in super().depends(stage).items() if stage != 'pretrain' or k in first
+        }
 
     def begin(self, stage):
-        if stage == 'finetune': self.private_head.copy_from(self.common_head)
+        if stage == 'finetune':
+            self.private_head.copy_from(self.common_head)
 
-    def watch(self): return {'q': self.q, 's': self.s}
+    def watch(self):
+        return {'q': self.q, 's': self.s}
 
     @torch.no_grad()
-    def end_epoch(self, stage, val): # DPFT, eq. 8-10
+    def end_epoch(self, stage, val):  # DPFT, eq. 8-10
         s = self.settings
-        if stage != 'finetune' or s.dpft == 'off' or not s.private or s.adapter_place == 'none': return # nothing private: nothing to measure
+        # nothing private: nothing to measure
+        if stage != 'finetune' or s.dpft == 'off' or not s.private or s.adapter_place == 'none':
+            return
         rows = members(len(self.widths)).to(self.q.device)
         total, count = torch.zeros_like(self.s), torch.zeros_like(self.s)
         for at in batches(val.lengths, 64, 4096):
@@ -191,12 +315,24 @@ class MCULoRA(Method):
             for i, row in enumerate(rows):
                 one = self._behind(keep(b, row))
                 _, prt, com = self.represent(one)
-                own = one.combination == i                                                   # not those that lack one of these modalities for good
-                t, n = decoupling(prt, com, one.present & (own[:, None] if own.ndim == 1 else own)[..., None])
-                total[i] += t; count[i] += n
-        total, count, before, q, p = (x.cpu() for x in (total, count, self.s, self.q, self.p))   # the rest is a hundred operations on a few numbers: on the host
-        now = torch.where(count > 0, total/count.clamp(min=1), before)                       # eq. 8, on validation data; a combination that does not occur there keeps its value
-        change = now - before                                                                # eq. 9
-        if s.dpft == 'combination': q = update_probabilities(q, change, s.amplitude, s.bounds)
-        else: on = self.occurs.cpu(); p = update_modalities(p, change[on], rows.cpu()[on], s.amplitude, s.bounds); q = from_modalities(p, on)
-        for own, new in ((self.s, now), (self.q, q), (self.p, p)): own.copy_(new)
+                # not those that lack one of these modalities for good
+                own = one.combination == i
+                t, n = decoupling(
+                    prt, com, one.present & (own[:, None] if own.ndim == 1 else own)[..., None]
+                )
+                total[i] += t
+                count[i] += n
+        # the rest is a hundred operations on a few numbers: on the host
+        total, count, before, q, p = (x.cpu() for x in (total, count, self.s, self.q, self.p))
+        # eq. 8, on validation data; a combination that does not occur there keeps its value
+        now = torch.where(count > 0, total / count.clamp(min=1), before)
+        # eq. 9
+        change = now - before
+        if s.dpft == 'combination':
+            q = update_probabilities(q, change, s.amplitude, s.bounds)
+        else:
+            on = self.occurs.cpu()
+            p = update_modalities(p, change[on], rows.cpu()[on], s.amplitude, s.bounds)
+            q = from_modalities(p, on)
+        for own, new in ((self.s, now), (self.q, q), (self.p, p)):
+            own.copy_(new)

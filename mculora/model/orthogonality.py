@@ -11,15 +11,17 @@ from torch import Tensor
 
 # %% ../../nbs/model/02_orthogonality.ipynb #1e821539
 def orthogonality(
-    common:Tensor,      # [..., M, d] R_com
-    private:Tensor,     # [..., M, d] R_prt of each utterance's own combination
-    frozen:Tensor,      # [..., M, d] R of the pre-trained encoder
-    present:Tensor,     # [..., M] bool: what is there; the rest does not count
-    squared:bool=False, # square the first cosine: its minimum is then a right angle
-)->Tensor:              # scalar
+    common: Tensor,  # [..., M, d] R_com
+    private: Tensor,  # [..., M, d] R_prt of each utterance's own combination
+    frozen: Tensor,  # [..., M, d] R of the pre-trained encoder
+    present: Tensor,  # [..., M] bool: what is there; the rest does not count
+    squared: bool = False,  # square the first cosine: its minimum is then a right angle
+) -> Tensor:  # scalar
     "L_ort: mean over what is there of cos(R_com, R_prt) - cos(R_com, R) (eq. 3)."
     dot = torch.linalg.vecdot
-    one = [dot(x, x).clamp(min=1e-16).rsqrt() for x in (common, private, frozen)]             # 1/|x|, each needed once: a quarter of the time of two cosine_similarity
-    apart, near = dot(common, private)*one[0]*one[1], dot(common, frozen)*one[0]*one[2]
-    term = (apart.square() if squared else apart) - near                       # cos(R_com, R_prt) - cos(R_com, R)
+    # 1/|x|, each needed once: a quarter of the time of two cosine_similarity
+    one = [dot(x, x).clamp(min=1e-16).rsqrt() for x in (common, private, frozen)]
+    apart, near = dot(common, private) * one[0] * one[1], dot(common, frozen) * one[0] * one[2]
+    # cos(R_com, R_prt) - cos(R_com, R)
+    term = (apart.square() if squared else apart) - near
     return (term * present).sum() / present.sum().clamp(min=1)

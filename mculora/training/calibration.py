@@ -19,111 +19,149 @@ from ..basics.method import NEVER, Method
 # %% ../../nbs/training/03_calibration.ipynb #66f5e5a5
 BINS = 15
 
+
 def reliability(
-    probability:Tensor, # [N, C]
-    label:Tensor,       # [N]
-    bins:int=BINS,      # of equal width, open on the left, closed on the right
-)->tuple[Tensor, Tensor, Tensor]: # [bins] utterances, mean confidence, share that is right; 0 in empty bins
+    probability: Tensor,  # [N, C]
+    label: Tensor,  # [N]
+    bins: int = BINS,  # of equal width, open on the left, closed on the right
+    # [bins] utterances, mean confidence, share that is right; 0 in empty bins
+) -> tuple[Tensor, Tensor, Tensor]:
     "How sure and how right a model is, by confidence."
     sure, said = probability.double().max(-1)
-    at = (sure*bins).ceil().long().clamp(1, bins) - 1
+    at = (sure * bins).ceil().long().clamp(1, bins) - 1
     total = lambda x: torch.zeros(bins, dtype=torch.double).index_add(0, at, x.double())
     n = total(torch.ones(len(at)))
-    return n.long(), total(sure)/n.clamp(min=1), total(said == label)/n.clamp(min=1)
+    return n.long(), total(sure) / n.clamp(min=1), total(said == label) / n.clamp(min=1)
+
 
 def ece(
-    probability:Tensor, # [N, C]
-    label:Tensor,       # [N]
-    bins:int=BINS,      #
-)->float:               # 0 (each bin as right as it is sure) to 1; NaN without utterances
+    probability: Tensor,  # [N, C]
+    label: Tensor,  # [N]
+    bins: int = BINS,  #
+) -> float:  # 0 (each bin as right as it is sure) to 1; NaN without utterances
     "Expected calibration error."
     n, sure, right = reliability(probability, label, bins)
-    return float((n*(right - sure).abs()).sum()/n.sum())
+    return float((n * (right - sure).abs()).sum() / n.sum())
 
 # %% ../../nbs/training/03_calibration.ipynb #37329d97
-BOUNDS = .05, 20.
+BOUNDS = 0.05, 20.0
+
 
 def nll(
-    logits:Tensor, # [N, C]
-    label:Tensor,  # [N]
-    temperature:float=1., #
-)->float:
+    logits: Tensor,  # [N, C]
+    label: Tensor,  # [N]
+    temperature: float = 1.0,  #
+) -> float:
     "Mean negative log-likelihood."
-    return F.cross_entropy(logits.double()/temperature, label).item()
+    return F.cross_entropy(logits.double() / temperature, label).item()
+
 
 def fit_temperature(
-    logits:Tensor, # [N, C], N at least 1
-    label:Tensor,  # [N]
-)->float:          # within `BOUNDS`
+    logits: Tensor,  # [N, C], N at least 1
+    label: Tensor,  # [N]
+) -> float:  # within `BOUNDS`
     "The temperature with the lowest negative log-likelihood."
-    from scipy.optimize import minimize_scalar # here: training needs no SciPy
-    return 1/minimize_scalar(lambda b: nll(logits, label, 1/b), bounds=(1/BOUNDS[1], 1/BOUNDS[0]), method='bounded', options=dict(xatol=1e-6)).x
+    from scipy.optimize import minimize_scalar  # here: training needs no SciPy
+
+    return (
+        1
+        / minimize_scalar(
+            lambda b: nll(logits, label, 1 / b),
+            bounds=(1 / BOUNDS[1], 1 / BOUNDS[0]),
+            method='bounded',
+            options=dict(xatol=1e-6),
+        ).x
+    )
 
 # %% ../../nbs/training/03_calibration.ipynb #606e5b8d
 @dataclass(frozen=True)
 class Calibration:
     "A temperature for each combination, and what it was made from."
-    temperature:dict[str, float]                       # label -> T
-    utterances:dict[str, int] = field(default_factory=dict) # label -> validation utterances that T was fitted to; empty: not calibrated
-    borrowed:tuple[str, ...] = ()                      # combinations with too few: they take the common temperature
-    common:float = 1.                                  # T of all together
+
+    temperature: dict[str, float]  # label -> T
+    # label -> validation utterances that T was fitted to; empty: not calibrated
+    utterances: dict[str, int] = field(default_factory=dict)
+    # combinations with too few: they take the common temperature
+    borrowed: tuple[str, ...] = ()
+    common: float = 1.0  # T of all together
+
 
 def having(
-    d:Dialogues, # any
-)->Tensor:       # [K, N] bool
+    d: Dialogues,  # any
+) -> Tensor:  # [K, N] bool
     "Which utterances can be seen under which combination: those that have all of it."
     return supports(d.present.cpu()).T
 
+
 def possible(
-    logits:Tensor, # [..., N, C]
-    label:Tensor,  # [N]
-)->Tensor:         # [..., N] bool
+    logits: Tensor,  # [..., N, C]
+    label: Tensor,  # [N]
+) -> Tensor:  # [..., N] bool
     "Where the model gives the label any chance: training had its class."
     own = logits.gather(-1, label.expand(logits.shape[:-1])[..., None])[..., 0]
-    return own - logits.amax(-1) > NEVER/10
+    return own - logits.amax(-1) > NEVER / 10
 
+# %% ../../nbs/training/03_calibration.ipynb #67161591
 def calibrate(
-    method:Method,    # trained
-    val:Dialogues,    # the validation part, on the scale the model expects
-    at_least:int=20,  # utterances a combination needs for a temperature of its own
-)->Calibration:
+    method: Method,  # trained
+    val: Dialogues,  # the validation part, on the scale the model expects
+    at_least: int = 20,  # utterances a combination needs for a temperature of its own
+) -> Calibration:
     "Temperatures from validation data."
     names = labels(val.modalities)
-    if not val.task.classes: return Calibration(dict.fromkeys(names, 1.))
+    if not val.task.classes:
+        return Calibration(dict.fromkeys(names, 1.0))
     logits, y = predictions(method, val), val.label.cpu()
     has = having(val) & possible(logits, y)
-    together = fit_temperature(logits[has], y.expand(len(names), -1)[has]) if has.any() else 1.
+    together = fit_temperature(logits[has], y.expand(len(names), -1)[has]) if has.any() else 1.0
     n = dict(zip(names, has.sum(1).tolist()))
-    own = {c: fit_temperature(z[h], y[h]) if n[c] >= at_least else together for c, z, h in zip(names, logits, has)}
+    own = {
+        c: fit_temperature(z[h], y[h]) if n[c] >= at_least else together
+        for c, z, h in zip(names, logits, has)
+    }
     return Calibration(own, n, tuple(c for c in names if n[c] < at_least), together)
 
+
 def calibration_report(
-    method:Method,  # trained
-    c:Calibration,  # its temperatures
-    test:Dialogues, # utterances that took no part in fitting them
-)->dict[str, dict[str, float]]: # label -> utterances, ece_before, ece_after, nll_before, nll_after (of labels that are `possible`; absent if there is none); combinations that do not occur are left out
+    method: Method,  # trained
+    c: Calibration,  # its temperatures
+    test: Dialogues,  # utterances that took no part in fitting them
+    # label -> utterances, ece_before, ece_after, nll_before, nll_after (of labels that are
+    # `possible`; absent if there is none); combinations that do not occur are left out
+) -> dict[str, dict[str, float]]:
     "What the temperatures did on other data."
     out, y = {}, test.label.cpu()
     for k, (z, h) in zip(labels(test.modalities), zip(predictions(method, test), having(test))):
-        if not h.any() or not test.task.classes: continue
-        both = {'before': 1., 'after': c.temperature[k]}
-        out[k] = dict(utterances=int(h.sum())) | {f'ece_{w}': ece((z[h].double()/T).softmax(-1), y[h]) for w, T in both.items()}
-        if (some := h & possible(z, y)).any(): out[k] |= {f'nll_{w}': nll(z[some], y[some], T) for w, T in both.items()}
+        if not h.any() or not test.task.classes:
+            continue
+        both = {'before': 1.0, 'after': c.temperature[k]}
+        out[k] = dict(utterances=int(h.sum())) | {
+            f'ece_{w}': ece((z[h].double() / T).softmax(-1), y[h]) for w, T in both.items()
+        }
+        if (some := h & possible(z, y)).any():
+            out[k] |= {f'nll_{w}': nll(z[some], y[some], T) for w, T in both.items()}
     return out
 
 # %% ../../nbs/training/03_calibration.ipynb #eb0d1b05
 def draw_reliability(
-    ax,                 # a matplotlib axes
-    probability:Tensor, # [N, C]
-    label:Tensor,       # [N]
-    title:str='',       # must say so where data are simulated
-    bins:int=BINS,      #
+    ax,  # a matplotlib axes
+    probability: Tensor,  # [N, C]
+    label: Tensor,  # [N]
+    title: str = '',  # must say so where data are simulated
+    bins: int = BINS,  #
 ):
     "A reliability diagram."
     n, sure, right = (x.numpy() for x in reliability(probability, label, bins))
-    at, there = (torch.arange(bins) + .5).numpy()/bins, n > 0
-    ax.bar(at[there], right[there], .9/bins, color='C0', alpha=.7, label='right')
+    at, there = (torch.arange(bins) + 0.5).numpy() / bins, n > 0
+    ax.bar(at[there], right[there], 0.9 / bins, color='C0', alpha=0.7, label='right')
     ax.plot([0, 1], [0, 1], color='.4', lw=1, ls='--', label='as sure as right')
     ax.plot(sure[there], right[there], 'o', ms=3, color='C3', label='mean confidence')
-    for x, k, r in zip(at[there], n[there], right[there]): ax.annotate(int(k), (x, r), (0, 4), textcoords='offset points', ha='center', fontsize=6)
-    ax.set(xlim=(0, 1), ylim=(0, 1.08), xlabel='confidence', ylabel='share that is right', title=f'{title}\nECE {100*ece(probability, label, bins):.1f} %')
+    for x, k, r in zip(at[there], n[there], right[there]):
+        ax.annotate(int(k), (x, r), (0, 4), textcoords='offset points', ha='center', fontsize=6)
+    ax.set(
+        xlim=(0, 1),
+        ylim=(0, 1.08),
+        xlabel='confidence',
+        ylabel='share that is right',
+        title=f'{title}\nECE {100 * ece(probability, label, bins):.1f} %',
+    )

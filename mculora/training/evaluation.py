@@ -17,43 +17,64 @@ from ..basics.method import Method
 from .replicas import Together, side_by_side
 
 # %% ../../nbs/training/01_evaluation.ipynb #12c32fc6
-def _under_all(method, b, conditions, stage): # [K, B, L, C]
-    if not b.encoded and (R := method.encode(b)) is not None: b = replace(b, features=R, encoded=True)
+def _under_all(method, b, conditions, stage):  # [K, B, L, C]
+    if not b.encoded and (R := method.encode(b)) is not None:
+        b = replace(b, features=R, encoded=True)
     return torch.stack([method.predict(keep(b, row), stage) for row in conditions])
 
+# %% ../../nbs/training/01_evaluation.ipynb #da4b7c3d
 @torch.no_grad()
 def predictions_of(
-    team:Together,           # R models; they are left in evaluation mode
-    parts:list[Dialogues],   # R times what to predict
-    conditions:Tensor|None=None, # [K, M] bool; None: every combination
-    stage:str|None=None,     # None: the finished model
-    max_utterances:int|None=None, # places in a batch of a model; None: 512 on a CPU, 4096 on a GPU
-)->list[Tensor]:             # R times [K, N, C], where the data is
+    team: Together,  # R models; they are left in evaluation mode
+    parts: list[Dialogues],  # R times what to predict
+    conditions: Tensor | None = None,  # [K, M] bool; None: every combination
+    stage: str | None = None,  # None: the finished model
+    # places in a batch of a model; None: 512 on a CPU, 4096 on a GPU
+    max_utterances: int | None = None,
+) -> list[Tensor]:  # R times [K, N, C], where the data is
     "Logits or scores of every utterance under every condition, of several models at once."
     device = parts[0].present.device
     conditions = (members(len(parts[0].features)) if conditions is None else conditions).to(device)
-    out = [torch.zeros(len(conditions), len(d.utterances), d.task.n_outputs, device=device) for d in parts]
-    for m in team.methods: m.eval()
-    plans = [batches(d.lengths, len(d), max_utterances or (512 if device.type == 'cpu' else 4096)) for d in parts]
+    out = [
+        torch.zeros(len(conditions), len(d.utterances), d.task.n_outputs, device=device)
+        for d in parts
+    ]
+    for m in team.methods:
+        m.eval()
+    plans = [
+        batches(d.lengths, len(d), max_utterances or (512 if device.type == 'cpu' else 4096))
+        for d in parts
+    ]
     for step in range(max(map(len, plans))):
         rows = [p[step] if step < len(p) else p[0][:0] for p in plans]
         b = side_by_side(parts, rows)
-        y = team(lambda m, b: _under_all(m, b, conditions, stage), b).float().flatten(2, 3)          # [R, K, B L, C]
+        # [R, K, B L, C]
+        y = team(lambda m, b: _under_all(m, b, conditions, stage), b).float().flatten(2, 3)
         for r, (d, own) in enumerate(zip(parts, rows)):
-            length, L = d.lengths[own], b.shape[1]                                               # on the host: no waiting for the device
-            if not len(own): continue
-            at = torch.cat([torch.arange(n) + o for n, o in zip(length.tolist(), (d.lengths.cumsum(0) - d.lengths)[own].tolist())])
-            place = torch.cat([torch.arange(n) + k*L for k, n in enumerate(length.tolist())])
+            # on the host: no waiting for the device
+            length, L = d.lengths[own], b.shape[1]
+            if not len(own):
+                continue
+            at = torch.cat(
+                [
+                    torch.arange(n) + o
+                    for n, o in zip(
+                        length.tolist(), (d.lengths.cumsum(0) - d.lengths)[own].tolist()
+                    )
+                ]
+            )
+            place = torch.cat([torch.arange(n) + k * L for k, n in enumerate(length.tolist())])
             out[r][:, at.to(device)] = y[r][:, place.to(device)]
     return out
 
+# %% ../../nbs/training/01_evaluation.ipynb #2dd457fc
 def predictions(
-    method:Method,          # in any mode; evaluated in evaluation mode
-    d:Dialogues,            # what to predict
-    conditions:Tensor|None=None, # [K, M] bool; None: every combination
-    stage:str|None=None,    # None: the finished model
-    max_utterances:int|None=None, # places in a batch
-)->Tensor:                  # [K, N, C] on the host, utterances in the order of `d`
+    method: Method,  # in any mode; evaluated in evaluation mode
+    d: Dialogues,  # what to predict
+    conditions: Tensor | None = None,  # [K, M] bool; None: every combination
+    stage: str | None = None,  # None: the finished model
+    max_utterances: int | None = None,  # places in a batch
+) -> Tensor:  # [K, N, C] on the host, utterances in the order of `d`
     "Logits or scores of every utterance under every condition."
     training = method.training
     out = predictions_of(Together([method]), [d], conditions, stage, max_utterances)[0].cpu()
@@ -61,45 +82,68 @@ def predictions(
     return out
 
 # %% ../../nbs/training/01_evaluation.ipynb #192cc726
-def _counts(label, predicted, C): # [N], [K, N] -> [K, C, C]: how often label c was predicted as p
+# [N], [K, N] -> [K, C, C]: how often label c was predicted as p
+def _counts(label, predicted, C):
     K = len(predicted)
-    at = (torch.arange(K, device=label.device)[:, None]*C + label)*C + predicted
-    return torch.bincount(at.flatten(), minlength=K*C*C).view(K, C, C).double().cpu()
+    at = (torch.arange(K, device=label.device)[:, None] * C + label) * C + predicted
+    return torch.bincount(at.flatten(), minlength=K * C * C).view(K, C, C).double().cpu()
 
-def _of_classes(n): # [K, C, C] -> metric -> [K]
-    right, there, said = n.diagonal(dim1=-2, dim2=-1), n.sum(-1), n.sum(-2)                       # each [K, C]
-    f1 = 2*right/(there + said).clamp(min=1)
-    return {'WA': right.sum(-1)/there.sum(-1), 'UA': (right/there.clamp(min=1)).sum(-1)/(there > 0).sum(-1), 'F1': (f1*there).sum(-1)/there.sum(-1)}
+
+def _of_classes(n):  # [K, C, C] -> metric -> [K]
+    # each [K, C]
+    right, there, said = n.diagonal(dim1=-2, dim2=-1), n.sum(-1), n.sum(-2)
+    f1 = 2 * right / (there + said).clamp(min=1)
+    return {
+        'WA': right.sum(-1) / there.sum(-1),
+        'UA': (right / there.clamp(min=1)).sum(-1) / (there > 0).sum(-1),
+        'F1': (f1 * there).sum(-1) / there.sum(-1),
+    }
+
 
 def metric_names(
-    task:Task, # what is predicted
-)->list[str]:  # the first one is what epochs are selected by
+    task: Task,  # what is predicted
+) -> list[str]:  # the first one is what epochs are selected by
     "The metrics of a task, the leading one first."
-    return ['WA', 'UA', 'F1'] if task.classes else ['r', 'MAE'] if task.middle is None else ['ACC', 'F1', 'MAE', 'r']
+    return (
+        ['WA', 'UA', 'F1']
+        if task.classes
+        else ['r', 'MAE']
+        if task.middle is None
+        else ['ACC', 'F1', 'MAE', 'r']
+    )
+
 
 def shown(
-    metric:str,   # name
-    value:float,  # a fraction, a MAE or a correlation
-)->str:           # per cent, but for MAE and r
+    metric: str,  # name
+    value: float,  # a fraction, a MAE or a correlation
+) -> str:  # per cent, but for MAE and r
     "A value as people write it."
-    return f'{value:.3f}' if metric in ('MAE', 'r') else f'{100*value:.1f} %'
+    return f'{value:.3f}' if metric in ('MAE', 'r') else f'{100 * value:.1f} %'
 
+# %% ../../nbs/training/01_evaluation.ipynb #9645472e
 def metrics(
-    task:Task,      # what is predicted
-    output:Tensor,  # [K, N, C] logits or scores under K conditions
-    label:Tensor,   # [N]
-)->list[dict[str, float]]: # K times metric -> value, as a fraction
+    task: Task,  # what is predicted
+    output: Tensor,  # [K, N, C] logits or scores under K conditions
+    label: Tensor,  # [N]
+) -> list[dict[str, float]]:  # K times metric -> value, as a fraction
     "All metrics of a task."
-    if task.classes: found = _of_classes(_counts(label, output.argmax(-1), len(task.classes)))
+    if task.classes:
+        found = _of_classes(_counts(label, output.argmax(-1), len(task.classes)))
     else:
         y, p = label.double(), output[..., 0].double()
         dy, dp = (x - x.mean(-1, keepdim=True) for x in (y, p))
-        spread = dy.norm()*dp.norm(dim=-1)
-        same = (p == p[:, :1]).all(-1) | (y == y[0]).all()                                          # a constant has no correlation
-        found = {'MAE': (p - y).abs().mean(-1), 'r': torch.where(same, 0, dp@dy/torch.where(spread > 0, spread, 1))}
+        spread = dy.norm() * dp.norm(dim=-1)
+        # a constant has no correlation
+        same = (p == p[:, :1]).all(-1) | (y == y[0]).all()
+        found = {
+            'MAE': (p - y).abs().mean(-1),
+            'r': torch.where(same, 0, dp @ dy / torch.where(spread > 0, spread, 1)),
+        }
         if (middle := task.middle) is not None:
             known = y != middle
-            sign = _of_classes(_counts((y[known] > middle).long(), (p[:, known] > middle).long(), 2))
+            sign = _of_classes(
+                _counts((y[known] > middle).long(), (p[:, known] > middle).long(), 2)
+            )
             found |= {'ACC': sign['WA'], 'F1': sign['F1']}
         found = {k: found[k] for k in metric_names(task)}
     return [dict(zip(found, row)) for row in zip(*(v.tolist() for v in found.values()))]
@@ -107,44 +151,71 @@ def metrics(
 # %% ../../nbs/training/01_evaluation.ipynb #e2ebd361
 AVERAGES = ('incomplete', 'all')
 
+
 def with_averages(
-    scores:dict[str, dict[str, float]], # condition -> metric -> value; the complete condition is the last one
-)->dict[str, dict[str, float]]:          # the same, with the rows 'incomplete' and 'all'
+    # condition -> metric -> value; the complete condition is the last one
+    scores: dict[str, dict[str, float]],
+) -> dict[str, dict[str, float]]:  # the same, with the rows 'incomplete' and 'all'
     "Add the mean over the incomplete conditions and the mean over all."
     rows = list(scores.values())
-    def mean(part): # over the conditions that have a value
+
+    def mean(part):  # over the conditions that have a value
         there = {k: [r[k] for r in part if r[k] == r[k]] for k in part[0]}
-        return {k: sum(v)/len(v) if v else float('nan') for k, v in there.items()}
+        return {k: sum(v) / len(v) if v else float('nan') for k, v in there.items()}
+
     return scores | {'incomplete': mean(rows[:-1] or rows), 'all': mean(rows)}
 
+
 def metrics_where(
-    task:Task,           # what is predicted
-    output:Tensor,       # [K, N, C] logits or scores under K conditions
-    label:Tensor,        # [N]
-    who:Tensor|None,     # [N, K] bool: whom a condition is about; None: everybody
-)->list[dict[str, float]]: # K times metric -> value; NaN where nobody is
+    task: Task,  # what is predicted
+    output: Tensor,  # [K, N, C] logits or scores under K conditions
+    label: Tensor,  # [N]
+    who: Tensor | None,  # [N, K] bool: whom a condition is about; None: everybody
+) -> list[dict[str, float]]:  # K times metric -> value; NaN where nobody is
     "All metrics of a task, each condition over the utterances that it is about."
-    if who is None: return metrics(task, output, label)
-    some = lambda k, rows: metrics(task, output[k:k+1, rows], label[rows])[0] if len(rows) else dict.fromkeys(metric_names(task), float('nan'))
+    if who is None:
+        return metrics(task, output, label)
+    some = lambda k, rows: (
+        metrics(task, output[k : k + 1, rows], label[rows])[0]
+        if len(rows)
+        else dict.fromkeys(metric_names(task), float('nan'))
+    )
     return [some(k, c.nonzero()[:, 0].to(label.device)) for k, c in enumerate(who.T)]
 
+# %% ../../nbs/training/01_evaluation.ipynb #f3666af6
 def evaluate_all(
-    team:Together,         # R models
-    parts:list[Dialogues], # R times what to predict
-    stage:str|None=None,   # None: the finished model
-    only:str='all',        # a condition: that one alone; an average: everything
-)->list[dict[str, dict[str, float]]]: # R times condition -> metric -> value, with the two averages if there is everything
-    "Fixed missing protocol of several models: every metric under every condition, over the utterances that have it in full."
-    if only in AVERAGES: return [with_averages(dict(zip(labels(d.modalities), metrics_where(d.task, out, d.label, d.can)))) for d, out in zip(parts, predictions_of(team, parts, stage=stage))]
+    team: Together,  # R models
+    parts: list[Dialogues],  # R times what to predict
+    stage: str | None = None,  # None: the finished model
+    only: str = 'all',  # a condition: that one alone; an average: everything
+    # R times condition -> metric -> value, with the two averages if there is everything
+) -> list[dict[str, dict[str, float]]]:
+    """Fixed missing protocol of several models: every metric under every condition, over the
+    utterances that have it in full."""
+    if only in AVERAGES:
+        return [
+            with_averages(
+                dict(zip(labels(d.modalities), metrics_where(d.task, out, d.label, d.can)))
+            )
+            for d, out in zip(parts, predictions_of(team, parts, stage=stage))
+        ]
     i = combination(only, parts[0].modalities)
     row = members(len(parts[0].features))[i][None]
-    return [{only: metrics_where(d.task, out, d.label, d.can if d.can is None else d.can[:, i:i+1])[0]} for d, out in zip(parts, predictions_of(team, parts, row, stage))]
+    return [
+        {
+            only: metrics_where(
+                d.task, out, d.label, d.can if d.can is None else d.can[:, i : i + 1]
+            )[0]
+        }
+        for d, out in zip(parts, predictions_of(team, parts, row, stage))
+    ]
+
 
 def evaluate(
-    method:Method,       # to be evaluated; left in its mode
-    d:Dialogues,         # on these
-    stage:str|None=None, # None: the finished model
-)->dict[str, dict[str, float]]: # condition -> metric -> value, with the two averages
+    method: Method,  # to be evaluated; left in its mode
+    d: Dialogues,  # on these
+    stage: str | None = None,  # None: the finished model
+) -> dict[str, dict[str, float]]:  # condition -> metric -> value, with the two averages
     "Fixed missing protocol: every metric under every condition."
     training = method.training
     scores = evaluate_all(Together([method]), [d], stage)[0]
@@ -153,12 +224,18 @@ def evaluate(
 
 # %% ../../nbs/training/01_evaluation.ipynb #f7f5bf69
 def evaluate_random(
-    method:Method,            # to be evaluated; left in its mode
-    d:Dialogues,              # on these
-    masks:dict[str, Tensor],  # rate -> [N, M] bool: what stays (`protocol_masks`)
-    stage:str|None=None,      # None: the finished model
-)->dict[str, dict[str, float]]: # rate -> metric -> value
+    method: Method,  # to be evaluated; left in its mode
+    d: Dialogues,  # on these
+    masks: dict[str, Tensor],  # rate -> [N, M] bool: what stays (`protocol_masks`)
+    stage: str | None = None,  # None: the finished model
+) -> dict[str, dict[str, float]]:  # rate -> metric -> value
     "Random missing protocol: every metric at every rate."
     whole = torch.ones(1, len(d.modalities), dtype=torch.bool)
-    some = None if d.can is None else d.present.any(-1, keepdim=True).cpu()                              # who has nothing at all is not counted
-    return {rate: metrics_where(d.task, predictions(method, drop(d, mask), whole, stage), d.label.cpu(), some)[0] for rate, mask in masks.items()}
+    # who has nothing at all is not counted
+    some = None if d.can is None else d.present.any(-1, keepdim=True).cpu()
+    return {
+        rate: metrics_where(
+            d.task, predictions(method, drop(d, mask), whole, stage), d.label.cpu(), some
+        )[0]
+        for rate, mask in masks.items()
+    }

@@ -21,23 +21,25 @@ from ..basics.method import Method
 from ..basics.files import brief, write_atomically
 
 # %% ../../nbs/training/04_recording.ipynb #44317d19
-EVERY = 5 # epochs from one look at the gradients to the next
+EVERY = 5  # epochs from one look at the gradients to the next
+
 
 def cosine(
-    one:list[Tensor],   # gradients of some parameters
-    other:list[Tensor], # of the same
-)->float:               # NaN where no entry is reached by both
+    one: list[Tensor],  # gradients of some parameters
+    other: list[Tensor],  # of the same
+) -> float:  # NaN where no entry is reached by both
     "Cosine of two gradients over the entries that both reach."
     pairs = [(a[both], b[both]) for a, b in zip(one, other) for both in [(a != 0) & (b != 0)]]
     x, y = (torch.cat(v).double() for v in zip(*pairs))
-    return (x@y/(x.norm()*y.norm())).item() if len(x) else float('nan')
+    return (x @ y / (x.norm() * y.norm())).item() if len(x) else float('nan')
+
 
 def conflict(
-    method:Method,   # in training; left as it is
-    d:Dialogues,     # the training part, encoded in stages that are
-    stage:str,       # name of the stage
-    n:int=8,         # how many dialogues are looked at: the first ones
-)->dict[str, float]: # 'cos/a|t', ... -> cosine
+    method: Method,  # in training; left as it is
+    d: Dialogues,  # the training part, encoded in stages that are
+    stage: str,  # name of the stage
+    n: int = 8,  # how many dialogues are looked at: the first ones
+) -> dict[str, float]:  # 'cos/a|t', ... -> cosine
     "Cosines between the gradients of all pairs of combinations."
     training = method.training
     method.eval()
@@ -49,9 +51,14 @@ def conflict(
         found = torch.autograd.grad(parts.get('task', total), trained, allow_unused=True)
         grads.append([torch.zeros_like(p) if g is None else g for p, g in zip(trained, found)])
     method.train(training)
-    return {f'cos/{names[i]}|{names[j]}': cosine(grads[i], grads[j]) for i in range(len(names)) for j in range(i + 1, len(names))}
+    return {
+        f'cos/{names[i]}|{names[j]}': cosine(grads[i], grads[j])
+        for i in range(len(names))
+        for j in range(i + 1, len(names))
+    }
 
-def watching(method:Method, stage:str, epoch:int, train:Dialogues)->dict[str, float]:
+
+def watching(method: Method, stage: str, epoch: int, train: Dialogues) -> dict[str, float]:
     "For `fit_all(watch=...)`: the cosines after every fifth epoch."
     return conflict(method, train, stage) if epoch % EVERY == 1 else {}
 
@@ -59,57 +66,107 @@ def watching(method:Method, stage:str, epoch:int, train:Dialogues)->dict[str, fl
 @dataclass(frozen=True)
 class Observed:
     "What was kept of a model's look at a part."
-    utterances:list[str]                # [N] ids
-    conditions:Sequence[str]            # [K] labels
-    output:Tensor                       # [K, N, C]
-    label:Tensor                        # [N]
-    said:dict[str, Tensor] = field(default_factory=dict)   # name -> [K, N, ...]: 'y_com', 'y_prt', 'weight'
-    sample:Tensor|None = None           # [n] which utterances' representations are kept
-    points:dict[str, Tensor] = field(default_factory=dict) # name -> [K, n, M, 32], NaN where absent
 
-def _leading(points, k): # principal components of all points together
+    utterances: list[str]  # [N] ids
+    conditions: Sequence[str]  # [K] labels
+    output: Tensor  # [K, N, C]
+    label: Tensor  # [N]
+    # name -> [K, N, ...]: 'y_com', 'y_prt', 'weight'
+    said: dict[str, Tensor] = field(default_factory=dict)
+    sample: Tensor | None = None  # [n] which utterances' representations are kept
+    # name -> [K, n, M, 32], NaN where absent
+    points: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _leading(points, k):  # principal components of all points together
     there = torch.cat([p[p.isfinite().all(-1)] for p in points.values()]).double()
     mean = there.mean(0)
-    axes = torch.linalg.eigh((there - mean).T@(there - mean))[1].flip(1)[:, :k]
-    return {name: ((p.double() - mean)@axes).half() for name, p in points.items()}
+    axes = torch.linalg.eigh((there - mean).T @ (there - mean))[1].flip(1)[:, :k]
+    return {name: ((p.double() - mean) @ axes).half() for name, p in points.items()}
 
+# %% ../../nbs/training/04_recording.ipynb #cdff80a1
 @torch.no_grad()
 def observe(
-    method:Method,   # trained
-    d:Dialogues,     # the test part
-    n:int=100,       # utterances whose representations are kept
-    components:int=32,
-)->Observed:
+    method: Method,  # trained
+    d: Dialogues,  # the test part
+    n: int = 100,  # utterances whose representations are kept
+    components: int = 32,
+) -> Observed:
     "Predictions of a part under all conditions, and what the method shows of them."
     names, N = labels(d.modalities), len(d.utterances)
     some, said, points = torch.linspace(0, N - 1, min(n, N)).long().unique(), {}, {}
     for k, row in enumerate(members(len(d.modalities)).to(d.present.device)):
         for at in batches(d.lengths, len(d), 2048):
             b = keep(batch(d, at), row)
-            where = torch.cat([torch.arange(int(d.offset[i]), int(d.offset[i+1])) for i in at])
+            where = torch.cat([torch.arange(int(d.offset[i]), int(d.offset[i + 1])) for i in at])
             for name, v in method.inspect(b).items():
                 v = v[b.valid].float().cpu()
-                if v.ndim == 2: said.setdefault(name, torch.zeros(len(names), N, v.shape[-1]))[k, where] = v; continue
-                v[~b.present[b.valid].cpu()] = torch.nan                                       # a representation that is not there
+                if v.ndim == 2:
+                    said.setdefault(name, torch.zeros(len(names), N, v.shape[-1]))[k, where] = v
+                    continue
+                # a representation that is not there
+                v[~b.present[b.valid].cpu()] = torch.nan
                 hit = torch.isin(where, some)
-                points.setdefault(name, torch.zeros(len(names), len(some), *v.shape[1:]))[k, torch.searchsorted(some, where[hit])] = v[hit]
-    return Observed(list(d.utterances), names, predictions(method, d), d.label.cpu(), said, some if points else None, _leading(points, components) if points else {})
+                points.setdefault(name, torch.zeros(len(names), len(some), *v.shape[1:]))[
+                    k, torch.searchsorted(some, where[hit])
+                ] = v[hit]
+    return Observed(
+        list(d.utterances),
+        names,
+        predictions(method, d),
+        d.label.cpu(),
+        said,
+        some if points else None,
+        _leading(points, components) if points else {},
+    )
 
-def save_observed(o:Observed, path):
+# %% ../../nbs/training/04_recording.ipynb #775a5971
+def save_observed(o: Observed, path):
     "Write what was observed as safetensors."
-    tensors = {'output': o.output, 'label': o.label} | {f'said.{k}': v for k, v in o.said.items()} | {f'points.{k}': v for k, v in o.points.items()} | ({} if o.sample is None else {'sample': o.sample})
-    write_atomically(path, lambda tmp: save_file({k: v.contiguous() for k, v in tensors.items()}, str(tmp), metadata={'names': json.dumps([o.utterances, o.conditions])}))
+    tensors = (
+        {'output': o.output, 'label': o.label}
+        | {f'said.{k}': v for k, v in o.said.items()}
+        | {f'points.{k}': v for k, v in o.points.items()}
+        | ({} if o.sample is None else {'sample': o.sample})
+    )
+    write_atomically(
+        path,
+        lambda tmp: save_file(
+            {k: v.contiguous() for k, v in tensors.items()},
+            str(tmp),
+            metadata={'names': json.dumps([o.utterances, o.conditions])},
+        ),
+    )
 
-_names = TypeAdapter(tuple[list[str], list[str]]) # the header
 
-def load_observed(path)->Observed:
+_names = TypeAdapter(tuple[list[str], list[str]])  # the header
+
+# %% ../../nbs/training/04_recording.ipynb #b4bf6a87
+def load_observed(path) -> Observed:
     "Read it again. Raises `DataError` if the file is not whole."
     try:
         with safe_open(str(path), 'pt') as f:
             t = {k: f.get_tensor(k) for k in f.keys()}
             utterances, conditions = _names.validate_json(f.metadata()['names'])
-        pick = lambda prefix: {k.removeprefix(prefix): v for k, v in t.items() if k.startswith(prefix)}
-        o = Observed(utterances, conditions, t['output'], t['label'], pick('said.'), t.get('sample'), pick('points.'))
-        if o.output.shape[:2] != (len(conditions), len(utterances)) or o.label.shape != (len(utterances),): raise ValueError('names and tensors of different lengths')
+        pick = lambda prefix: {
+            k.removeprefix(prefix): v for k, v in t.items() if k.startswith(prefix)
+        }
+        o = Observed(
+            utterances,
+            conditions,
+            t['output'],
+            t['label'],
+            pick('said.'),
+            t.get('sample'),
+            pick('points.'),
+        )
+        if o.output.shape[:2] != (len(conditions), len(utterances)) or o.label.shape != (
+            len(utterances),
+        ):
+            raise ValueError('names and tensors of different lengths')
         return o
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e: raise DataError(f'{path}: found no whole file of observations ({brief(e)}), expected one written by a run with observe: True') from e
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+        raise DataError(
+            f'{path}: found no whole file of observations ({brief(e)}), expected one '
+            'written by a run with observe: True'
+        ) from e

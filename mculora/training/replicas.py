@@ -19,84 +19,165 @@ from ..basics.randomness import seeded
 
 # %% ../../nbs/training/00_replicas.ipynb #3a7d9d90
 def side_by_side(
-    parts:list[Dialogues],   # R
-    rows:list[Tensor],       # R times indices of dialogues; empty: nothing this time
-    masks:list[Tensor]|None=None, # R times what stays, [b, M] or [b, l, M] for b dialogues of at most l utterances; None: everything
-)->Batch:                    # [R B, L]
+    parts: list[Dialogues],  # R
+    rows: list[Tensor],  # R times indices of dialogues; empty: nothing this time
+    # R times what stays, [b, M] or [b, l, M] for b dialogues of at most l utterances; None:
+    # everything
+    masks: list[Tensor] | None = None,
+) -> Batch:  # [R B, L]
     "The batches of R replicas one after the other, all padded to the same size."
-    size = max(1, *map(len, rows)), max(1, *(int(d.lengths[r].max()) if len(r) else 0 for d, r in zip(parts, rows)))
+    size = (
+        max(1, *map(len, rows)),
+        max(1, *(int(d.lengths[r].max()) if len(r) else 0 for d, r in zip(parts, rows))),
+    )
     one = len(parts) == 1
     bs = [batch(d, r, size) for d, r in zip(parts, rows)]
     wide = any(b.combination.ndim == 2 for b in bs)
-    index = [b.combination[:, None].expand(b.shape) if wide and b.combination.ndim == 1 else b.combination for b in bs]
+    index = [
+        b.combination[:, None].expand(b.shape)
+        if wide and b.combination.ndim == 1
+        else b.combination
+        for b in bs
+    ]
     cat = lambda xs: xs[0] if one else torch.cat(list(xs))
-    b = replace(bs[0], features={m: cat([b.features[m] for b in bs]) for m in bs[0].features}, combination=cat(index), rows=sum((b.rows for b in bs), ()), pack=bs[0].pack and one,
-        **{k: cat([getattr(b, k) for b in bs]) for k in ('present', 'valid', 'speaker', 'label', 'place')})
-    if masks is None: return b
-    pad = lambda m: F.pad(m, (0, 0, 0, size[1] - m.shape[1], 0, size[0] - len(m)) if m.ndim == 3 else (0, 0, 0, size[0] - len(m)), value=True)
+    b = replace(
+        bs[0],
+        features={m: cat([b.features[m] for b in bs]) for m in bs[0].features},
+        combination=cat(index),
+        rows=sum((b.rows for b in bs), ()),
+        pack=bs[0].pack and one,
+        **{
+            k: cat([getattr(b, k) for b in bs])
+            for k in ('present', 'valid', 'speaker', 'label', 'place')
+        },
+    )
+    if masks is None:
+        return b
+    pad = lambda m: F.pad(
+        m,
+        (0, 0, 0, size[1] - m.shape[1], 0, size[0] - len(m))
+        if m.ndim == 3
+        else (0, 0, 0, size[0] - len(m)),
+        value=True,
+    )
     return keep(b, cat([pad(m) for m in masks]), targets=True)
 
 # %% ../../nbs/training/00_replicas.ipynb #92dfaeda
-def _tensors(b): # what of a batch is a tensor, so that it can be batched once more
-    own = {k: getattr(b, k) for k in ('features', 'present', 'valid', 'speaker', 'label', 'combination', 'place')}
+def _tensors(b):  # what of a batch is a tensor, so that it can be batched once more
+    own = {
+        k: getattr(b, k)
+        for k in ('features', 'present', 'valid', 'speaker', 'label', 'combination', 'place')
+    }
     return own | ({'complete': _tensors(b.complete)} if b.complete else {})
 
-def _rebuilt(b, t): return replace(b, **{**t, **({'complete': _rebuilt(b.complete, t['complete'])} if b.complete else {})})
 
-def _map(f, x): return f(x) if isinstance(x, Tensor) else {k: _map(f, v) for k, v in x.items()} if isinstance(x, dict) else type(x)(_map(f, v) for v in x)
+def _rebuilt(b, t):
+    return replace(
+        b, **{**t, **({'complete': _rebuilt(b.complete, t['complete'])} if b.complete else {})}
+    )
 
+
+def _map(f, x):
+    return (
+        f(x)
+        if isinstance(x, Tensor)
+        else {k: _map(f, v) for k, v in x.items()}
+        if isinstance(x, dict)
+        else type(x)(_map(f, v) for v in x)
+    )
+
+# %% ../../nbs/training/00_replicas.ipynb #51913b99
 class Together:
     "R models of one method and one shape as one program. With one model, just that model."
-    def __init__(self,
-        methods:list[Method], # their settings and widths are alike; their parameters become parts of stacked ones
+
+    def __init__(
+        self,
+        # their settings and widths are alike; their parameters become parts of stacked ones
+        methods: list[Method],
     ):
         one = methods[0]
         for m in methods:
-            if type(m) is not type(one) or m.settings != one.settings or m.widths != one.widths or m.task != one.task:
-                raise ValueError(f'replicas: found {m.settings} of {m.task.name} {m.widths} beside {one.settings} of {one.task.name} {one.widths}, expected the same')
+            if (
+                type(m) is not type(one)
+                or m.settings != one.settings
+                or m.widths != one.widths
+                or m.task != one.task
+            ):
+                raise ValueError(
+                    f'replicas: found {m.settings} of {m.task.name} {m.widths} beside '
+                    f'{one.settings} of {one.task.name} {one.widths}, expected the same'
+                )
         self.methods, self.params = methods, {}
-        if len(methods) == 1: return
+        if len(methods) == 1:
+            return
         own = [dict(m.named_parameters()) for m in methods]
         for n, p in own[0].items():
             self.params[n] = torch.stack([x[n].detach() for x in own])
-            for r, x in enumerate(own): x[n].data = self.params[n][r]                        # a view: what is done to the model is done to the stack
+            # a view: what is done to the model is done to the stack
+            for r, x in enumerate(own):
+                x[n].data = self.params[n][r]
             self.params[n].requires_grad_(p.requires_grad)
 
-    def __call__(self,
-        f:Callable,            # (model, batch) -> tensors
-        b:Batch,               # [R B, L], of `side_by_side`
-        keys:list[int]|None=None, # R keys of the noise; None: outside training
-    )->Any:                    # as `f` gives it, each tensor with a leading R
+    def __call__(
+        self,
+        f: Callable,  # (model, batch) -> tensors
+        b: Batch,  # [R B, L], of `side_by_side`
+        keys: list[int] | None = None,  # R keys of the noise; None: outside training
+    ) -> Any:  # as `f` gives it, each tensor with a leading R
         "`f` of every model and its part of the batch."
         R = len(self.methods)
         if R == 1:
-            with seeded(keys[0]) if keys else nullcontext(): return _map(lambda x: x[None], f(self.methods[0], b))
+            with seeded(keys[0]) if keys else nullcontext():
+                return _map(lambda x: x[None], f(self.methods[0], b))
         buffers = [dict(m.named_buffers()) for m in self.methods]
-        key = onto(torch.tensor(keys or [0]*R, dtype=torch.int32), b.valid.device)
+        key = onto(torch.tensor(keys or [0] * R, dtype=torch.int32), b.valid.device)
+
         def one(params, buffers, t, key):
-            with seeded(key) if keys else nullcontext(): return torch.func.functional_call(self.methods[0], (params, buffers), (f, _rebuilt(b, t)))
-        return torch.vmap(one, randomness='different')(self.params, {n: torch.stack([x[n] for x in buffers]) for n in buffers[0]}, _map(lambda x: x.unflatten(0, (R, -1)), _tensors(b)), key)
+            with seeded(key) if keys else nullcontext():
+                return torch.func.functional_call(
+                    self.methods[0], (params, buffers), (f, _rebuilt(b, t))
+                )
 
-    def backward(self,
-        losses:Tensor,     # [R]
-        active:list[bool], # R: who has a step to make
+        return torch.vmap(one, randomness='different')(
+            self.params,
+            {n: torch.stack([x[n] for x in buffers]) for n in buffers[0]},
+            _map(lambda x: x.unflatten(0, (R, -1)), _tensors(b)),
+            key,
+        )
+
+    def backward(
+        self,
+        losses: Tensor,  # [R]
+        active: list[bool],  # R: who has a step to make
     ):
-        "Gradients of each active model's own loss; the others' are None, so that their optimiser leaves them alone."
-        for p in self.params.values(): p.grad = None
-        for m in self.methods: m.zero_grad(set_to_none=True)
+        """Gradients of each active model's own loss; the others' are None, so that their optimiser
+        leaves them alone."""
+        for p in self.params.values():
+            p.grad = None
+        for m in self.methods:
+            m.zero_grad(set_to_none=True)
         losses.sum().backward()
-        if len(self.methods) == 1: return
+        if len(self.methods) == 1:
+            return
         for r, m in enumerate(self.methods):
-            if not active[r]: continue
+            if not active[r]:
+                continue
             for n, p in m.named_parameters():
-                if p.requires_grad and (g := self.params[n].grad) is not None: p.grad = g[r]
+                if p.requires_grad and (g := self.params[n].grad) is not None:
+                    p.grad = g[r]
 
-    def norms(self)->Tensor: # [R]
+    def norms(self) -> Tensor:  # [R]
         "Length of each model's gradient over all its parameters, on the device."
-        if len(self.methods) == 1: return torch.nn.utils.get_total_norm([p.grad for p in self.methods[0].parameters() if p.grad is not None])[None]
-        return torch.cat([p.grad.flatten(1) for p in self.params.values() if p.grad is not None], 1).norm(dim=1)
+        if len(self.methods) == 1:
+            return torch.nn.utils.get_total_norm(
+                [p.grad for p in self.methods[0].parameters() if p.grad is not None]
+            )[None]
+        return torch.cat(
+            [p.grad.flatten(1) for p in self.params.values() if p.grad is not None], 1
+        ).norm(dim=1)
 
     def leave(self):
         "Give each model parameters of its own again, without gradients."
         for m in self.methods if len(self.methods) > 1 else ():
-            for p in m.parameters(): p.data, p.grad = p.data.clone(), None
+            for p in m.parameters():
+                p.data, p.grad = p.data.clone(), None

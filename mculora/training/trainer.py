@@ -27,112 +27,190 @@ from .evaluation import evaluate_all, metric_names
 
 # %% ../../nbs/training/02_trainer.ipynb #63e76422
 SCHEDULES = ('auto', 'paper', 'quick')
-QUICK = dict(epochs=60, updates=1000, at_least=8, lr=5., patience=20) # of each stage
+QUICK = dict(epochs=60, updates=1000, at_least=8, lr=5.0, patience=20)  # of each stage
+
 
 def resolve_schedule(
-    schedule:str, # 'auto', 'paper' or 'quick'
-    device,       # where the run takes place
-)->str:           # 'paper' or 'quick'
+    schedule: str,  # 'auto', 'paper' or 'quick'
+    device,  # where the run takes place
+) -> str:  # 'paper' or 'quick'
     "`auto` is `paper` on a GPU and `quick` on a CPU."
-    if schedule not in SCHEDULES: raise ValueError(f'schedule: found {schedule!r}, expected one of {", ".join(SCHEDULES)}')
-    return schedule if schedule != 'auto' else 'paper' if torch.device(device).type != 'cpu' else 'quick'
+    if schedule not in SCHEDULES:
+        raise ValueError(f'schedule: found {schedule!r}, expected one of {", ".join(SCHEDULES)}')
+    return (
+        schedule
+        if schedule != 'auto'
+        else 'paper'
+        if torch.device(device).type != 'cpu'
+        else 'quick'
+    )
+
 
 def scheduled(
-    stage:Stage,      # as the method declares it: the paper's
-    schedule:str,     # 'paper' or 'quick'
-    n_dialogues:int,  # to train on
-)->Stage:
-    "The stage under a schedule. `quick`: at most 60 epochs or 1000 updates (but 8 epochs), stopped after 20 epochs (half of them, if there are fewer than 40) without a better validation score; 5 times the learning rate if that cuts a stage that was not meant to stop by itself."
-    if schedule == 'paper': return stage
-    epochs = min(stage.epochs, QUICK['epochs'], max(QUICK['at_least'], QUICK['updates']*stage.batch_size//n_dialogues))
-    return replace(stage, epochs=epochs, lr=stage.lr*(QUICK['lr'] if epochs < stage.epochs and not stage.patience else 1), patience=stage.patience or min(QUICK['patience'], epochs//2))
+    stage: Stage,  # as the method declares it: the paper's
+    schedule: str,  # 'paper' or 'quick'
+    n_dialogues: int,  # to train on
+) -> Stage:
+    """The stage under a schedule. `quick`: at most 60 epochs or 1000 updates (but 8 epochs),
+    stopped after 20 epochs (half of them, if there are fewer than 40) without a better validation
+    score; 5 times the learning rate if that cuts a stage that was not meant to stop by itself."""
+    if schedule == 'paper':
+        return stage
+    epochs = min(
+        stage.epochs,
+        QUICK['epochs'],
+        max(QUICK['at_least'], QUICK['updates'] * stage.batch_size // n_dialogues),
+    )
+    return replace(
+        stage,
+        epochs=epochs,
+        lr=stage.lr * (QUICK['lr'] if epochs < stage.epochs and not stage.patience else 1),
+        patience=stage.patience or min(QUICK['patience'], epochs // 2),
+    )
 
 # %% ../../nbs/training/02_trainer.ipynb #d842aa15
 PRECISIONS = ('float32', 'tf32', 'bf16')
 
+
 @contextmanager
 def precisely(
-    precision:str, # 'float32', 'tf32' or 'bf16'
-    device,        # where
+    precision: str,  # 'float32', 'tf32' or 'bf16'
+    device,  # where
 ):
     "Within, matrix products have this precision. Raises `ValueError` for an unknown one."
-    if precision not in PRECISIONS: raise ValueError(f'precision: found {precision!r}, expected one of {", ".join(PRECISIONS)}')
+    if precision not in PRECISIONS:
+        raise ValueError(f'precision: found {precision!r}, expected one of {", ".join(PRECISIONS)}')
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision('high' if precision == 'tf32' else 'highest')
     try:
-        with torch.autocast(torch.device(device).type, torch.bfloat16) if precision == 'bf16' else nullcontext(): yield
-    finally: torch.set_float32_matmul_precision(before)
+        with (
+            torch.autocast(torch.device(device).type, torch.bfloat16)
+            if precision == 'bf16'
+            else nullcontext()
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 # %% ../../nbs/training/02_trainer.ipynb #adbf3257
 def epoch_seed(
-    *key, # anything printable: seed, stage, epoch
-)->int:
+    *key,  # anything printable: seed, stage, epoch
+) -> int:
     "A seed that depends on all of `key` and on nothing else."
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], 'big')
 
+
 def thaw(
-    method:Method, # its parameters are frozen, but for those of the stage
-    stage:Stage,   #
-)->dict[str, torch.nn.Parameter]: # the parameters that are trained, by name
+    method: Method,  # its parameters are frozen, but for those of the stage
+    stage: Stage,  #
+) -> dict[str, torch.nn.Parameter]:  # the parameters that are trained, by name
     "Freeze what the stage does not train."
-    for name, p in method.named_parameters(): p.requires_grad_(name.startswith(stage.trainable))
+    for name, p in method.named_parameters():
+        p.requires_grad_(name.startswith(stage.trainable))
     return {n: p for n, p in method.named_parameters() if p.requires_grad}
 
-def train_mode(method:Method):
+
+def train_mode(method: Method):
     "Training mode, but frozen modules stay in evaluation mode."
-    for m in method.modules(): m.training = any(p.requires_grad for p in m.parameters()) or not any(True for p in m.parameters())
     for m in method.modules():
-        if not m.training: m.eval()
+        m.training = any(p.requires_grad for p in m.parameters()) or not any(
+            True for p in m.parameters()
+        )
+    for m in method.modules():
+        if not m.training:
+            m.eval()
+
 
 def to_be_had(
-    train:Dialogues, #
-    rows:Tensor,     # [B] the dialogues of a batch
-    per:str,         # 'dialogue', 'batch', 'utterance' or 'mixed'
-)->Tensor|None:      # [n, N] bool for the n draws of `sample`, None: everything
-    "The combinations that some utterance has in full: of each dialogue, of the batch, or the utterance itself."
-    if train.can is None: return None
-    can = [train.can[train.offset[k]:train.offset[k+1]] for k in rows]
-    if per in ('utterance', 'mixed'): return pad_sequence(can, batch_first=True, padding_value=True).flatten(0, 1)
+    train: Dialogues,  #
+    rows: Tensor,  # [B] the dialogues of a batch
+    per: str,  # 'dialogue', 'batch', 'utterance' or 'mixed'
+) -> Tensor | None:  # [n, N] bool for the n draws of `sample`, None: everything
+    """The combinations that some utterance has in full: of each dialogue, of the batch, or the
+    utterance itself."""
+    if train.can is None:
+        return None
+    can = [train.can[train.offset[k] : train.offset[k + 1]] for k in rows]
+    if per in ('utterance', 'mixed'):
+        return pad_sequence(can, batch_first=True, padding_value=True).flatten(0, 1)
     can = torch.stack([c.any(0) for c in can])
     return can if per == 'dialogue' else can.any(0, keepdim=True)
 
+# %% ../../nbs/training/02_trainer.ipynb #755a7274
 def plan_epoch(
-    train:Dialogues, #
-    stage:Stage,     #
-    q:Tensor,        # [N] probabilities of the combinations, on the host
-    seed:int,        # of this epoch
-)->list[tuple[Tensor, Tensor, int]]: # for each step: dialogues, what stays, key of the noise
+    train: Dialogues,  #
+    stage: Stage,  #
+    q: Tensor,  # [N] probabilities of the combinations, on the host
+    seed: int,  # of this epoch
+    # for each step: dialogues, what stays, key of the noise
+) -> list[tuple[Tensor, Tensor, int]]:
     "Everything that is drawn for an epoch."
     g = torch.Generator().manual_seed(seed)
-    steps = [(rows, sample(q, (len(rows), int(train.lengths[rows].max())), stage.sampling, g, to_be_had(train, rows, stage.sampling))) for rows in batches(train.lengths, stage.batch_size, generator=g)]
-    return [(rows, mask, int(key)) for (rows, mask), key in zip(steps, torch.randint(2**31 - 1, (len(steps),), generator=g))]
+    steps = [
+        (
+            rows,
+            sample(
+                q,
+                (len(rows), int(train.lengths[rows].max())),
+                stage.sampling,
+                g,
+                to_be_had(train, rows, stage.sampling),
+            ),
+        )
+        for rows in batches(train.lengths, stage.batch_size, generator=g)
+    ]
+    return [
+        (rows, mask, int(key))
+        for (rows, mask), key in zip(steps, torch.randint(2**31 - 1, (len(steps),), generator=g))
+    ]
 
+# %% ../../nbs/training/02_trainer.ipynb #2506ceb2
 def unsound(
-    seen:Tensor,            # [S, K, R] numbers of every step
-    names:list[str],        # K
-    plans:list,             # R times, of `plan_epoch`
-    trains:list[Dialogues], # R training parts
-)->list[str]:               # R times what is wrong, empty if nothing
+    seen: Tensor,  # [S, K, R] numbers of every step
+    names: list[str],  # K
+    plans: list,  # R times, of `plan_epoch`
+    trains: list[Dialogues],  # R training parts
+) -> list[str]:  # R times what is wrong, empty if nothing
     "Of each model the first step with a number that is not finite, and the dialogues of its batch."
     out, seen = [], seen.cpu()
     for r, (plan, d) in enumerate(zip(plans, trains)):
-        bad = (~seen[:len(plan), :, r].isfinite()).any(1).nonzero().flatten().tolist()
-        out.append(f'step {bad[0] + 1} of {len(plan)}: found {", ".join(f"{k} {v:.4g}" for k, v in zip(names, seen[bad[0], :, r].tolist()))} in the batch of {", ".join(d.ids[int(k)] for k in plan[bad[0]][0])}' if bad else '')
+        bad = (~seen[: len(plan), :, r].isfinite()).any(1).nonzero().flatten().tolist()
+        out.append(
+            (
+                f'step {bad[0] + 1} of {len(plan)}: found '
+                f'{", ".join(f"{k} {v:.4g}" for k, v in zip(names, seen[bad[0], :, r].tolist()))} '
+                f'in the batch of {", ".join(d.ids[int(k)] for k in plan[bad[0]][0])}'
+            )
+            if bad
+            else ''
+        )
     return out
 
+# %% ../../nbs/training/02_trainer.ipynb #5f37c91c
 def train_epoch(
-    team:Together,          # R models; their parameters are changed
-    stages:list[Stage],     # R times, of one name
-    trains:list[Dialogues], # R training parts
-    optimiser,              # of all their trained parameters
-    seeds:list[int],        # R seeds of this epoch
-    precision:str='float32', # see below
-)->tuple[dict[str, Tensor], Callable]: # the loss and each of its parts -> [R] mean over the dialogues, on the device; and `unsound` of these steps, to be called once the numbers may be read
+    team: Together,  # R models; their parameters are changed
+    stages: list[Stage],  # R times, of one name
+    trains: list[Dialogues],  # R training parts
+    optimiser,  # of all their trained parameters
+    seeds: list[int],  # R seeds of this epoch
+    precision: str = 'float32',  # see below
+    # the loss and each of its parts -> [R] mean over the dialogues, on the device; and `unsound` of
+    # these steps, to be called once the numbers may be read
+) -> tuple[dict[str, Tensor], Callable]:
     "One pass over the training dialogues, each under a combination drawn from `method.q`."
-    for m in team.methods: train_mode(m)
-    name, plans, total = stages[0].name, [plan_epoch(d, s, m.q.cpu(), seed) for m, s, d, seed in zip(team.methods, stages, trains, seeds)], 0. # q changes only between epochs
+    for m in team.methods:
+        train_mode(m)
+    # q changes only between epochs
+    name, plans, total = (
+        stages[0].name,
+        [
+            plan_epoch(d, s, m.q.cpu(), seed)
+            for m, s, d, seed in zip(team.methods, stages, trains, seeds)
+        ],
+        0.0,
+    )
     seen = []
-    with torch.random.fork_rng(): # for methods that draw from PyTorch's own stream
+    with torch.random.fork_rng():  # for methods that draw from PyTorch's own stream
         torch.manual_seed(seeds[0])
         for step in range(max(map(len, plans))):
             none = torch.ones(0, *plans[0][0][1].shape[1:], dtype=torch.bool)
@@ -141,246 +219,505 @@ def train_epoch(
             b = side_by_side(trains, rows, masks)
             with precisely(precision, b.valid.device):
                 losses, parts = team(lambda m, b: m.loss(b, name), b, keys)
-                with torch.autocast(losses.device.type, enabled=False) if precision == 'bf16' else nullcontext(): team.backward(losses, [len(r) > 0 for r in rows])
-            value, share = torch.stack([losses, *parts.values()]).detach(), onto(torch.tensor([len(r)/len(d) for r, d in zip(rows, trains)], dtype=torch.float32), losses.device)
+                with (
+                    torch.autocast(losses.device.type, enabled=False)
+                    if precision == 'bf16'
+                    else nullcontext()
+                ):
+                    team.backward(losses, [len(r) > 0 for r in rows])
+            value, share = (
+                torch.stack([losses, *parts.values()]).detach(),
+                onto(
+                    torch.tensor(
+                        [len(r) / len(d) for r, d in zip(rows, trains)], dtype=torch.float32
+                    ),
+                    losses.device,
+                ),
+            )
             seen.append(torch.cat([value, team.norms()[None]]))
-            total = total + torch.where(share > 0, value*share, 0)
+            total = total + torch.where(share > 0, value * share, 0)
             optimiser.step()
-    return dict(zip(['loss', *parts], total)), lambda: unsound(torch.stack(seen), ['loss', *parts, 'length of the gradient'], plans, trains)
+    return dict(zip(['loss', *parts], total)), lambda: unsound(
+        torch.stack(seen), ['loss', *parts, 'length of the gradient'], plans, trains
+    )
 
-def train_one(method:Method, stage:Stage, train:Dialogues, optimiser, seed:int)->dict[str, float]:
+# %% ../../nbs/training/02_trainer.ipynb #9a5332d0
+def train_one(
+    method: Method, stage: Stage, train: Dialogues, optimiser, seed: int
+) -> dict[str, float]:
     "An epoch of one model: the means as numbers."
-    return {k: v[0].item() for k, v in train_epoch(Together([method]), [stage], [train], optimiser, [seed])[0].items()}
+    return {
+        k: v[0].item()
+        for k, v in train_epoch(Together([method]), [stage], [train], optimiser, [seed])[0].items()
+    }
 
 # %% ../../nbs/training/02_trainer.ipynb #5e498f75
 @torch.no_grad()
 def encoded(
-    method:Method,           # its `encode` is used, in evaluation mode
-    d:Dialogues,             # raw
-    max_utterances:int=512,  # places in a batch
-)->Dialogues:                # its features are the representations
+    method: Method,  # its `encode` is used, in evaluation mode
+    d: Dialogues,  # raw
+    max_utterances: int = 512,  # places in a batch
+) -> Dialogues:  # its features are the representations
     "The dialogues with features replaced by the outputs of the frozen encoders."
     method.eval()
     out = {}
     for rows in batches(d.lengths, len(d), max_utterances):
         b = batch(d, rows)
-        at = torch.cat([torch.arange(int(d.offset[k]), int(d.offset[k+1])) for k in rows]).to(b.valid.device)
-        for m, r in method.encode(b).items(): out.setdefault(m, torch.zeros(len(d.utterances), r.shape[-1], device=r.device))[at] = r[b.valid].float()
+        at = torch.cat([torch.arange(int(d.offset[k]), int(d.offset[k + 1])) for k in rows]).to(
+            b.valid.device
+        )
+        for m, r in method.encode(b).items():
+            out.setdefault(m, torch.zeros(len(d.utterances), r.shape[-1], device=r.device))[at] = r[
+                b.valid
+            ].float()
     return replace(d, features=out, encoded=True)
 
 # %% ../../nbs/training/02_trainer.ipynb #0efe4b3f
-def earlier(path)->Path:
+def earlier(path) -> Path:
     "Where the checkpoint before the last one is."
     return Path(path).with_name(f'earlier-{Path(path).name}')
 
+
 def save_checkpoint(
-    path,                       # file; what it held is kept as `earlier(path)`
-    tensors:dict[str, Tensor],  # everything that is a tensor
-    about:dict,                 # everything else, as JSON
+    path,  # file; what it held is kept as `earlier(path)`
+    tensors: dict[str, Tensor],  # everything that is a tensor
+    about: dict,  # everything else, as JSON
 ):
     "One safetensors file, written atomically, with a checksum."
     save_sealed(path, tensors, about, before=earlier(path))
 
-def load_checkpoint(
-    path, # file
-)->tuple[dict[str, Tensor], dict]|None: # as given to `save_checkpoint`; None if there is no whole file
-    "Read a checkpoint, or None if it is missing or damaged."
-    try: return load_sealed(path)
-    except DataError: return None
 
+def load_checkpoint(
+    path,  # file
+    # as given to `save_checkpoint`; None if there is no whole file
+) -> tuple[dict[str, Tensor], dict] | None:
+    "Read a checkpoint, or None if it is missing or damaged."
+    try:
+        return load_sealed(path)
+    except DataError:
+        return None
+
+# %% ../../nbs/training/02_trainer.ipynb #fdb959f6
 def resume(
-    path,          # file
-    key:str,       # of this run
-    say:bool=True, # print what is found; of a damaged file there is a warning in any case
-)->tuple[dict[str, Tensor], dict]: # tensors and state, both empty if there is nothing to go on from
+    path,  # file
+    key: str,  # of this run
+    # print what is found; of a damaged file there is a warning in any case
+    say: bool = True,
+    # tensors and state, both empty if there is nothing to go on from
+) -> tuple[dict[str, Tensor], dict]:
     "The last checkpoint of this very run that is whole."
     there = [f for f in (Path(path), earlier(path)) if f.exists()]
     for f in there:
         found = load_checkpoint(f)
-        if not found: warnings.warn(f'{f}: found a damaged file, expected a checkpoint; it is not used'); continue
-        if found[1]['key'] != key: continue
-        if say: print(f'going on from the checkpoint: stage {found[1]["stage"] + 1}, epoch {found[1]["at"]["epoch"]}')
-        if f != Path(path): os.replace(f, path)                                                       # a damaged one must not push it out
+        if not found:
+            warnings.warn(f'{f}: found a damaged file, expected a checkpoint; it is not used')
+            continue
+        if found[1]['key'] != key:
+            continue
+        if say:
+            print(
+                f'going on from the checkpoint: stage {found[1]["stage"] + 1}, epoch '
+                f'{found[1]["at"]["epoch"]}'
+            )
+        # a damaged one must not push it out
+        if f != Path(path):
+            os.replace(f, path)
         return found
-    if say and there: print('no checkpoint is whole and of this configuration and code: starting from the beginning')
+    if say and there:
+        print(
+            'no checkpoint is whole and of this configuration and code: starting from the beginning'
+        )
     return {}, {}
 
 # %% ../../nbs/training/02_trainer.ipynb #4477c817
-def adam_state(optimiser, trained:dict)->dict[str, Tensor]:
+def adam_state(optimiser, trained: dict) -> dict[str, Tensor]:
     "Adam's moments by parameter name."
-    return {f'adam.{k}.{n}': v for n, p in trained.items() for k, v in optimiser.state.get(p, {}).items()}
+    return {
+        f'adam.{k}.{n}': v
+        for n, p in trained.items()
+        for k, v in optimiser.state.get(p, {}).items()
+    }
 
-def restore_adam(optimiser, trained:dict, tensors:dict):
+
+def restore_adam(optimiser, trained: dict, tensors: dict):
     "Back into a new optimiser."
     for n, p in trained.items():
-        state = {k: tensors[f'adam.{k}.{n}'] for k in ('step', 'exp_avg', 'exp_avg_sq') if f'adam.{k}.{n}' in tensors}
-        if state: optimiser.state[p] = {k: v.to(p.device) for k, v in state.items()}
+        state = {
+            k: tensors[f'adam.{k}.{n}']
+            for k in ('step', 'exp_avg', 'exp_avg_sq')
+            if f'adam.{k}.{n}' in tensors
+        }
+        if state:
+            optimiser.state[p] = {k: v.to(p.device) for k, v in state.items()}
+
 
 class Stopwatch(dict):
     "Seconds per name, added up."
-    def __call__(self, name:str, start:float)->float: now = time.perf_counter(); self[name] = self.get(name, 0.) + now - start; return now
 
-def _row(stage, epoch, losses, val, test, watch, names, seconds): # one line of the history
+    def __call__(self, name: str, start: float) -> float:
+        now = time.perf_counter()
+        self[name] = self.get(name, 0.0) + now - start
+        return now
+
+
+def _row(stage, epoch, losses, val, test, watch, names, seconds):  # one line of the history
     flat = lambda part, s: {f'{part}/{c}/{k}': v for c, m in s.items() for k, v in m.items()}
-    return dict(stage=stage, epoch=epoch, borrowed=False) | {f'train/{k}': v for k, v in losses.items()} | flat('val', val) | flat('test', test) | \
-        {f'{k}/{c}': float(x) for k, v in watch.items() for c, x in zip(names, v.tolist())} | {f'seconds/{k}': v for k, v in seconds.items()}
+    return (
+        dict(stage=stage, epoch=epoch, borrowed=False)
+        | {f'train/{k}': v for k, v in losses.items()}
+        | flat('val', val)
+        | flat('test', test)
+        | {f'{k}/{c}': float(x) for k, v in watch.items() for c, x in zip(names, v.tolist())}
+        | {f'seconds/{k}': v for k, v in seconds.items()}
+    )
 
-def _pick(tensors, prefix): return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+def _pick(tensors, prefix):
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 # %% ../../nbs/training/02_trainer.ipynb #f0039544
 @dataclass
 class Replica:
     "One run among those that train side by side."
-    method:Method
-    splits:Splits
-    seed:int
-    checkpoint:Path|None = None
-    key:str = ''
-    shared:Callable|None = None                    # name of a stage -> (file, key) that runs share which agree in all that the stage depends on
-    history:list[dict] = field(default_factory=list)
-    state:dict = field(default_factory=dict)       # of the checkpoint it goes on from
-    tensors:dict = field(default_factory=dict)     # of the same
-    error:Exception|None = None
-    mean:dict = field(default_factory=dict)        # running mean of the weights, by name
 
-    def enter(self, i:int, stage:Stage, precision:str='float32'):
+    method: Method
+    splits: Splits
+    seed: int
+    checkpoint: Path | None = None
+    key: str = ''
+    # name of a stage -> (file, key) that runs share which agree in all that the stage depends on
+    shared: Callable | None = None
+    history: list[dict] = field(default_factory=list)
+    state: dict = field(default_factory=dict)  # of the checkpoint it goes on from
+    tensors: dict = field(default_factory=dict)  # of the same
+    error: Exception | None = None
+    mean: dict = field(default_factory=dict)  # running mean of the weights, by name
+
+    def enter(self, i: int, stage: Stage, precision: str = 'float32'):
         "Take up stage `i`, where it was left or at its beginning."
-        self.stage, self.number, self.at, self.kept, self.trained = stage, i, dict(epoch=0, best=-math.inf, since=0), {}, {}
+        self.stage, self.number, self.at, self.kept, self.trained = (
+            stage,
+            i,
+            dict(epoch=0, best=-math.inf, since=0),
+            {},
+            {},
+        )
         self.here = self.error is None and i >= self.state.get('stage', 0)
-        if not self.here: return
-        if i != self.state.get('stage') and self.borrow(): return
-        if resumed := i == self.state.get('stage'): self.method.load_state_dict(_pick(self.tensors, 'model.')); self.at, self.kept = self.state['at'], _pick(self.tensors, 'best.')
-        else: self.method.begin(stage.name)
-        self.trained, self.adam, self.mean = thaw(self.method, stage), self.tensors if resumed else {}, {n: x.to(self.splits.train.present.device) for n, x in _pick(self.tensors, 'mean.').items()} if resumed else {}
-        with precisely(precision, self.splits.train.present.device): self.train, self.val, self.test = (encoded(self.method, p) if stage.encoded else p for p in (self.splits.train, self.splits.val, self.splits.test))
+        if not self.here:
+            return
+        if i != self.state.get('stage') and self.borrow():
+            return
+        if resumed := i == self.state.get('stage'):
+            self.method.load_state_dict(_pick(self.tensors, 'model.'))
+            self.at, self.kept = self.state['at'], _pick(self.tensors, 'best.')
+        else:
+            self.method.begin(stage.name)
+        self.trained, self.adam, self.mean = (
+            thaw(self.method, stage),
+            self.tensors if resumed else {},
+            {
+                n: x.to(self.splits.train.present.device)
+                for n, x in _pick(self.tensors, 'mean.').items()
+            }
+            if resumed
+            else {},
+        )
+        with precisely(precision, self.splits.train.present.device):
+            self.train, self.val, self.test = (
+                encoded(self.method, p) if stage.encoded else p
+                for p in (self.splits.train, self.splits.val, self.splits.test)
+            )
 
-    def borrow(self)->bool:
+    def borrow(self) -> bool:
         "Take the weights that another run ended this stage with, if there is one."
-        if not self.shared: return False
+        if not self.shared:
+            return False
         file, key = self.shared(self.stage.name)
         tensors, state = resume(file, key, say=False)
-        if not state: return False
+        if not state:
+            return False
         self.method.load_state_dict(tensors, strict=False)
-        self.history += [dict(r, borrowed=True) for r in state['history']]; self.here = False
+        self.history += [dict(r, borrowed=True) for r in state['history']]
+        self.here = False
         return True
 
     def lend(self):
         "Keep the weights that this stage ended with for other runs."
-        if not self.shared or self.stage.name == self.method.stages()[-1].name: return
+        if not self.shared or self.stage.name == self.method.stages()[-1].name:
+            return
         file, key = self.shared(self.stage.name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        own = {k: v for k, v in self.kept.items() if k in self.trained or k in dict(self.method.named_buffers())}
-        save_sealed(file, own, dict(key=key, history=[r for r in self.history if r['stage'] == self.stage.name]))
+        own = {
+            k: v
+            for k, v in self.kept.items()
+            if k in self.trained or k in dict(self.method.named_buffers())
+        }
+        save_sealed(
+            file,
+            own,
+            dict(key=key, history=[r for r in self.history if r['stage'] == self.stage.name]),
+        )
 
-    def check(self, trouble:str):
+    def check(self, trouble: str):
         "End with an error if a step of the epoch, or a weight after it, is not finite."
         if not trouble:
             state = {n: v for n, v in self.method.state_dict().items() if v.is_floating_point()}
-            bad = (~torch.stack([v.sum().float() for v in state.values()]).isfinite()).tolist() if state else []
-            trouble = f'found weights that are not finite after it: {", ".join(n for n, b in zip(state, bad) if b)}' if any(bad) else ''
-        if trouble: self.error = FloatingPointError(f'{self.stage.name}, epoch {self.at["epoch"] + 1}, {trouble}; expected finite numbers' + (f'; the last checkpoint is kept: {self.checkpoint}' if self.checkpoint and Path(self.checkpoint).exists() else ''))
+            bad = (
+                (~torch.stack([v.sum().float() for v in state.values()]).isfinite()).tolist()
+                if state
+                else []
+            )
+            trouble = (
+                (
+                    'found weights that are not finite after it: '
+                    f'{", ".join(n for n, b in zip(state, bad) if b)}'
+                )
+                if any(bad)
+                else ''
+            )
+        if trouble:
+            self.error = FloatingPointError(
+                (
+                    f'{self.stage.name}, epoch {self.at["epoch"] + 1}, {trouble}; expected '
+                    'finite numbers'
+                )
+                + (
+                    f'; the last checkpoint is kept: {self.checkpoint}'
+                    if self.checkpoint and Path(self.checkpoint).exists()
+                    else ''
+                )
+            )
 
     @property
-    def busy(self)->bool: return self.here and self.error is None and self.at['epoch'] < self.stage.epochs and not (self.stage.patience and self.at['since'] >= self.stage.patience)
+    def busy(self) -> bool:
+        return (
+            self.here
+            and self.error is None
+            and self.at['epoch'] < self.stage.epochs
+            and not (self.stage.patience and self.at['since'] >= self.stage.patience)
+        )
 
     def epoch(self, losses, val, test, lead, names, clock):
         "Note an epoch that was trained, and keep the weights if it is the best on validation."
         self.at['epoch'] += 1
-        self.history.append(_row(self.stage.name, self.at['epoch'], losses, val, test, self.method.watch(), names, clock))
-        if (score := val[self.stage.select][lead]) > self.at['best'] or not self.kept: self.at['best'], self.at['since'], self.kept = score, 0, {k: v.detach().clone() for k, v in self.method.state_dict().items()} # validation decides, nothing else
-        else: self.at['since'] += 1
+        self.history.append(
+            _row(
+                self.stage.name,
+                self.at['epoch'],
+                losses,
+                val,
+                test,
+                self.method.watch(),
+                names,
+                clock,
+            )
+        )
+        # validation decides, nothing else
+        if (score := val[self.stage.select][lead]) > self.at['best'] or not self.kept:
+            self.at['best'], self.at['since'], self.kept = (
+                score,
+                0,
+                {k: v.detach().clone() for k, v in self.method.state_dict().items()},
+            )
+        else:
+            self.at['since'] += 1
 
     @contextmanager
     def averaged(self):
-        "Within, the running mean of the weights, which takes in the epoch that was just trained, in their place."
+        """Within, the running mean of the weights, which takes in the epoch that was just trained,
+        in their place."""
         m, new = self.stage.average, {}
+
         def put(values):
-            for n, x in values.items(): self.trained[n].data.copy_(x)
+            for n, x in values.items():
+                self.trained[n].data.copy_(x)
+
         if m:
             new = {n: p.detach().clone() for n, p in self.trained.items()}
-            self.mean = {n: self.mean[n].lerp(x, max(1 - m, 1/(self.at['epoch'] + 1))) if n in self.mean else x for n, x in new.items()}  # at first the plain mean: nothing to wait for
+            # at first the plain mean: nothing to wait for
+            self.mean = {
+                n: self.mean[n].lerp(x, max(1 - m, 1 / (self.at['epoch'] + 1)))
+                if n in self.mean
+                else x
+                for n, x in new.items()
+            }
             put(self.mean)
-        try: yield
-        finally: put(new)
+        try:
+            yield
+        finally:
+            put(new)
 
     def save(self, optimiser):
         "Write the checkpoint."
-        save_checkpoint(self.checkpoint, {f'model.{k}': v for k, v in self.method.state_dict().items()} | {f'best.{k}': v for k, v in self.kept.items()} | {f'mean.{k}': v for k, v in self.mean.items()} | adam_state(optimiser, self.trained),
-            dict(key=self.key, stage=self.number, at=self.at, history=self.history))
+        save_checkpoint(
+            self.checkpoint,
+            {f'model.{k}': v for k, v in self.method.state_dict().items()}
+            | {f'best.{k}': v for k, v in self.kept.items()}
+            | {f'mean.{k}': v for k, v in self.mean.items()}
+            | adam_state(optimiser, self.trained),
+            dict(key=self.key, stage=self.number, at=self.at, history=self.history),
+        )
 
 # %% ../../nbs/training/02_trainer.ipynb #24eb22b4
 def fit_all(
-    methods:list[Method],     # R models of one kind, trained in place; end with their selected weights
-    splits:list[Splits],      # R times train, val, test, on the methods' device
-    seeds:list[int],          # R times, of orders, combinations and dropout
-    schedule:str='paper',     # 'paper' or 'quick'
-    checkpoints:list|None=None, # R files to resume from and to write; None: no checkpoints
-    keys:list[str]|None=None, # R keys; a checkpoint of another key (another configuration, other code) is not used
-    every:float=20.,          # seconds between checkpoints, at least
-    progress:bool=True,       # show bars
-    on_epoch:Callable=lambda r, row: None, # called with the number of the replica and each line of its history
-    precision:str='float32',  # 'float32', 'tf32' or 'bf16'
-    shared:list|None=None,    # R functions: name of a stage -> file and key of what is shared with other runs; None: nothing
-    watch:Callable=lambda method, stage, epoch, train: {}, # what else is noted in a line of the history: name -> number
-)->list[list[dict]|Exception]: # R histories: one line per stage and epoch; losses, metrics, what the method watches, its share of the seconds. Or why there is none
+    # R models of one kind, trained in place; end with their selected weights
+    methods: list[Method],
+    splits: list[Splits],  # R times train, val, test, on the methods' device
+    seeds: list[int],  # R times, of orders, combinations and dropout
+    schedule: str = 'paper',  # 'paper' or 'quick'
+    # R files to resume from and to write; None: no checkpoints
+    checkpoints: list | None = None,
+    # R keys; a checkpoint of another key (another configuration, other code) is not used
+    keys: list[str] | None = None,
+    every: float = 20.0,  # seconds between checkpoints, at least
+    progress: bool = True,  # show bars
+    # called with the number of the replica and each line of its history
+    on_epoch: Callable = lambda r, row: None,
+    precision: str = 'float32',  # 'float32', 'tf32' or 'bf16'
+    # R functions: name of a stage -> file and key of what is shared with other runs; None: nothing
+    shared: list | None = None,
+    # what else is noted in a line of the history: name -> number
+    watch: Callable = lambda method, stage, epoch, train: {},
+    # R histories: one line per stage and epoch; losses, metrics, what the method watches, its share
+    # of the seconds. Or why there is none
+) -> list[list[dict] | Exception]:
     "Train all stages of all replicas side by side."
     R, device, last_saved = len(methods), splits[0].train.present.device, time.monotonic()
-    replicas = [Replica(*x) for x in zip(methods, splits, seeds, checkpoints or [None]*R, keys or ['']*R, shared or [None]*R)]
+    replicas = [
+        Replica(*x)
+        for x in zip(
+            methods,
+            splits,
+            seeds,
+            checkpoints or [None] * R,
+            keys or [''] * R,
+            shared or [None] * R,
+        )
+    ]
     lead, names = metric_names(splits[0].train.task)[0], labels(splits[0].train.modalities)
     for r in replicas:
-        if r.checkpoint: r.tensors, r.state = resume(r.checkpoint, r.key, progress)
+        if r.checkpoint:
+            r.tensors, r.state = resume(r.checkpoint, r.key, progress)
         r.history = r.state.get('history', [])
-        if not r.state: r.method.prepare(r.splits.train)
+        if not r.state:
+            r.method.prepare(r.splits.train)
     for i in range(len(methods[0].stages())):
-        for r in replicas: r.enter(i, scheduled(r.method.stages()[i], schedule, len(r.splits.train)), precision)
-        if not (here := [r for r in replicas if r.here]): continue
+        for r in replicas:
+            r.enter(i, scheduled(r.method.stages()[i], schedule, len(r.splits.train)), precision)
+        if not (here := [r for r in replicas if r.here]):
+            continue
         groups, team = {}, None
-        for r in here: groups.setdefault((r.stage.lr, r.stage.weight_decay), []).extend(r.trained.values())
-        optimiser = torch.optim.Adam([dict(params=ps, lr=lr, weight_decay=decay) for (lr, decay), ps in groups.items()], fused=True)
-        for r in here: restore_adam(optimiser, r.trained, r.adam)
-        with tqdm(total=sum(r.stage.epochs for r in here), initial=sum(r.at['epoch'] for r in here), desc=f'{here[0].stage.name:8}', unit='epoch', disable=not progress, mininterval=1) as bar:
+        for r in here:
+            groups.setdefault((r.stage.lr, r.stage.weight_decay), []).extend(r.trained.values())
+        optimiser = torch.optim.Adam(
+            [dict(params=ps, lr=lr, weight_decay=decay) for (lr, decay), ps in groups.items()],
+            fused=True,
+        )
+        for r in here:
+            restore_adam(optimiser, r.trained, r.adam)
+        with tqdm(
+            total=sum(r.stage.epochs for r in here),
+            initial=sum(r.at['epoch'] for r in here),
+            desc=f'{here[0].stage.name:8}',
+            unit='epoch',
+            disable=not progress,
+            mininterval=1,
+        ) as bar:
             while busy := [r for r in here if r.busy]:
                 if team is None or team.methods != [r.method for r in busy]:
-                    if team: team.leave()
+                    if team:
+                        team.leave()
                     team = Together([r.method for r in busy])
                 clock, t, name = Stopwatch(), time.perf_counter(), busy[0].stage.name
-                losses, unsound = train_epoch(team, [r.stage for r in busy], [r.train for r in busy], optimiser, [epoch_seed(r.seed, name, r.at['epoch']) for r in busy], precision)
+                losses, unsound = train_epoch(
+                    team,
+                    [r.stage for r in busy],
+                    [r.train for r in busy],
+                    optimiser,
+                    [epoch_seed(r.seed, name, r.at['epoch']) for r in busy],
+                    precision,
+                )
                 losses = {k: v.tolist() for k, v in losses.items()}
                 t = clock('train', t)
                 with ExitStack() as means:
-                    for r in busy: means.enter_context(r.averaged()); r.method.eval(); r.method.end_epoch(name, r.val)
-                    for r, trouble in zip(busy, unsound()): r.check(trouble)
+                    for r in busy:
+                        means.enter_context(r.averaged())
+                        r.method.eval()
+                        r.method.end_epoch(name, r.val)
+                    for r, trouble in zip(busy, unsound()):
+                        r.check(trouble)
                     t = clock('end_epoch', t)
-                    with precisely(precision, device): vals, tests = (evaluate_all(team, [getattr(r, p) for r in busy], name, busy[0].stage.select) for p in ('val', 'test'))
+                    with precisely(precision, device):
+                        vals, tests = (
+                            evaluate_all(
+                                team, [getattr(r, p) for r in busy], name, busy[0].stage.select
+                            )
+                            for p in ('val', 'test')
+                        )
                     clock('evaluate', t)
                     for n, (r, val, test) in enumerate(zip(busy, vals, tests)):
-                        if r.error: continue
-                        r.epoch({k: v[n] for k, v in losses.items()}, val, test, lead, names, {k: v/len(busy) for k, v in clock.items()})
+                        if r.error:
+                            continue
+                        r.epoch(
+                            {k: v[n] for k, v in losses.items()},
+                            val,
+                            test,
+                            lead,
+                            names,
+                            {k: v / len(busy) for k, v in clock.items()},
+                        )
                         r.history[-1].update(watch(r.method, name, r.at['epoch'], r.train))
-                        bar.update(); on_epoch(replicas.index(r), r.history[-1])
-                mean = lambda xs: sum(xs)/len(xs)
-                bar.set_postfix_str((f'{len(busy)} models, ' if R > 1 else '') + f'loss {mean(losses["loss"]):.3f}, validation {lead} {100*mean([v[busy[0].stage.select][lead] for v in vals]):.1f}, best {100*max(r.at["best"] for r in busy):.1f}')
+                        bar.update()
+                        on_epoch(replicas.index(r), r.history[-1])
+                mean = lambda xs: sum(xs) / len(xs)
+                bar.set_postfix_str(
+                    (f'{len(busy)} models, ' if R > 1 else '')
+                    + (
+                        f'loss {mean(losses["loss"]):.3f}, validation {lead} '
+                        f'{100 * mean([v[busy[0].stage.select][lead] for v in vals]):.1f}, best '
+                        f'{100 * max(r.at["best"] for r in busy):.1f}'
+                    )
+                )
                 late = time.monotonic() - last_saved > every
                 for r in busy:
-                    if r.checkpoint and r.error is None and (late or not r.busy): r.save(optimiser)
-                if late: last_saved = time.monotonic()
-        if team: team.leave()
+                    if r.checkpoint and r.error is None and (late or not r.busy):
+                        r.save(optimiser)
+                if late:
+                    last_saved = time.monotonic()
+        if team:
+            team.leave()
         for r in here:
-            if r.error is None: r.method.load_state_dict(r.kept); r.lend()
-    for m in methods: m.requires_grad_(False); m.eval()
+            if r.error is None:
+                r.method.load_state_dict(r.kept)
+                r.lend()
+    for m in methods:
+        m.requires_grad_(False)
+        m.eval()
     return [r.error or r.history for r in replicas]
 
+# %% ../../nbs/training/02_trainer.ipynb #003a533a
 def fit(
-    method:Method,            # trained in place; ends with the selected weights
-    splits:Splits,            # train, val, test, on the method's device
-    seed:int=66,              # of orders, combinations and dropout
-    schedule:str='paper',     # 'paper' or 'quick'
-    checkpoint=None,          # file to resume from and to write; None: no checkpoints
-    key:str='',               # a checkpoint of another key is not used
-    on_epoch:Callable=lambda row: None, # called with each line of the history
-    **kwargs,                 # as `fit_all`: every, progress, precision
-)->list[dict]:                # history
-    "Train one model. Raises `FloatingPointError` if a loss, a gradient or a weight is no longer finite, naming stage, epoch, step and dialogues."
-    history = fit_all([method], [splits], [seed], schedule, [checkpoint], [key], on_epoch=lambda r, row: on_epoch(row), **kwargs)[0]
-    if isinstance(history, Exception): raise history
+    method: Method,  # trained in place; ends with the selected weights
+    splits: Splits,  # train, val, test, on the method's device
+    seed: int = 66,  # of orders, combinations and dropout
+    schedule: str = 'paper',  # 'paper' or 'quick'
+    checkpoint=None,  # file to resume from and to write; None: no checkpoints
+    key: str = '',  # a checkpoint of another key is not used
+    on_epoch: Callable = lambda row: None,  # called with each line of the history
+    **kwargs,  # as `fit_all`: every, progress, precision
+) -> list[dict]:  # history
+    """Train one model. Raises `FloatingPointError` if a loss, a gradient or a weight is no longer
+    finite, naming stage, epoch, step and dialogues."""
+    history = fit_all(
+        [method],
+        [splits],
+        [seed],
+        schedule,
+        [checkpoint],
+        [key],
+        on_epoch=lambda r, row: on_epoch(row),
+        **kwargs,
+    )[0]
+    if isinstance(history, Exception):
+        raise history
     return history

@@ -30,147 +30,287 @@ from ..experiments.runs import RunConfig, load_method, prepare, save_method
 @dataclass(frozen=True)
 class Artefact:
     "A trained model with all that belongs to it."
-    method:Method                       # in evaluation mode
-    scale:dict[str, tuple[Tensor, Tensor]] # modality -> mean, deviation [D_m]; empty: features as they are
-    calibration:Calibration             # a temperature for each combination
-    report:dict[str, dict[str, float]] = field(default_factory=dict) # what the temperatures did on the test part (`calibration_report`)
-    trained:dict[str, Any] = field(default_factory=dict) # where it comes from: config, data, scores, environment of the run
-    programs:tuple[str, ...] = ()       # combinations that lie beside it as exported programs
+
+    method: Method  # in evaluation mode
+    # modality -> mean, deviation [D_m]; empty: features as they are
+    scale: dict[str, tuple[Tensor, Tensor]]
+    calibration: Calibration  # a temperature for each combination
+    # what the temperatures did on the test part (`calibration_report`)
+    report: dict[str, dict[str, float]] = field(default_factory=dict)
+    # where it comes from: config, data, scores, environment of the run
+    trained: dict[str, Any] = field(default_factory=dict)
+    # combinations that lie beside it as exported programs
+    programs: tuple[str, ...] = ()
 
     @property
-    def task(self)->Task: return self.method.task
+    def task(self) -> Task:
+        return self.method.task
+
     @property
-    def modalities(self)->tuple[str, ...]: return tuple(self.method.widths)
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.method.widths)
+
     @property
-    def table(self)->Columns:
-        "What the columns of the table were called that it was trained on; the usual names if it was none."
+    def table(self) -> Columns:
+        """What the columns of the table were called that it was trained on; the usual names if it
+        was none."""
         return Columns.written(self.trained.get('data', {}).get('table', {}))
 
 # %% ../../nbs/use/01_artefact.ipynb #9295589e
-FORMAT:Literal[1] = 1
+FORMAT: Literal[1] = 1
+
 
 class _Calibrated(BaseModel):
     model_config = ConfigDict(extra='forbid')
-    temperature:dict[str, float]
-    utterances:dict[str, int]
-    borrowed:tuple[str, ...]
-    common:float = Field(gt=0)
-    report:dict[str, dict[str, float]]
+    temperature: dict[str, float]
+    utterances: dict[str, int]
+    borrowed: tuple[str, ...]
+    common: float = Field(gt=0)
+    report: dict[str, dict[str, float]]
+
 
 class ModelConfig(BaseModel):
     "What `config.json` holds."
-    model_config = ConfigDict(extra='forbid')
-    library:Literal['mculora'] = 'mculora'
-    format:Literal[1] = FORMAT
-    version:str                     # of the package that wrote it
-    method:str
-    options:dict[str, Any]          # all settings of the method
-    widths:dict[str, int]           # modality -> D_m, in the order of the model
-    task:dict[str, Any]             # name, classes (index = output), or low and high; simulated; views
-    standardised:bool               # the scale lies beside the weights
-    calibration:_Calibrated
-    trained:dict[str, Any]
-    files:dict[str, str]            # name -> sha256
 
-def _header(method): # what the weights' file says of itself as well
-    return json.loads(json.dumps(dict(method=method.name, options=method.settings.model_dump(mode='json'), widths=method.widths, task=asdict(method.task))))
+    model_config = ConfigDict(extra='forbid')
+    library: Literal['mculora'] = 'mculora'
+    format: Literal[1] = FORMAT
+    version: str  # of the package that wrote it
+    method: str
+    options: dict[str, Any]  # all settings of the method
+    widths: dict[str, int]  # modality -> D_m, in the order of the model
+    # name, classes (index = output), or low and high; simulated; views
+    task: dict[str, Any]
+    standardised: bool  # the scale lies beside the weights
+    calibration: _Calibrated
+    trained: dict[str, Any]
+    files: dict[str, str]  # name -> sha256
+
+
+def _header(method):  # what the weights' file says of itself as well
+    return json.loads(
+        json.dumps(
+            dict(
+                method=method.name,
+                options=method.settings.model_dump(mode='json'),
+                widths=method.widths,
+                task=asdict(method.task),
+            )
+        )
+    )
 
 # %% ../../nbs/use/01_artefact.ipynb #7f2adc65
 def readout(
-    task:Task,          # what is predicted
-    y:Tensor,           # [..., C] logits or scores
-    temperature:Tensor|float=1., # of the softmax
-)->Tensor:              # [..., C] probabilities; or [..., 1] the score, cut to the range of the labels
+    task: Task,  # what is predicted
+    y: Tensor,  # [..., C] logits or scores
+    temperature: Tensor | float = 1.0,  # of the softmax
+    # [..., C] probabilities; or [..., 1] the score, cut to the range of the labels
+) -> Tensor:
     "What is told to people."
-    return (y/temperature).softmax(-1) if task.classes else y.clamp(task.low, task.high)
+    return (y / temperature).softmax(-1) if task.classes else y.clamp(task.low, task.high)
 
+# %% ../../nbs/use/01_artefact.ipynb #a425b6e7
 class Standalone(nn.Module):
     "Raw features of one combination -> what is told to people."
-    def __init__(self,
-        a:Artefact, # of an MCULoRA
-        label:str,  # the combination
+
+    def __init__(
+        self,
+        a: Artefact,  # of an MCULoRA
+        label: str,  # the combination
     ):
         super().__init__()
-        self.merged, self.task, self.temperature = merge(a.method, label), a.task, a.calibration.temperature[label]
+        self.merged, self.task, self.temperature = (
+            merge(a.method, label),
+            a.task,
+            a.calibration.temperature[label],
+        )
         for m in self.merged.names if a.scale else ():
-            for n, x in zip(('mean', 'std'), a.scale[m]): self.register_buffer(f'{n}_{m}', x)
+            for n, x in zip(('mean', 'std'), a.scale[m]):
+                self.register_buffer(f'{n}_{m}', x)
         self.scaled = bool(a.scale)
 
-    def forward(self,
-        features:dict[str, Tensor], # modality -> [B, L, D_m], as they come from the extractors
-        there:Tensor,               # [B, L] bool, False on padding
-    )->tuple[Tensor, Tensor]:       # [B, L, C] probabilities, or [B, L, 1] scores; [B, L, 1] weight of the private part
-        if self.scaled: features = {m: ((features[m].double() - getattr(self, f'mean_{m}'))/getattr(self, f'std_{m}')).float() for m in self.merged.names}
-        y, w = self.merged({m: x.masked_fill(~there[..., None], 0.) for m, x in features.items()}, there)
+    def forward(
+        self,
+        # modality -> [B, L, D_m], as they come from the extractors
+        features: dict[str, Tensor],
+        there: Tensor,  # [B, L] bool, False on padding
+        # [B, L, C] probabilities, or [B, L, 1] scores; [B, L, 1] weight of the private part
+    ) -> tuple[Tensor, Tensor]:
+        if self.scaled:
+            features = {
+                m: (
+                    (features[m].double() - getattr(self, f'mean_{m}')) / getattr(self, f'std_{m}')
+                ).float()
+                for m in self.merged.names
+            }
+        y, w = self.merged(
+            {m: x.masked_fill(~there[..., None], 0.0) for m, x in features.items()}, there
+        )
         return readout(self.task, y, self.temperature), w
 
+# %% ../../nbs/use/01_artefact.ipynb #63d0d7a4
 def write_program(
-    a:Artefact, # of an MCULoRA
-    label:str,  # the combination
-    path,       # .pt2 file
+    a: Artefact,  # of an MCULoRA
+    label: str,  # the combination
+    path,  # .pt2 file
 ):
-    "One combination as an `ExportedProgram`; what its inputs and outputs are lies inside as `mculora.json`."
+    """One combination as an `ExportedProgram`; what its inputs and outputs are lies inside as
+    `mculora.json`."""
     one, D = Standalone(a, label).eval(), torch.export.Dim
     names, B, L = one.merged.names, D('dialogues', min=1), D('length', min=1)
     features = {m: torch.zeros(2, 3, a.method.widths[m]) for m in names}
-    program = torch.export.export(one, (features, torch.ones(2, 3, dtype=torch.bool)), dynamic_shapes=({m: {0: B, 1: L} for m in names}, {0: B, 1: L}))
-    for n in program.graph.nodes: n.meta.pop('stack_trace', None)                              # where our files lie is nobody's business
-    about = dict(combination=label, widths={m: a.method.widths[m] for m in names}, task=asdict(a.task), temperature=a.calibration.temperature[label], version=mculora.__version__)
+    program = torch.export.export(
+        one,
+        (features, torch.ones(2, 3, dtype=torch.bool)),
+        dynamic_shapes=({m: {0: B, 1: L} for m in names}, {0: B, 1: L}),
+    )
+    # where our files lie is nobody's business
+    for n in program.graph.nodes:
+        n.meta.pop('stack_trace', None)
+    about = dict(
+        combination=label,
+        widths={m: a.method.widths[m] for m in names},
+        task=asdict(a.task),
+        temperature=a.calibration.temperature[label],
+        version=mculora.__version__,
+    )
     out = BytesIO()
     torch.export.save(program, out, extra_files={'mculora.json': json.dumps(about)})
     write_atomically(path, lambda tmp: tmp.write_bytes(out.getvalue()))
 
 # %% ../../nbs/use/01_artefact.ipynb #c88ffe98
-def _row(*cells): return '| ' + ' | '.join(map(str, cells)) + ' |'
+def _row(*cells):
+    return '| ' + ' | '.join(map(str, cells)) + ' |'
 
-def _table(head, rows): return '\n'.join([_row(*head), _row(*['---']*len(head)), *(_row(*r) for r in rows)])
 
-def _number(task, metric, v): return 'no utterances' if v is None or v != v else f'{100*v:.1f} %' if task.classes or metric in ('ACC', 'F1') else f'{v:.3f}'
+def _table(head, rows):
+    return '\n'.join([_row(*head), _row(*['---'] * len(head)), *(_row(*r) for r in rows)])
 
-def _scores(a): # the section on how good it is
+
+def _number(task, metric, v):
+    return (
+        'no utterances'
+        if v is None or v != v
+        else f'{100 * v:.1f} %'
+        if task.classes or metric in ('ACC', 'F1')
+        else f'{v:.3f}'
+    )
+
+# %% ../../nbs/use/01_artefact.ipynb #e633d981
+def _scores(a):  # the section on how good it is
     t, runs = a.trained, {s['runs'] for s in a.trained['scores']}
     where = f'the test part ({t["data"]["fold"]}, {t["data"]["utterances"]["test"]} utterances)'
-    cell = lambda s: f'{_number(a.task, s["metric"], s["value"])}' + (f' ({_number(a.task, s["metric"], s["mean"])} ± {_number(a.task, s["metric"], s["half"])})' if s['half'] is not None else '')
+    cell = lambda s: (
+        f'{_number(a.task, s["metric"], s["value"])}'
+        + (
+            (
+                f' ({_number(a.task, s["metric"], s["mean"])} ± '
+                f'{_number(a.task, s["metric"], s["half"])})'
+            )
+            if s['half'] is not None
+            else ''
+        )
+    )
     by = {(s['condition'], s['metric']): cell(s) for s in t['scores']}
-    rows = [(c, *(by.get((c, m), 'not defined') for m in metric_names(a.task))) for c in dict.fromkeys(s['condition'] for s in t['scores'])]
-    how = f'in brackets: mean and 95 % interval over {max(runs)} runs with the same settings, other folds and seeds' if max(runs) > 1 else 'one run: there is no interval, and the next seed would give other numbers'
-    return f'On {where}, epoch selected on validation; {how}. "incomplete" is the mean of the incomplete conditions, "all" of all.\n\n' + _table(['condition', *metric_names(a.task)], rows)
+    rows = [
+        (c, *(by.get((c, m), 'not defined') for m in metric_names(a.task)))
+        for c in dict.fromkeys(s['condition'] for s in t['scores'])
+    ]
+    how = (
+        (
+            f'in brackets: mean and 95 % interval over {max(runs)} runs with the same settings, '
+            'other folds and seeds'
+        )
+        if max(runs) > 1
+        else 'one run: there is no interval, and the next seed would give other numbers'
+    )
+    return (
+        f'On {where}, epoch selected on validation; {how}. "incomplete" is the mean of the '
+        'incomplete conditions, "all" of all.\n\n'
+    ) + _table(['condition', *metric_names(a.task)], rows)
 
-def _calibration(a): # the section on probabilities
+# %% ../../nbs/use/01_artefact.ipynb #855c918a
+def _calibration(a):  # the section on probabilities
     c, r = a.calibration, a.report
-    if not a.task.classes: return f'The model gives a score, cut to the range {a.task.low:g} to {a.task.high:g}. It has no probabilities.'
-    if not c.utterances: return 'Probabilities are **not calibrated**: no validation data were at hand.'
-    said = 'Logits are divided by a temperature, one per combination, with the lowest negative log-likelihood on validation utterances (the same that chose the epoch). ECE: fifteen bins of equal width, test part, before and after.'
-    if c.borrowed: said += f' Too few validation utterances for one of their own, so the common temperature ({c.common:.2f}): {", ".join(c.borrowed)}.'
-    per = lambda k, n: f'{100*r[k][n]:.1f} %' if k in r else 'no utterances'
-    return said + '\n\n' + _table(['combination', 'temperature', 'validation utterances', 'ECE before', 'ECE after'], [(k, f'{T:.2f}', c.utterances[k], per(k, 'ece_before'), per(k, 'ece_after')) for k, T in c.temperature.items()])
+    if not a.task.classes:
+        return (
+            f'The model gives a score, cut to the range {a.task.low:g} to {a.task.high:g}. It '
+            'has no probabilities.'
+        )
+    if not c.utterances:
+        return 'Probabilities are **not calibrated**: no validation data were at hand.'
+    said = (
+        'Logits are divided by a temperature, one per combination, with the lowest negative '
+        'log-likelihood on validation utterances (the same that chose the epoch). ECE: fifteen '
+        'bins of equal width, test part, before and after.'
+    )
+    if c.borrowed:
+        said += (
+            ' Too few validation utterances for one of their own, so the common temperature '
+            f'({c.common:.2f}): {", ".join(c.borrowed)}.'
+        )
+    per = lambda k, n: f'{100 * r[k][n]:.1f} %' if k in r else 'no utterances'
+    return (
+        said
+        + '\n\n'
+        + _table(
+            ['combination', 'temperature', 'validation utterances', 'ECE before', 'ECE after'],
+            [
+                (k, f'{T:.2f}', c.utterances[k], per(k, 'ece_before'), per(k, 'ece_after'))
+                for k, T in c.temperature.items()
+            ],
+        )
+    )
 
+# %% ../../nbs/use/01_artefact.ipynb #85b0cd4c
 def card(
-    a:Artefact, #
-)->str:         # Markdown
+    a: Artefact,  #
+) -> str:  # Markdown
     "The model card."
     t, task = a.trained, a.task
-    sim = '**Trained on simulated data.** Its numbers say nothing about people, and it has no use but to try the software.\n\n' if task.simulated else ''
+    sim = (
+        (
+            '**Trained on simulated data.** Its numbers say nothing about people, and it has '
+            'no use but to try the software.\n\n'
+        )
+        if task.simulated
+        else ''
+    )
     views = [(m, a.method.widths[m], task.views.get(m) or 'not said') for m in a.modalities]
-    outputs = f'one of {", ".join(task.classes)}' if task.classes else f'a score from {task.low:g} to {task.high:g}'
-    made = f'Trained on `{task.name}` (fold {t["data"]["fold"]}: {t["data"]["utterances"]["train"]} utterances, validation {t["data"]["utterances"]["val"]}), seed {t["config"]["seed"]}, schedule `{t["config"]["schedule"]}`, with version {t["config"]["version"]} of the package, commit {str(t["environment"]["commit"])[:8]}{" with changes" if t["environment"]["changed"] else ""}.' if t else 'How it was trained is not recorded.'
+    outputs = (
+        f'one of {", ".join(task.classes)}'
+        if task.classes
+        else f'a score from {task.low:g} to {task.high:g}'
+    )
+    made = (
+        (
+            f'Trained on `{task.name}` (fold {t["data"]["fold"]}: '
+            f'{t["data"]["utterances"]["train"]} utterances, validation '
+            f'{t["data"]["utterances"]["val"]}), seed {t["config"]["seed"]}, schedule '
+            f'`{t["config"]["schedule"]}`, with version {t["config"]["version"]} of the '
+            'package, commit '
+            f'{str(t["environment"]["commit"])[:8]}{" with changes" if t["environment"]["changed"] else ""}.'
+        )
+        if t
+        else 'How it was trained is not recorded.'
+    )
     return f"""---
 library_name: mculora
-tags: [emotion-recognition, missing-modalities{", simulated" if task.simulated else ""}]
+tags: [emotion-recognition, missing-modalities{', simulated' if task.simulated else ''}]
 ---
-# {a.method.name} on {task.name}{" (simulated)" if task.simulated else ""}
+# {a.method.name} on {task.name}{' (simulated)' if task.simulated else ''}
 
 {sim}Predicts, for every utterance of a dialogue, {outputs}, from any combination of {len(views)} modalities.
 
-{_table(["modality", "width", "features"], views)}
+{_table(['modality', 'width', 'features'], views)}
 
-Features are expected as they come from these extractors{"; the model standardises them itself" if a.scale else ""}. Missing modalities are left out, utterance by utterance.
+Features are expected as they come from these extractors{'; the model standardises them itself' if a.scale else ''}. Missing modalities are left out, utterance by utterance.
 
     mculora predict MODEL INPUT
 
 ## How good it is
 
-{_scores(a) if t else "Not recorded."}
+{_scores(a) if t else 'Not recorded.'}
 
 ## What its outputs mean
 
@@ -188,88 +328,245 @@ The weights of some methods hold training data (kNN imputation keeps feature vec
 
 # %% ../../nbs/use/01_artefact.ipynb #1f0dd87c
 def save(
-    a:Artefact, #
-    folder,     # made if it is not there
-    compiled:tuple[str, ...]=(), # combinations to write as programs too
-)->Path:        # the folder
-    "Write a model. Raises `OutputError` where it cannot be written, `ValueError` for programs of methods that have none."
+    a: Artefact,  #
+    folder,  # made if it is not there
+    compiled: tuple[str, ...] = (),  # combinations to write as programs too
+) -> Path:  # the folder
+    """Write a model. Raises `OutputError` where it cannot be written, `ValueError` for programs of
+    methods that have none."""
     folder = Path(folder)
-    for label in compiled: merge(a.method, label)                                              # refused before anything is written
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise OutputError(f'cannot write to {folder} ({e})') from e
+    # refused before anything is written
+    for label in compiled:
+        merge(a.method, label)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OutputError(f'cannot write to {folder} ({e})') from e
     c = a.calibration
-    save_method(a.method, a.scale, folder/'model.safetensors')
-    for label in compiled: write_program(a, label, folder/f'{label}.pt2')
-    write_atomically(folder/'README.md', lambda tmp: tmp.write_text(card(a)))
-    calibrated = _Calibrated(temperature=c.temperature, utterances=c.utterances, borrowed=c.borrowed, common=c.common, report=a.report)
-    config = ModelConfig(version=mculora.__version__, **_header(a.method), standardised=bool(a.scale), calibration=calibrated, trained=a.trained, files={f: file_hash(folder/f) for f in ('model.safetensors', *(f'{p}.pt2' for p in compiled))})
-    write_atomically(folder/'config.json', lambda tmp: tmp.write_text(config.model_dump_json(indent=1) + '\n'))
+    save_method(a.method, a.scale, folder / 'model.safetensors')
+    for label in compiled:
+        write_program(a, label, folder / f'{label}.pt2')
+    write_atomically(folder / 'README.md', lambda tmp: tmp.write_text(card(a)))
+    calibrated = _Calibrated(
+        temperature=c.temperature,
+        utterances=c.utterances,
+        borrowed=c.borrowed,
+        common=c.common,
+        report=a.report,
+    )
+    config = ModelConfig(
+        version=mculora.__version__,
+        **_header(a.method),
+        standardised=bool(a.scale),
+        calibration=calibrated,
+        trained=a.trained,
+        files={
+            f: file_hash(folder / f) for f in ('model.safetensors', *(f'{p}.pt2' for p in compiled))
+        },
+    )
+    write_atomically(
+        folder / 'config.json', lambda tmp: tmp.write_text(config.model_dump_json(indent=1) + '\n')
+    )
     return folder
 
-def _config(path): # a checked configuration
-    if not path.is_file(): raise DataError(f'{path}: found no such file, expected the configuration of a model (write one with: mculora export RUN MODEL)')
+# %% ../../nbs/use/01_artefact.ipynb #2537bd9e
+def _config(path):  # a checked configuration
+    if not path.is_file():
+        raise DataError(
+            f'{path}: found no such file, expected the configuration of a model (write one '
+            'with: mculora export RUN MODEL)'
+        )
     try:
         raw = json.loads(path.read_text())
-        if isinstance(raw, dict) and raw.get('format', FORMAT) != FORMAT: raise DataError(f'{path}: found format {raw["format"]!r}, expected {FORMAT}: written by another version ({raw.get("version")})')
+        if isinstance(raw, dict) and raw.get('format', FORMAT) != FORMAT:
+            raise DataError(
+                f'{path}: found format {raw["format"]!r}, expected {FORMAT}: written by '
+                f'another version ({raw.get("version")})'
+            )
         return ModelConfig.model_validate(raw)
-    except ValidationError as e: raise DataError(f'{path}: ' + '; '.join(f'{".".join(map(str, p["loc"]))}: found {str(p["input"])[:40]!r}, {p["msg"][0].lower()}{p["msg"][1:]}' for p in e.errors()[:3])) from None
-    except DataError: raise
-    except (OSError, ValueError, RecursionError) as e: raise DataError(f'{path}: found no whole JSON file ({e}), expected the configuration of a model') from e
+    except ValidationError as e:
+        raise DataError(
+            f'{path}: '
+            + '; '.join(
+                (
+                    f'{".".join(map(str, p["loc"]))}: found {str(p["input"])[:40]!r}, '
+                    f'{p["msg"][0].lower()}{p["msg"][1:]}'
+                )
+                for p in e.errors()[:3]
+            )
+        ) from None
+    except DataError:
+        raise
+    except (OSError, ValueError, RecursionError) as e:
+        raise DataError(
+            f'{path}: found no whole JSON file ({e}), expected the configuration of a model'
+        ) from e
 
+# %% ../../nbs/use/01_artefact.ipynb #bb05ec71
 def load(
-    folder, # written by `save`
-)->Artefact:
-    "Read a model. Raises `DataError` if anything is missing, damaged, of another format, or does not fit together."
+    folder,  # written by `save`
+) -> Artefact:
+    """Read a model. Raises `DataError` if anything is missing, damaged, of another format, or does
+    not fit together."""
     folder = Path(folder)
-    c = _config(folder/'config.json')
-    if 'model.safetensors' not in c.files: raise DataError(f'{folder/"config.json"}: found no checksum of model.safetensors, expected one')
+    c = _config(folder / 'config.json')
+    if 'model.safetensors' not in c.files:
+        raise DataError(
+            f'{folder / "config.json"}: found no checksum of model.safetensors, expected one'
+        )
     for name, want in c.files.items():
-        if Path(name).name != name: raise DataError(f'{folder/"config.json"}: found the file name {name!r}, expected a plain one')
-        if not (folder/name).is_file(): raise DataError(f'{folder/name}: found no such file, expected it beside config.json')
-        if (found := file_hash(folder/name)) != want: raise DataError(f'{folder/name}: found contents with the checksum {found[:8]}..., expected {want[:8]}...: damaged, or of another model')
-    try: method, scale = load_method(folder)
-    except DataError: raise
-    except (ValueError, RuntimeError, TypeError, KeyError) as e: raise DataError(f'{folder/"model.safetensors"}: found weights that do not fit their own description ({str(e).splitlines()[0]})') from e
+        if Path(name).name != name:
+            raise DataError(
+                f'{folder / "config.json"}: found the file name {name!r}, expected a plain one'
+            )
+        if not (folder / name).is_file():
+            raise DataError(f'{folder / name}: found no such file, expected it beside config.json')
+        if (found := file_hash(folder / name)) != want:
+            raise DataError(
+                f'{folder / name}: found contents with the checksum {found[:8]}..., '
+                f'expected {want[:8]}...: damaged, or of another model'
+            )
+    try:
+        method, scale = load_method(folder)
+    except DataError:
+        raise
+    except (ValueError, RuntimeError, TypeError, KeyError) as e:
+        raise DataError(
+            f'{folder / "model.safetensors"}: found weights that do not fit their own '
+            f'description ({str(e).splitlines()[0]})'
+        ) from e
     said, is_ = {k: getattr(c, k) for k in ('method', 'options', 'widths', 'task')}, _header(method)
-    if odd := [k for k in said if said[k] != is_[k] or list(said[k]) != list(is_[k])]: raise DataError(f'{folder}: config.json and model.safetensors do not agree on {", ".join(odd)}: expected two files of one model')
-    if c.standardised != bool(scale): raise DataError(f'{folder}: found {"no " if not scale else "a "}scale in model.safetensors, expected {"one" if c.standardised else "none"} by config.json')
+    if odd := [k for k in said if said[k] != is_[k] or list(said[k]) != list(is_[k])]:
+        raise DataError(
+            f'{folder}: config.json and model.safetensors do not agree on {", ".join(odd)}: '
+            'expected two files of one model'
+        )
+    if c.standardised != bool(scale):
+        raise DataError(
+            f'{folder}: found {"no " if not scale else "a "}scale in model.safetensors, '
+            f'expected {"one" if c.standardised else "none"} by config.json'
+        )
     names, k = labels(method.widths), c.calibration
-    if tuple(k.temperature) != names or not all(0 < T < float('inf') for T in k.temperature.values()): raise DataError(f'{folder/"config.json"}: found the temperatures {k.temperature}, expected a number above 0 for each of {", ".join(names)}')
-    if bad := [n for n, v in method.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]: raise DataError(f'{folder/"model.safetensors"}: found NaN or infinity in {bad[0]}, expected finite weights')
-    a = Artefact(method.requires_grad_(False), scale, Calibration(k.temperature, k.utterances, k.borrowed, k.common), k.report, c.trained, tuple(n.removesuffix('.pt2') for n in c.files if n.endswith('.pt2')))
-    try: _ = a.table
-    except (ValueError, TypeError, AttributeError) as e: raise DataError(f'{folder/"config.json"}: found no description of columns in trained.data.table ({str(e).splitlines()[0]}), expected one as `mculora export` writes it') from None
+    if tuple(k.temperature) != names or not all(
+        0 < T < float('inf') for T in k.temperature.values()
+    ):
+        raise DataError(
+            f'{folder / "config.json"}: found the temperatures {k.temperature}, expected a '
+            f'number above 0 for each of {", ".join(names)}'
+        )
+    if bad := [
+        n
+        for n, v in method.state_dict().items()
+        if v.is_floating_point() and not v.isfinite().all()
+    ]:
+        raise DataError(
+            f'{folder / "model.safetensors"}: found NaN or infinity in {bad[0]}, expected '
+            'finite weights'
+        )
+    a = Artefact(
+        method.requires_grad_(False),
+        scale,
+        Calibration(k.temperature, k.utterances, k.borrowed, k.common),
+        k.report,
+        c.trained,
+        tuple(n.removesuffix('.pt2') for n in c.files if n.endswith('.pt2')),
+    )
+    try:
+        _ = a.table
+    except (ValueError, TypeError, AttributeError) as e:
+        raise DataError(
+            f'{folder / "config.json"}: found no description of columns in '
+            f'trained.data.table ({str(e).splitlines()[0]}), expected one as `mculora '
+            'export` writes it'
+        ) from None
     return a
 
 # %% ../../nbs/use/01_artefact.ipynb #2192a042
-def _sisters(folder, r): # scores of the run, with mean and interval over runs that differ in fold and seed only
+# scores of the run, with mean and interval over runs that differ in fold and seed only
+def _sisters(folder, r):
     import pandas as pd
+
     own = [s for s in r.scores if s.protocol == 'fixed' and s.selection == 'validation']
     t = collect(Path(folder).resolve().parent)
     mine = t[t.config_hash == r.config_hash]
-    same = ['method', 'options', 'schedule', 'size', 'precision', 'missing', 'hold', 'dataset', 'data_hash', 'version']
-    t = t[(t[same] == mine[same].iloc[0]).all(axis=1)].drop_duplicates(['fold', 'seed', 'selection', 'condition', 'metric'])
+    same = [
+        'method',
+        'options',
+        'schedule',
+        'size',
+        'precision',
+        'missing',
+        'hold',
+        'dataset',
+        'data_hash',
+        'version',
+    ]
+    t = t[(t[same] == mine[same].iloc[0]).all(axis=1)].drop_duplicates(
+        ['fold', 'seed', 'selection', 'condition', 'metric']
+    )
+
     def one(s):
-        i = interval(t[(t.selection == 'validation') & (t.condition == s.condition) & (t.metric == s.metric)])
-        return dict(condition=s.condition, metric=s.metric, value=s.value, mean=float(i['mean']), half=None if pd.isna(i['half']) else float(i['half']), runs=int(i['runs']))
+        i = interval(
+            t[(t.selection == 'validation') & (t.condition == s.condition) & (t.metric == s.metric)]
+        )
+        return dict(
+            condition=s.condition,
+            metric=s.metric,
+            value=s.value,
+            mean=float(i['mean']),
+            half=None if pd.isna(i['half']) else float(i['half']),
+            runs=int(i['runs']),
+        )
+
     return [one(s) for s in own]
 
+# %% ../../nbs/use/01_artefact.ipynb #2010d7d4
 def from_run(
-    folder,             # of a finished run
-    data_root=None,     # folder that holds the data, as for the run
-    features:dict[str, str]|None=None, # feature folders, as for the run
-    dataset:str|None=None, # as for the run; None: by the name that the result has
-    calibrated:bool=True, # fit temperatures on the validation part
-)->Artefact:
-    "The artefact of a run. Raises `DataError` where the run is not whole, or the data are not those it was trained on."
+    folder,  # of a finished run
+    data_root=None,  # folder that holds the data, as for the run
+    features: dict[str, str] | None = None,  # feature folders, as for the run
+    dataset: str | None = None,  # as for the run; None: by the name that the result has
+    calibrated: bool = True,  # fit temperatures on the validation part
+) -> Artefact:
+    """The artefact of a run. Raises `DataError` where the run is not whole, or the data are not
+    those it was trained on."""
     folder, r = Path(folder), read_result(folder)
-    if file_hash(folder/'model.safetensors') != r.files.get('model.safetensors'): raise DataError(f'{folder/"model.safetensors"}: found contents that differ from the checksum in result.json, expected the file of this run')
+    if file_hash(folder / 'model.safetensors') != r.files.get('model.safetensors'):
+        raise DataError(
+            f'{folder / "model.safetensors"}: found contents that differ from the checksum '
+            'in result.json, expected the file of this run'
+        )
     method, scale = load_method(folder)
-    trained = dict(config=r.config, data=r.data, scores=_sisters(folder, r), environment={k: r.environment.get(k) for k in ('commit', 'changed', 'torch', 'device')}, validation=[{k: s[k] for k in ('name', 'epochs', 'kept')} for s in r.stages])
-    if not calibrated: return Artefact(method, scale, Calibration(dict.fromkeys(labels(method.widths), 1.)), {}, trained)
-    if 'table' in r.data and dataset is None: raise DataError(f'{folder}: found a run on a file of one\'s own, {r.config["dataset"]}, expected that file: name it (--dataset FILE), or export without temperatures (--no-temperatures)')
-    known = {k: v for k, v in {**r.data, **r.config}.items() if k in RunConfig.model_fields} | dict(device='cpu', dataset=dataset or r.config['dataset'], data_root=None if data_root is None else str(data_root), features=features, table=Columns.written(r.data.get('table', {})))
+    trained = dict(
+        config=r.config,
+        data=r.data,
+        scores=_sisters(folder, r),
+        environment={k: r.environment.get(k) for k in ('commit', 'changed', 'torch', 'device')},
+        validation=[{k: s[k] for k in ('name', 'epochs', 'kept')} for s in r.stages],
+    )
+    if not calibrated:
+        return Artefact(
+            method, scale, Calibration(dict.fromkeys(labels(method.widths), 1.0)), {}, trained
+        )
+    if 'table' in r.data and dataset is None:
+        raise DataError(
+            f"{folder}: found a run on a file of one's own, {r.config['dataset']}, expected "
+            'that file: name it (--dataset FILE), or export without temperatures '
+            '(--no-temperatures)'
+        )
+    known = {k: v for k, v in {**r.data, **r.config}.items() if k in RunConfig.model_fields} | dict(
+        device='cpu',
+        dataset=dataset or r.config['dataset'],
+        data_root=None if data_root is None else str(data_root),
+        features=features,
+        table=Columns.written(r.data.get('table', {})),
+    )
     s, _, about, _ = prepare(read_settings(RunConfig, known, str(folder)))
-    if about['hash'] != r.data['hash']: raise DataError(f'{folder}: found data with the fingerprint {about["hash"]} ({about["name"]}), expected {r.data["hash"]} ({r.data["name"]}), those of the run: name their folder, or export without temperatures')
+    if about['hash'] != r.data['hash']:
+        raise DataError(
+            f'{folder}: found data with the fingerprint {about["hash"]} ({about["name"]}), '
+            f'expected {r.data["hash"]} ({r.data["name"]}), those of the run: name their '
+            'folder, or export without temperatures'
+        )
     c = calibrate(method, s.val)
     return Artefact(method, scale, c, calibration_report(method, c, s.test), trained)

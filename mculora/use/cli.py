@@ -29,69 +29,153 @@ from ..data.tables import Columns, is_own, open_data, read_own
 from ..training.evaluation import shown
 
 # %% ../../nbs/use/04_cli.ipynb #cd5fdf64
-app = typer.Typer(help='MCULoRA: emotion recognition when modalities are missing.', no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help='MCULoRA: emotion recognition when modalities are missing.',
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 data = typer.Typer(help='Feature files on disk.', no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name='data')
 
-def _refused(e): # what a person reads, and the exit code
+
+def _refused(e):  # what a person reads, and the exit code
     typer.echo(f'Error: {e}', err=True)
     return typer.Exit(2)
 
-def _pairs(texts): # ['a=NAME', ...] -> {'a': 'NAME'}, or None if there are none
+
+def _pairs(texts):  # ['a=NAME', ...] -> {'a': 'NAME'}, or None if there are none
     pairs = [t.partition('=') for t in texts or []]
-    if bad := [t for t, (m, _, f) in zip(texts or [], pairs) if not (m and f)]: raise typer.BadParameter(f'found {bad[0]!r}, expected MODALITY=FOLDER')
+    if bad := [t for t, (m, _, f) in zip(texts or [], pairs) if not (m and f)]:
+        raise typer.BadParameter(f'found {bad[0]!r}, expected MODALITY=FOLDER')
     return {m: f for m, _, f in pairs} or None
 
-def _json(text, what): # of an option
-    try: return json.loads(text)
-    except (ValueError, RecursionError): raise ValueError(f'{what}: found {text!r:.40}, expected JSON, such as 0.3 or {{"name": 1}}') from None
 
-def _columns(text): # JSON -> `Columns`
-    if not isinstance(said := _json(text, 'table'), dict): raise ValueError(f'table: found {said!r:.40}, expected an object such as {{"label": "mood"}}')
+def _json(text, what):  # of an option
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(
+            f'{what}: found {text!r:.40}, expected JSON, such as 0.3 or {{"name": 1}}'
+        ) from None
+
+
+def _columns(text):  # JSON -> `Columns`
+    if not isinstance(said := _json(text, 'table'), dict):
+        raise ValueError(
+            f'table: found {said!r:.40}, expected an object such as {{"label": "mood"}}'
+        )
     return read_settings(Columns, said, 'table')
 
 # %% ../../nbs/use/04_cli.ipynb #b7d2f3e4
 @data.command()
 def extract(
-    manifest:Annotated[Path, typer.Argument(help='Table of clips, .csv or .parquet: utterance, dialogue, wav, transcript, frames, speaker, label, split.')],
-    out:Annotated[Path, typer.Argument(help='Folder where the features go.')],
-    dataset:Annotated[str, typer.Option(help='table: features.csv, with any labels or none; iemocap, iemocap6, mosi, mosei: the layout and the labels of that dataset, below OUT.')]='table',
-    audio:Annotated[str, typer.Option(help='light, none, or a folder or NAME@REVISION of a wav2vec 2.0 model.')]='light',
-    text:Annotated[str, typer.Option(help='light, none, or a folder or NAME@REVISION of a language model.')]='light',
-    face:Annotated[str, typer.Option(help='light, none, or a folder or NAME@REVISION of an image model.')]='light',
-    skip:Annotated[bool, typer.Option('--skip', help='Where a clip cannot be used, its modality is missing.')]=False,
-    device:Annotated[str, typer.Option(help='auto, cpu, cuda, ... of the models; the light set does not use it.')]='cpu',
+    manifest: Annotated[
+        Path,
+        typer.Argument(
+            help=(
+                'Table of clips, .csv or .parquet: utterance, dialogue, wav, transcript, '
+                'frames, speaker, label, split.'
+            )
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help='Folder where the features go.')],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help=(
+                'table: features.csv, with any labels or none; iemocap, iemocap6, mosi, mosei: '
+                'the layout and the labels of that dataset, below OUT.'
+            )
+        ),
+    ] = 'table',
+    audio: Annotated[
+        str, typer.Option(help='light, none, or a folder or NAME@REVISION of a wav2vec 2.0 model.')
+    ] = 'light',
+    text: Annotated[
+        str, typer.Option(help='light, none, or a folder or NAME@REVISION of a language model.')
+    ] = 'light',
+    face: Annotated[
+        str, typer.Option(help='light, none, or a folder or NAME@REVISION of an image model.')
+    ] = 'light',
+    skip: Annotated[
+        bool, typer.Option('--skip', help='Where a clip cannot be used, its modality is missing.')
+    ] = False,
+    device: Annotated[
+        str, typer.Option(help='auto, cpu, cuda, ... of the models; the light set does not use it.')
+    ] = 'cpu',
 ):
-    "Make features of raw clips; what is there and unchanged is not made again. Exit code: 0 all clips, 1 some were left out, 2 something is wrong with what was asked for."
+    """Make features of raw clips; what is there and unchanged is not made again. Exit code: 0 all
+    clips, 1 some were left out, 2 something is wrong with what was asked for."""
     try:
         clips, by = read_manifest(manifest), extractors(audio, text, face, device)
-        place, bad = to_table(clips, by, out, skip) if dataset == 'table' else to_layout(clips, by, out, dataset, skip)
+        place, bad = (
+            to_table(clips, by, out, skip)
+            if dataset == 'table'
+            else to_layout(clips, by, out, dataset, skip)
+        )
     except (ValueError, OSError, ImportError) as e:
         raise _refused(e) from None
-    for p in bad: typer.echo(f'left out: {p}', err=True)
+    for p in bad:
+        typer.echo(f'left out: {p}', err=True)
     typer.echo(f'{len(clips)} clips: {place}')
     raise typer.Exit(int(bool(bad)))
 
 # %% ../../nbs/use/04_cli.ipynb #e9fa67a2
 @data.command()
 def check(
-    path:Annotated[Path, typer.Argument(help='Data root, the folder of one dataset, or a file of your own (.parquet, .csv, .jsonl, .pkl).')],
-    features:Annotated[list[str]|None, typer.Option(help='MODALITY=FOLDER (of a file: MODALITY=COLUMN), once for each modality; without it they are recognised.')]=None,
-    table:Annotated[str, typer.Option(help='What the columns of a file are called and how they are read, as JSON.')]='{}',
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help=(
+                'Data root, the folder of one dataset, or a file of your own (.parquet, .csv, '
+                '.jsonl, .pkl).'
+            )
+        ),
+    ],
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                'MODALITY=FOLDER (of a file: MODALITY=COLUMN), once for each modality; without '
+                'it they are recognised.'
+            )
+        ),
+    ] = None,
+    table: Annotated[
+        str,
+        typer.Option(help='What the columns of a file are called and how they are read, as JSON.'),
+    ] = '{}',
 ):
-    "Read every dataset below PATH, print what is in it and all its problems. Exit code: 0 none, 1 problems, 2 no dataset."
+    """Read every dataset below PATH, print what is in it and all its problems. Exit code: 0 none,
+    1 problems, 2 no dataset."""
     chosen, n_bad = _pairs(features), 0
     own = is_own(path) and not path.is_dir()
-    try: columns = _columns(table)
-    except ValueError as e: raise typer.BadParameter(str(e)) from e
-    if own and not path.is_file(): typer.echo(f'{path}: found no such file', err=True); raise typer.Exit(2)
+    try:
+        columns = _columns(table)
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from e
+    if own and not path.is_file():
+        typer.echo(f'{path}: found no such file', err=True)
+        raise typer.Exit(2)
     found = [(path.stem, path)] if own else find_all(path)
     if not found:
-        typer.echo(f'{path}: found no dataset, expected IEMOCAP, CMUMOSI or CMUMOSEI with a label pickle (<NAME>_features_raw_*.pkl)', err=True)
+        typer.echo(
+            (
+                f'{path}: found no dataset, expected IEMOCAP, CMUMOSI or CMUMOSEI with a label '
+                'pickle (<NAME>_features_raw_*.pkl)'
+            ),
+            err=True,
+        )
         raise typer.Exit(2)
     for dataset, folder in found:
-        try: d, bad = read_own(folder, columns, chosen) if own else read_layout(folder, dataset, chosen)
-        except (DataError, OSError) as e: d, bad = None, [str(e)]
+        try:
+            d, bad = (
+                read_own(folder, columns, chosen) if own else read_layout(folder, dataset, chosen)
+            )
+        except (DataError, OSError) as e:
+            d, bad = None, [str(e)]
         typer.echo(f'{dataset} in {folder}\n{describe(d, bad)}')
         n_bad += len(bad)
     raise typer.Exit(int(n_bad > 0))
@@ -99,171 +183,489 @@ def check(
 # %% ../../nbs/use/04_cli.ipynb #4e12a383
 @app.command()
 def train(
-    dataset:Annotated[str, typer.Option(help='iemocap, iemocap6, mosi, mosei, or a file of your own (.parquet, .csv, .jsonl, .pkl).')]='iemocap',
-    method:Annotated[list[str]|None, typer.Option(help='Once for each method; without it mculora.')]=None,
-    fold:Annotated[list[int]|None, typer.Option(help='Once for each fold; without it all.')]=None,
-    seed:Annotated[list[int]|None, typer.Option(help='Once for each seed; without it 66.')]=None,
-    schedule:Annotated[str, typer.Option(help='paper, quick, or auto: paper on a GPU, quick on a CPU.')]='auto',
-    data_root:Annotated[str|None, typer.Option(help='Folder with IEMOCAP/, CMUMOSI/, CMUMOSEI/, or with the file.')]=None,
-    features:Annotated[list[str]|None, typer.Option(help='MODALITY=FOLDER (of a file: MODALITY=COLUMN), once for each modality; without it they are recognised.')]=None,
-    table:Annotated[str, typer.Option(help='What the columns of a file are called and how they are read, as JSON.')]='{}',
-    out_dir:Annotated[str, typer.Option(help='Where results go.')]='runs',
-    device:Annotated[str, typer.Option(help='auto, cpu, cuda, ...')]='auto',
-    size:Annotated[str, typer.Option(help="'full', or 'tiny' to see that it runs.")]='full',
-    precision:Annotated[str, typer.Option(help='float32, tf32 or bf16, of matrix products.')]='float32',
-    missing:Annotated[str, typer.Option(help='Share of entries that training and validation lack for good; or MODALITY: SHARE, as JSON.')]='0',
-    hold:Annotated[str, typer.Option(help="What validation is: 'dialogues' of the training sessions, or one 'session' of them.")]='dialogues',
-    options:Annotated[str, typer.Option(help='Settings of the method, as JSON.')]='{}',
-    together:Annotated[int, typer.Option(help='How many train side by side; 0: on a GPU all that are alike, on a CPU one.')]=0,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help=(
+                'iemocap, iemocap6, mosi, mosei, or a file of your own (.parquet, .csv, '
+                '.jsonl, .pkl).'
+            )
+        ),
+    ] = 'iemocap',
+    method: Annotated[
+        list[str] | None, typer.Option(help='Once for each method; without it mculora.')
+    ] = None,
+    fold: Annotated[
+        list[int] | None, typer.Option(help='Once for each fold; without it all.')
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help='Once for each seed; without it 66.')
+    ] = None,
+    schedule: Annotated[
+        str, typer.Option(help='paper, quick, or auto: paper on a GPU, quick on a CPU.')
+    ] = 'auto',
+    data_root: Annotated[
+        str | None,
+        typer.Option(help='Folder with IEMOCAP/, CMUMOSI/, CMUMOSEI/, or with the file.'),
+    ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                'MODALITY=FOLDER (of a file: MODALITY=COLUMN), once for each modality; without '
+                'it they are recognised.'
+            )
+        ),
+    ] = None,
+    table: Annotated[
+        str,
+        typer.Option(help='What the columns of a file are called and how they are read, as JSON.'),
+    ] = '{}',
+    out_dir: Annotated[str, typer.Option(help='Where results go.')] = 'runs',
+    device: Annotated[str, typer.Option(help='auto, cpu, cuda, ...')] = 'auto',
+    size: Annotated[str, typer.Option(help="'full', or 'tiny' to see that it runs.")] = 'full',
+    precision: Annotated[
+        str, typer.Option(help='float32, tf32 or bf16, of matrix products.')
+    ] = 'float32',
+    missing: Annotated[
+        str,
+        typer.Option(
+            help=(
+                'Share of entries that training and validation lack for good; or MODALITY: '
+                'SHARE, as JSON.'
+            )
+        ),
+    ] = '0',
+    hold: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "What validation is: 'dialogues' of the training sessions, or one 'session' of "
+                'them.'
+            )
+        ),
+    ] = 'dialogues',
+    options: Annotated[str, typer.Option(help='Settings of the method, as JSON.')] = '{}',
+    together: Annotated[
+        int,
+        typer.Option(
+            help='How many train side by side; 0: on a GPU all that are alike, on a CPU one.'
+        ),
+    ] = 0,
 ):
-    "Train methods on folds and seeds. Exit code: 0 all finished, 1 a loss was no longer finite, 2 something is wrong with what was asked for."
+    """Train methods on folds and seeds. Exit code: 0 all finished, 1 a loss was no longer finite,
+    2 something is wrong with what was asked for."""
     try:
-        given = dict(dataset=dataset, schedule=schedule, data_root=data_root, out_dir=out_dir, device=device, size=size, precision=precision, missing=_json(missing, 'missing'), hold=hold, options=_json(options, 'options'), features=_pairs(features), table=_columns(table))
+        given = dict(
+            dataset=dataset,
+            schedule=schedule,
+            data_root=data_root,
+            out_dir=out_dir,
+            device=device,
+            size=size,
+            precision=precision,
+            missing=_json(missing, 'missing'),
+            hold=hold,
+            options=_json(options, 'options'),
+            features=_pairs(features),
+            table=_columns(table),
+        )
         one = read_settings(RunConfig, given, 'options')
-        every = fold or list(range(1, len(folds(open_data(dataset, data_root and repo_root()/data_root, size, one.features, one.table))) + 1))
-        out = run_all([read_settings(RunConfig, dict(given, method=m, fold=f, seed=s), 'options') for m in method or ['mculora'] for f in every for s in seed or [66]], together=together or None)
+        every = fold or list(
+            range(
+                1,
+                len(
+                    folds(
+                        open_data(
+                            dataset,
+                            data_root and repo_root() / data_root,
+                            size,
+                            one.features,
+                            one.table,
+                        )
+                    )
+                )
+                + 1,
+            )
+        )
+        out = run_all(
+            [
+                read_settings(RunConfig, dict(given, method=m, fold=f, seed=s), 'options')
+                for m in method or ['mculora']
+                for f in every
+                for s in seed or [66]
+            ],
+            together=together or None,
+        )
     except (ValueError, OSError, RecursionError) as e:
         raise _refused(e) from None
     for result, folder in out:
-        if isinstance(result, Exception): typer.echo(f'{folder.name}: {result}', err=True); continue
-        at = {x.condition: x for x in result.scores if x.selection == 'validation' and x.protocol == 'fixed' and x.metric == result.scores[0].metric}
-        typer.echo(f'{result.data["name"]}, {result.config["method"]}, {result.data["fold"]}, seed {result.config["seed"]}: ' + ', '.join(f'{k} {shown(x.metric, x.value).removesuffix(" %")}' for k, x in at.items()) + f'  {at["all"].metric}{" (%)"*shown(at["all"].metric, 0.).endswith("%")}, {result.seconds:.0f} s')
-        n, never = result.data['conditions']['test'], [k for k, v in result.data['conditions']['train'].items() if not v]
-        if len(set(n.values())) > 1: typer.echo('  test utterances that have all of it: ' + ', '.join(f'{k} {v}' for k, v in n.items()) + ('; never in training, so predicted by the common part: ' + ', '.join(never) if never else ''))
+        if isinstance(result, Exception):
+            typer.echo(f'{folder.name}: {result}', err=True)
+            continue
+        at = {
+            x.condition: x
+            for x in result.scores
+            if x.selection == 'validation'
+            and x.protocol == 'fixed'
+            and x.metric == result.scores[0].metric
+        }
+        typer.echo(
+            (
+                f'{result.data["name"]}, {result.config["method"]}, {result.data["fold"]}, seed '
+                f'{result.config["seed"]}: '
+            )
+            + ', '.join(f'{k} {shown(x.metric, x.value).removesuffix(" %")}' for k, x in at.items())
+            + (
+                f'  {at["all"].metric}{" (%)" * shown(at["all"].metric, 0.0).endswith("%")}, '
+                f'{result.seconds:.0f} s'
+            )
+        )
+        n, never = (
+            result.data['conditions']['test'],
+            [k for k, v in result.data['conditions']['train'].items() if not v],
+        )
+        if len(set(n.values())) > 1:
+            typer.echo(
+                '  test utterances that have all of it: '
+                + ', '.join(f'{k} {v}' for k, v in n.items())
+                + (
+                    '; never in training, so predicted by the common part: ' + ', '.join(never)
+                    if never
+                    else ''
+                )
+            )
     raise typer.Exit(int(any(isinstance(r, Exception) for r, _ in out)))
 
 # %% ../../nbs/use/04_cli.ipynb #74625707
-def _as_named(sweep, data_root): # the data is what its name says: real, or a twin
-    there = open_dataset(sweep.dataset, data_root and repo_root()/data_root, sweep.size).task.name
-    if there != sweep.data: raise DataError(f'data: found {there}, expected {sweep.data}: ' + ('name the folder of the release with --data-root' if sweep.simulated is False else 'the release lies in data/ and would be used in place of its twin; move it, or name it with --data-root where it is wanted'))
+def _as_named(sweep, data_root):  # the data is what its name says: real, or a twin
+    there = open_dataset(sweep.dataset, data_root and repo_root() / data_root, sweep.size).task.name
+    if there != sweep.data:
+        raise DataError(
+            f'data: found {there}, expected {sweep.data}: '
+            + (
+                'name the folder of the release with --data-root'
+                if sweep.simulated is False
+                else (
+                    'the release lies in data/ and would be used in place of its twin; move '
+                    'it, or name it with --data-root where it is wanted'
+                )
+            )
+        )
 
+# %% ../../nbs/use/04_cli.ipynb #c1d86db2
 @app.command()
 def study(
-    data:Annotated[str, typer.Argument(help="As results name it: 'iemocap' is real, 'iemocap-simulated' a twin, 'iemocap-simulated-tiny' a tiny one.")],
-    method:Annotated[list[str]|None, typer.Option(help='Once for each method; without it all.')]=None,
-    of:Annotated[list[str]|None, typer.Option('--study', help='Once for each study: methods, ablation, rank, readings, tries, published, grid; without it the first three, the paper.')]=None,
-    fold:Annotated[int, typer.Option(help='Which fold.')]=1,
-    seed:Annotated[int, typer.Option(help='Which seed.')]=66,
-    schedule:Annotated[str, typer.Option(help='paper or quick.')]='quick',
-    missing:Annotated[str, typer.Option(help='As for `train`.')]='0',
-    hold:Annotated[str, typer.Option(help='As for `train`.')]='dialogues',
-    data_root:Annotated[str|None, typer.Option(help='Folder with IEMOCAP/, CMUMOSI/, CMUMOSEI/.')]=None,
-    out_dir:Annotated[str, typer.Option(help='Where results go.')]='runs',
-    device:Annotated[str, typer.Option(help='auto, cpu, cuda, ...')]='auto',
-    observe:Annotated[bool, typer.Option(help='Keep what Fig. 1 and Fig. 5 are drawn from.')]=False,
-    done:Annotated[str|None, typer.Option(help='File to write at the end: the results, one a line.')]=None,
+    data: Annotated[
+        str,
+        typer.Argument(
+            help=(
+                "As results name it: 'iemocap' is real, 'iemocap-simulated' a twin, "
+                "'iemocap-simulated-tiny' a tiny one."
+            )
+        ),
+    ],
+    method: Annotated[
+        list[str] | None, typer.Option(help='Once for each method; without it all.')
+    ] = None,
+    of: Annotated[
+        list[str] | None,
+        typer.Option(
+            '--study',
+            help=(
+                'Once for each study: methods, ablation, rank, readings, tries, published, '
+                'grid; without it the first three, the paper.'
+            ),
+        ),
+    ] = None,
+    fold: Annotated[int, typer.Option(help='Which fold.')] = 1,
+    seed: Annotated[int, typer.Option(help='Which seed.')] = 66,
+    schedule: Annotated[str, typer.Option(help='paper or quick.')] = 'quick',
+    missing: Annotated[str, typer.Option(help='As for `train`.')] = '0',
+    hold: Annotated[str, typer.Option(help='As for `train`.')] = 'dialogues',
+    data_root: Annotated[
+        str | None, typer.Option(help='Folder with IEMOCAP/, CMUMOSI/, CMUMOSEI/.')
+    ] = None,
+    out_dir: Annotated[str, typer.Option(help='Where results go.')] = 'runs',
+    device: Annotated[str, typer.Option(help='auto, cpu, cuda, ...')] = 'auto',
+    observe: Annotated[
+        bool, typer.Option(help='Keep what Fig. 1 and Fig. 5 are drawn from.')
+    ] = False,
+    done: Annotated[
+        str | None, typer.Option(help='File to write at the end: the results, one a line.')
+    ] = None,
 ):
-    "Run every variant that the tables and figures need. Exit code: 0 all finished, 1 a loss was no longer finite, 2 something is wrong with what was asked for."
+    """Run every variant that the tables and figures need. Exit code: 0 all finished, 1 a loss was
+    no longer finite, 2 something is wrong with what was asked for."""
     try:
-        sweep = read_settings(Sweep, dict(data=data, folds=[fold], seeds=[seed], schedule=schedule, missing=_json(missing, 'missing'), hold=hold), 'study')
+        sweep = read_settings(
+            Sweep,
+            dict(
+                data=data,
+                folds=[fold],
+                seeds=[seed],
+                schedule=schedule,
+                missing=_json(missing, 'missing'),
+                hold=hold,
+            ),
+            'study',
+        )
         known = studies()
-        if odd := set(of or ()) - set(known): raise ValueError(f'study: found {", ".join(sorted(odd))}, expected one of {", ".join(known)}')
-        if odd := set(method or ()) - set(methods()): raise ValueError(f'method: found {", ".join(sorted(odd))}, expected one of {", ".join(methods())}')
+        if odd := set(of or ()) - set(known):
+            raise ValueError(
+                f'study: found {", ".join(sorted(odd))}, expected one of {", ".join(known)}'
+            )
+        if odd := set(method or ()) - set(methods()):
+            raise ValueError(
+                f'method: found {", ".join(sorted(odd))}, expected one of {", ".join(methods())}'
+            )
         variants = [v for s in of or CORE for v in known[s] if not method or v.method in method]
         _as_named(sweep, data_root)
-        configs = [c.model_copy(update=dict(observe=observe)) for c in sweep.configs(variants, data_root=data_root, out_dir=out_dir, device=device)]
+        configs = [
+            c.model_copy(update=dict(observe=observe))
+            for c in sweep.configs(variants, data_root=data_root, out_dir=out_dir, device=device)
+        ]
         out = run_all(configs, progress=False, on_epoch=lambda n, row: None)
     except (ValueError, OSError) as e:
         raise _refused(e) from None
-    for c, (result, folder) in zip(configs, out): typer.echo(f'{folder.relative_to(repo_root()/out_dir)}: {json.dumps(c.options)} ' + (str(result) if isinstance(result, Exception) else f'{result.seconds:.0f} s'))
-    if bad := any(isinstance(r, Exception) for r, _ in out): raise typer.Exit(int(bad))
-    if done: write_atomically(repo_root()/done, lambda tmp: tmp.write_text(''.join(f'{f/"result.json"}\n' for _, f in out)))
+    for c, (result, folder) in zip(configs, out):
+        typer.echo(
+            f'{folder.relative_to(repo_root() / out_dir)}: {json.dumps(c.options)} '
+            + (str(result) if isinstance(result, Exception) else f'{result.seconds:.0f} s')
+        )
+    if bad := any(isinstance(r, Exception) for r, _ in out):
+        raise typer.Exit(int(bad))
+    if done:
+        write_atomically(
+            repo_root() / done,
+            lambda tmp: tmp.write_text(''.join(f'{f / "result.json"}\n' for _, f in out)),
+        )
 
 # %% ../../nbs/use/04_cli.ipynb #f00d5795
 @app.command('tune')
 def tune_(
-    data:Annotated[str, typer.Argument(help='As for `study`.')],
-    method:Annotated[str, typer.Option(help='Which method.')]='mculora',
-    trials:Annotated[int, typer.Option(help='How many settings are tried; the first is the method as it is.')]=20,
-    fold:Annotated[list[int]|None, typer.Option(help='Once for each fold; without it 1.')]=None,
-    seed:Annotated[list[int]|None, typer.Option(help='Once for each seed, none of those of reported runs; without it 1, 2, 3.')]=None,
-    schedule:Annotated[str, typer.Option(help='paper or quick.')]='quick',
-    missing:Annotated[str, typer.Option(help='As for `train`.')]='0',
-    hold:Annotated[str, typer.Option(help='As for `train`.')]='dialogues',
-    data_root:Annotated[str|None, typer.Option(help='Folder with IEMOCAP/, CMUMOSI/, CMUMOSEI/.')]=None,
-    out_dir:Annotated[str, typer.Option(help='Where runs and the study go.')]='runs',
-    device:Annotated[str, typer.Option(help='auto, cpu, cuda, ...')]='auto',
+    data: Annotated[str, typer.Argument(help='As for `study`.')],
+    method: Annotated[str, typer.Option(help='Which method.')] = 'mculora',
+    trials: Annotated[
+        int, typer.Option(help='How many settings are tried; the first is the method as it is.')
+    ] = 20,
+    fold: Annotated[
+        list[int] | None, typer.Option(help='Once for each fold; without it 1.')
+    ] = None,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(
+            help='Once for each seed, none of those of reported runs; without it 1, 2, 3.'
+        ),
+    ] = None,
+    schedule: Annotated[str, typer.Option(help='paper or quick.')] = 'quick',
+    missing: Annotated[str, typer.Option(help='As for `train`.')] = '0',
+    hold: Annotated[str, typer.Option(help='As for `train`.')] = 'dialogues',
+    data_root: Annotated[
+        str | None, typer.Option(help='Folder with IEMOCAP/, CMUMOSI/, CMUMOSEI/.')
+    ] = None,
+    out_dir: Annotated[str, typer.Option(help='Where runs and the study go.')] = 'runs',
+    device: Annotated[str, typer.Option(help='auto, cpu, cuda, ...')] = 'auto',
 ):
-    "Choose a method's settings on validation data. Exit code: 0 done, 2 something is wrong with what was asked for."
+    """Choose a method's settings on validation data. Exit code: 0 done, 2 something is wrong with
+    what was asked for."""
     try:
-        t = read_settings(Tuning, dict(data=data, method=method, trials=trials, folds=fold or [1], seeds=seed or [1, 2, 3], schedule=schedule, missing=_json(missing, 'missing'), hold=hold), 'tune')
+        t = read_settings(
+            Tuning,
+            dict(
+                data=data,
+                method=method,
+                trials=trials,
+                folds=fold or [1],
+                seeds=seed or [1, 2, 3],
+                schedule=schedule,
+                missing=_json(missing, 'missing'),
+                hold=hold,
+            ),
+            'tune',
+        )
         _as_named(t.sweep, data_root)
         table, folder = tune(t, data_root, out_dir, device)
-    except (ValueError, OSError) as e: raise _refused(e) from None
+    except (ValueError, OSError) as e:
+        raise _refused(e) from None
     typer.echo(f'{folder}: chosen of {len(table)}: {json.dumps(chosen(table))}')
 
 # %% ../../nbs/use/04_cli.ipynb #b65d0568
 @app.command()
 def export(
-    run:Annotated[Path, typer.Argument(help='Folder of a finished run.')],
-    model:Annotated[Path, typer.Argument(help='Folder to write; made if it is not there.')],
-    dataset:Annotated[str|None, typer.Option(help='As for the run, where its name alone does not lead to the data.')]=None,
-    data_root:Annotated[str|None, typer.Option(help='Folder with the data of the run, as for the run.')]=None,
-    features:Annotated[list[str]|None, typer.Option(help='MODALITY=FOLDER, as for the run.')]=None,
-    temperatures:Annotated[bool, typer.Option(help='Fit them on the validation part; without, probabilities are not calibrated.')]=True,
-    program:Annotated[list[str]|None, typer.Option(help='Once for each combination to write as a program of torch.export.')]=None,
+    run: Annotated[Path, typer.Argument(help='Folder of a finished run.')],
+    model: Annotated[Path, typer.Argument(help='Folder to write; made if it is not there.')],
+    dataset: Annotated[
+        str | None,
+        typer.Option(help='As for the run, where its name alone does not lead to the data.'),
+    ] = None,
+    data_root: Annotated[
+        str | None, typer.Option(help='Folder with the data of the run, as for the run.')
+    ] = None,
+    features: Annotated[
+        list[str] | None, typer.Option(help='MODALITY=FOLDER, as for the run.')
+    ] = None,
+    temperatures: Annotated[
+        bool,
+        typer.Option(
+            help='Fit them on the validation part; without, probabilities are not calibrated.'
+        ),
+    ] = True,
+    program: Annotated[
+        list[str] | None,
+        typer.Option(help='Once for each combination to write as a program of torch.export.'),
+    ] = None,
 ):
-    "Make a model of a run: weights, configuration, model card. Exit code: 0 written, 2 something is wrong."
+    """Make a model of a run: weights, configuration, model card. Exit code: 0 written, 2 something
+    is wrong."""
     try:
         a = from_run(run, data_root, _pairs(features), dataset, temperatures)
         save(a, model, tuple(program or ()))
-    except (ValueError, OSError) as e: raise _refused(e) from None
-    typer.echo(f'{model}: {a.method.name} on {a.task.name}, {len(a.calibration.temperature)} combinations of {", ".join(a.modalities)}')
+    except (ValueError, OSError) as e:
+        raise _refused(e) from None
+    typer.echo(
+        f'{model}: {a.method.name} on {a.task.name}, {len(a.calibration.temperature)} '
+        f'combinations of {", ".join(a.modalities)}'
+    )
 
 # %% ../../nbs/use/04_cli.ipynb #c60182ad
 @app.command()
 def predict(
-    model:Annotated[Path, typer.Argument(help='Folder of a model.')],
-    input:Annotated[Path, typer.Argument(help='Table (.parquet, .csv, .jsonl: dialogue, position, a column of vectors for each modality; as for training, without labels), or a folder of a feature release.')],
-    output:Annotated[Path|None, typer.Option(help='Table to write (.parquet, .csv, .jsonl); without it, JSON lines.')]=None,
-    features:Annotated[list[str]|None, typer.Option(help='MODALITY=COLUMN of a table, or MODALITY=FOLDER of a release, once for each modality that is there; without it the columns are called as the modalities, and no other may hold vectors, and the folders are those of training.')]=None,
-    table:Annotated[str|None, typer.Option(help='What the columns of a table are called and how they are read, as JSON; without it as in the table that the model was trained on.')]=None,
-    nonfinite:Annotated[str|None, typer.Option(help="NaN and infinity in the vectors of a table: 'entry' (the default, unless the table in training had another): not measured, so the mean; 'modality': it is missing; 'refuse'.")]=None,
+    model: Annotated[Path, typer.Argument(help='Folder of a model.')],
+    input: Annotated[
+        Path,
+        typer.Argument(
+            help=(
+                'Table (.parquet, .csv, .jsonl: dialogue, position, a column of vectors for '
+                'each modality; as for training, without labels), or a folder of a feature '
+                'release.'
+            )
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help='Table to write (.parquet, .csv, .jsonl); without it, JSON lines.'),
+    ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                'MODALITY=COLUMN of a table, or MODALITY=FOLDER of a release, once for each '
+                'modality that is there; without it the columns are called as the modalities, '
+                'and no other may hold vectors, and the folders are those of training.'
+            )
+        ),
+    ] = None,
+    table: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                'What the columns of a table are called and how they are read, as JSON; '
+                'without it as in the table that the model was trained on.'
+            )
+        ),
+    ] = None,
+    nonfinite: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "NaN and infinity in the vectors of a table: 'entry' (the default, unless the "
+                "table in training had another): not measured, so the mean; 'modality': it is "
+                "missing; 'refuse'."
+            )
+        ),
+    ] = None,
 ):
-    "Probabilities of every utterance from whatever modalities it has. Exit code: 0 all predicted, 2 something is wrong; then nothing is written."
+    """Probabilities of every utterance from whatever modalities it has. Exit code: 0 all
+    predicted, 2 something is wrong; then nothing is written."""
     try:
-        if output: writable(output)
+        if output:
+            writable(output)
         ask = Predictor(model)
         columns = _columns(table) if table else ask.a.table
-        if nonfinite: columns = read_settings(Columns, columns.model_dump(exclude_unset=True) | dict(nonfinite=nonfinite), 'table')
+        if nonfinite:
+            columns = read_settings(
+                Columns, columns.model_dump(exclude_unset=True) | dict(nonfinite=nonfinite), 'table'
+            )
         d, where = read_input(ask.a, input, columns, _pairs(features))
         rows = as_rows(ask.a, where, ask.predict(d))
-        if output: write_rows(rows, output)
-    except (ValueError, OSError) as e: raise _refused(e) from None
-    if ask.a.task.simulated: typer.echo(f'The model was trained on simulated data ({ask.a.task.name}).', err=True)
-    for r in rows if not output else (): typer.echo(json.dumps(r))
+        if output:
+            write_rows(rows, output)
+    except (ValueError, OSError) as e:
+        raise _refused(e) from None
+    if ask.a.task.simulated:
+        typer.echo(f'The model was trained on simulated data ({ask.a.task.name}).', err=True)
+    for r in rows if not output else ():
+        typer.echo(json.dumps(r))
 
+# %% ../../nbs/use/04_cli.ipynb #9e1d3c93
 @app.command()
 def explore(
-    model:Annotated[Path, typer.Argument(help='Folder of a model.')],
-    input:Annotated[Path, typer.Argument(help='Table or feature release, as for predict.')],
-    html:Annotated[Path, typer.Argument(help='Page to write.')],
-    most:Annotated[int, typer.Option(help='Dialogues on it, at most: the first ones.', min=1)]=10,
-    features:Annotated[list[str]|None, typer.Option(help='As for predict.')]=None,
-    table:Annotated[str|None, typer.Option(help='As for predict.')]=None,
+    model: Annotated[Path, typer.Argument(help='Folder of a model.')],
+    input: Annotated[Path, typer.Argument(help='Table or feature release, as for predict.')],
+    html: Annotated[Path, typer.Argument(help='Page to write.')],
+    most: Annotated[
+        int, typer.Option(help='Dialogues on it, at most: the first ones.', min=1)
+    ] = 10,
+    features: Annotated[list[str] | None, typer.Option(help='As for predict.')] = None,
+    table: Annotated[str | None, typer.Option(help='As for predict.')] = None,
 ):
-    "A page with the answers under all combinations. It holds what it shows, labels of a release among them: mind who may see it. Exit code: 0 written, 2 something is wrong."
+    """A page with the answers under all combinations. It holds what it shows, labels of a release
+    among them: mind who may see it. Exit code: 0 written, 2 something is wrong."""
     try:
         ask = Predictor(model)
         d, where = read_input(ask.a, input, _columns(table) if table else None, _pairs(features))
         some = select(d, range(min(most, len(d))))
-        shown = explored(ask, some, input.is_dir() and d.task.classes == ask.a.task.classes, where[:len(some.utterances)])
+        shown = explored(
+            ask,
+            some,
+            input.is_dir() and d.task.classes == ask.a.task.classes,
+            where[: len(some.utterances)],
+        )
         write_atomically(html, lambda tmp: tmp.write_text(page(shown)))
-    except (ValueError, OSError) as e: raise _refused(e) from None
+    except (ValueError, OSError) as e:
+        raise _refused(e) from None
     typer.echo(f'{html}: {len(some)} of {len(d)} dialogues')
 
 # %% ../../nbs/use/04_cli.ipynb #d5bc341a
 @app.command()
 def bench(
-    size:Annotated[str, typer.Option(help="'full', or 'tiny' to see that it runs.")]='full',
-    device:Annotated[str, typer.Option(help='cpu, cuda, ...')]='cpu',
-    threads:Annotated[int, typer.Option(help='CPU threads; 0: as many as PyTorch takes.')]=0,
-    precision:Annotated[str, typer.Option(help='float32, tf32 or bf16, of matrix products; the plain version stays float32.')]='float32',
-    data_root:Annotated[str|None, typer.Option(help='Folder with IEMOCAP/; without it and without data/ the simulated twin gives the shape.')]=None,
-    as_json:Annotated[bool, typer.Option('--json', help='One JSON object a line.')]=False,
+    size: Annotated[str, typer.Option(help="'full', or 'tiny' to see that it runs.")] = 'full',
+    device: Annotated[str, typer.Option(help='cpu, cuda, ...')] = 'cpu',
+    threads: Annotated[int, typer.Option(help='CPU threads; 0: as many as PyTorch takes.')] = 0,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help='float32, tf32 or bf16, of matrix products; the plain version stays float32.'
+        ),
+    ] = 'float32',
+    data_root: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                'Folder with IEMOCAP/; without it and without data/ the simulated twin gives '
+                'the shape.'
+            )
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option('--json', help='One JSON object a line.')] = False,
 ):
-    "Time epochs, evaluation and loading on the shape of IEMOCAP, beside a plain version and the machine's ceilings."
-    if threads: torch.set_num_threads(threads)
-    if not as_json: typer.echo(f'shape of IEMOCAP, {size}, {device}, {precision}, {torch.get_num_threads()} threads, {environment()["processor"]}')
-    try: time_parts(size, device, precision=precision, data_root=data_root and repo_root()/data_root, say=lambda r: typer.echo(json.dumps(r) if as_json else line(r)))
-    except ValueError as e: raise typer.BadParameter(str(e)) from e
+    """Time epochs, evaluation and loading on the shape of IEMOCAP, beside a plain version and the
+    machine's ceilings."""
+    if threads:
+        torch.set_num_threads(threads)
+    if not as_json:
+        typer.echo(
+            f'shape of IEMOCAP, {size}, {device}, {precision}, {torch.get_num_threads()} '
+            f'threads, {environment()["processor"]}'
+        )
+    try:
+        time_parts(
+            size,
+            device,
+            precision=precision,
+            data_root=data_root and repo_root() / data_root,
+            say=lambda r: typer.echo(json.dumps(r) if as_json else line(r)),
+        )
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from e

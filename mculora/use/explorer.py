@@ -18,44 +18,79 @@ from .prediction import Predictor
 
 # %% ../../nbs/use/03_explorer.ipynb #2992523e
 @torch.no_grad()
-def _points(ask, d): # [N, ...] representations, zeros where absent; None: the method shows none
+# [N, ...] representations, zeros where absent; None: the method shows none
+def _points(ask, d):
     out = None
     for at, b in ask.batches(d):
         said = ask.a.method.inspect(b)
-        if not {'common', 'private'} <= said.keys(): return None
-        x = (torch.cat([said['private'], said['common']], -1)*b.present[..., None])[b.valid].flatten(1)
-        if out is None: out = torch.zeros(len(d.utterances), x.shape[1])
+        if not {'common', 'private'} <= said.keys():
+            return None
+        x = (torch.cat([said['private'], said['common']], -1) * b.present[..., None])[
+            b.valid
+        ].flatten(1)
+        if out is None:
+            out = torch.zeros(len(d.utterances), x.shape[1])
         out[at] = x.float()
     return out
 
-def neighbours(
-    points:Tensor|None, # [N, D] representations; None: `told` decides
-    told:Tensor,        # [N, C]
-    index:Tensor,       # [N] combination: only who has the same is compared
-    k:int=5,            # how many
-)->list[list[int]]:     # N times up to k numbers of utterances, the most alike first
-    "Who is most alike."
-    near = -torch.cdist(told, told) if points is None else F.normalize(points, dim=-1) @ F.normalize(points, dim=-1).T
-    near = near.masked_fill((index[:, None] != index) | torch.eye(len(index), dtype=torch.bool), -torch.inf)
-    return [[int(j) for j in row.argsort(descending=True, stable=True)[:k] if row[j] > -torch.inf] for row in near]
 
+def neighbours(
+    points: Tensor | None,  # [N, D] representations; None: `told` decides
+    told: Tensor,  # [N, C]
+    index: Tensor,  # [N] combination: only who has the same is compared
+    k: int = 5,  # how many
+) -> list[list[int]]:  # N times up to k numbers of utterances, the most alike first
+    "Who is most alike."
+    near = (
+        -torch.cdist(told, told)
+        if points is None
+        else F.normalize(points, dim=-1) @ F.normalize(points, dim=-1).T
+    )
+    near = near.masked_fill(
+        (index[:, None] != index) | torch.eye(len(index), dtype=torch.bool), -torch.inf
+    )
+    return [
+        [int(j) for j in row.argsort(descending=True, stable=True)[:k] if row[j] > -torch.inf]
+        for row in near
+    ]
+
+# %% ../../nbs/use/03_explorer.ipynb #fc9c1559
 def explore(
-    ask:Predictor,      # the model
-    d:Dialogues,        # some dialogues, raw features
-    truth:bool=True,    # their labels are known
-    where:list[dict]|None=None, # N times dialogue and position; None: as in `d`
-)->dict:                # everything that the page shows
+    ask: Predictor,  # the model
+    d: Dialogues,  # some dialogues, raw features
+    truth: bool = True,  # their labels are known
+    where: list[dict] | None = None,  # N times dialogue and position; None: as in `d`
+) -> dict:  # everything that the page shows
     "All answers of a model to some dialogues."
     a, invented, d = ask.a, d.task.simulated, ask.fitted(d)
     classes, names, shown = a.task.classes, labels(a.modalities), {}
     for c, row in zip(names, members(len(a.modalities))):
         one = drop(d, row.expand(len(d.utterances), -1))
         y, index, w = ask.outputs(one)
-        shown[c] = dict(told=[[round(v, 4) for v in r] for r in y.tolist()], has=index.tolist(), private=None if w is None else [round(v, 4) for v in w.tolist()], near=neighbours(_points(ask, one), y, index))
-    where = where or [dict(dialogue=i, position=j) for i, n in zip(d.ids, d.lengths.tolist()) for j in range(n)]
-    true = [(classes[int(y)] if classes else round(float(y), 3)) if truth else None for y in d.label]
-    return dict(model=a.method.name, data=a.task.name, simulated=dict(model=a.task.simulated, data=invented), modalities=list(a.modalities), combinations=names, classes=classes, range=[a.task.low, a.task.high],
-        by='representation' if _points(ask, d) is not None else 'probabilities', utterances=[dict(w, true=t, speaker=s) for w, t, s in zip(where, true, d.speaker.tolist())], shown=shown)
+        shown[c] = dict(
+            told=[[round(v, 4) for v in r] for r in y.tolist()],
+            has=index.tolist(),
+            private=None if w is None else [round(v, 4) for v in w.tolist()],
+            near=neighbours(_points(ask, one), y, index),
+        )
+    where = where or [
+        dict(dialogue=i, position=j) for i, n in zip(d.ids, d.lengths.tolist()) for j in range(n)
+    ]
+    true = [
+        (classes[int(y)] if classes else round(float(y), 3)) if truth else None for y in d.label
+    ]
+    return dict(
+        model=a.method.name,
+        data=a.task.name,
+        simulated=dict(model=a.task.simulated, data=invented),
+        modalities=list(a.modalities),
+        combinations=names,
+        classes=classes,
+        range=[a.task.low, a.task.high],
+        by='representation' if _points(ask, d) is not None else 'probabilities',
+        utterances=[dict(w, true=t, speaker=s) for w, t, s in zip(where, true, d.speaker.tolist())],
+        shown=shown,
+    )
 
 # %% ../../nbs/use/03_explorer.ipynb #c61b0f8a
 STYLE = """
@@ -114,22 +149,28 @@ draw();
 
 # %% ../../nbs/use/03_explorer.ipynb #4a6ced58
 def page(
-    shown:dict, # of `explore`
-)->str:         # HTML
+    shown: dict,  # of `explore`
+) -> str:  # HTML
     "The page, with everything in it."
-    title = f'{shown["model"]} on {shown["data"]}' + ' (simulated)'*shown['simulated']['model']
-    data = json.dumps(shown).replace('<', '\\u003c')                                              # no </script> inside
-    notes = dict(model='The model was trained on simulated data: what it says is not about people.', data='The dialogues are simulated: nobody said or felt any of this.')
-    note = ''.join(f'<p class="simulated">{notes[k]}</p>' for k, yes in shown['simulated'].items() if yes)
+    title = f'{shown["model"]} on {shown["data"]}' + ' (simulated)' * shown['simulated']['model']
+    # no </script> inside
+    data = json.dumps(shown).replace('<', '\\u003c')
+    notes = dict(
+        model='The model was trained on simulated data: what it says is not about people.',
+        data='The dialogues are simulated: nobody said or felt any of this.',
+    )
+    note = ''.join(
+        f'<p class="simulated">{notes[k]}</p>' for k, yes in shown['simulated'].items() if yes
+    )
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title><style>{STYLE}</style>
 <h1>{escape(title)}</h1>{note}
 <p>Take modalities away, for the whole dialogue, and see what the model then says. Black marks: with all modalities.</p>
 <main><nav><h2>Utterance</h2><div id="list"></div></nav><section>
 <div id="toggles"></div><h2 id="who"></h2><p id="what"></p>
-<h2>{"Probabilities" if shown["classes"] else "Score"}</h2><div id="told"></div>
+<h2>{'Probabilities' if shown['classes'] else 'Score'}</h2><div id="told"></div>
 <h2>From the private part</h2><div id="private"></div>
-<h2>Neighbours <small>most alike by {shown["by"]}, with the same modalities</small></h2><table id="near"></table>
+<h2>Neighbours <small>most alike by {shown['by']}, with the same modalities</small></h2><table id="near"></table>
 <h2>The dialogue</h2><div id="strip"></div>
 </section></main>
 <script type="application/json" id="data">{data}</script><script>{SCRIPT}</script></html>

@@ -17,72 +17,100 @@ from ..model.mculora import MCULoRA, stack
 
 # %% ../../nbs/use/00_merge.ipynb #31f44b75
 def folded(
-    lora:CombinationLoRA, # adapters
-    i:int,                # which one
-    base:Tensor,          # [d_out, d_in] the map it adapts: W, the identity, or zeros
-)->Tensor:                # [d_out, d_in] W + alpha B_i A_i
+    lora: CombinationLoRA,  # adapters
+    i: int,  # which one
+    base: Tensor,  # [d_out, d_in] the map it adapts: W, the identity, or zeros
+) -> Tensor:  # [d_out, d_in] W + alpha B_i A_i
     "The adapted map as one matrix."
-    return (base.double() + lora.alpha*lora.B[i].double() @ lora.A[i].double()).to(base.dtype)
+    return (base.double() + lora.alpha * lora.B[i].double() @ lora.A[i].double()).to(base.dtype)
 
 # %% ../../nbs/use/00_merge.ipynb #d508fdb0
 class Each(nn.Module):
     "A map of its own for each modality."
-    def __init__(self,
-        weight:Tensor, # [k, d, d]
+
+    def __init__(
+        self,
+        weight: Tensor,  # [k, d, d]
     ):
         super().__init__()
         self.weight = nn.Parameter(weight)
-    def forward(self, R): return torch.einsum('blkd,ked->blke', R, self.weight)
 
+    def forward(self, R):
+        return torch.einsum('blkd,ked->blke', R, self.weight)
+
+# %% ../../nbs/use/00_merge.ipynb #2cf2aa2f
 class Merged(nn.Module):
     "MCULoRA under one combination, in plain maps."
-    def __init__(self,
-        names:tuple[str, ...],       # k modalities: those of the combination
-        encoders:list[nn.ModuleDict],# of the private and the common path; one: they share it
-        maps:dict[str, nn.Module],   # path -> what stands behind its encoders
-        fusion:Fusion,               # of k modalities
-        heads:dict[str, nn.Linear],  # path -> head; without 'private', the common path alone predicts
-        weight:AdaptiveWeight|None,  # of k modalities
+
+    def __init__(
+        self,
+        names: tuple[str, ...],  # k modalities: those of the combination
+        # of the private and the common path; one: they share it
+        encoders: list[nn.ModuleDict],
+        maps: dict[str, nn.Module],  # path -> what stands behind its encoders
+        fusion: Fusion,  # of k modalities
+        # path -> head; without 'private', the common path alone predicts
+        heads: dict[str, nn.Linear],
+        weight: AdaptiveWeight | None,  # of k modalities
     ):
         super().__init__()
         self.names, self.encoders, self.maps = names, nn.ModuleList(encoders), nn.ModuleDict(maps)
         self.fusion, self.heads, self.weight = fusion, nn.ModuleDict(heads), weight
 
-    def forward(self,
-        features:dict[str, Tensor], # modality -> [B, L, D_m], of the combination's modalities; others are not looked at
-        there:Tensor,               # [B, L] bool: utterances that have them; False on padding
-    )->tuple[Tensor, Tensor]:       # [B, L, C] logits or scores; [B, L, 1] weight of the private part, 0 without one. Where nothing is there, of no meaning
-        R = [stack({m: e[m](features[m], there) for m in self.names}) for e in self.encoders]   # [B, L, k, d]
-        com, present = self.maps['common'](R[-1]), there[..., None].expand(*there.shape, len(self.names))
+    def forward(
+        self,
+        # modality -> [B, L, D_m], of the combination's modalities; others are not looked at
+        features: dict[str, Tensor],
+        # [B, L] bool: utterances that have them; False on padding
+        there: Tensor,
+        # [B, L, C] logits or scores; [B, L, 1] weight of the private part, 0 without one. Where
+        # nothing is there, of no meaning
+    ) -> tuple[Tensor, Tensor]:
+        # [B, L, k, d]
+        R = [stack({m: e[m](features[m], there) for m in self.names}) for e in self.encoders]
+        com, present = (
+            self.maps['common'](R[-1]),
+            there[..., None].expand(*there.shape, len(self.names)),
+        )
         if self.weight is None:
             y = self.heads['common'](self.fusion(com, present))
             return y, torch.zeros_like(y[..., :1])
         prt = self.maps['private'](R[0])
-        token_prt, token_com = self.fusion(torch.stack([prt, com]), present.expand(2, *present.shape)).unbind(0)
+        token_prt, token_com = self.fusion(
+            torch.stack([prt, com]), present.expand(2, *present.shape)
+        ).unbind(0)
         w = self.weight(prt, present)
         return mix(self.heads['common'](token_com), self.heads['private'](token_prt), w), w
 
 # %% ../../nbs/use/00_merge.ipynb #f67f3df1
-def _linear(weight, bias): # a plain map with these numbers
+def _linear(weight, bias):  # a plain map with these numbers
     out = nn.Linear(weight.shape[1], weight.shape[0])
-    out.weight.data.copy_(weight); out.bias.data.copy_(bias)
+    out.weight.data.copy_(weight)
+    out.bias.data.copy_(bias)
     return out
 
-def _columns(weight, row): # [o, M d] -> [o, k d]: of the modalities that are there
+
+def _columns(weight, row):  # [o, M d] -> [o, k d]: of the modalities that are there
     return weight.unflatten(1, (len(row), -1))[:, row].flatten(1)
 
-def _fusion(f, row): # Omega of these modalities
+
+def _fusion(f, row):  # Omega of these modalities
     out = deepcopy(f)
-    out.who, out.splice = nn.Parameter(f.who[row].clone()), _linear(_columns(f.splice.weight, row), f.splice.bias)
+    out.who, out.splice = (
+        nn.Parameter(f.who[row].clone()),
+        _linear(_columns(f.splice.weight, row), f.splice.bias),
+    )
     return out
 
-def _weight(w, row): # the weight's MLP of these modalities
+
+def _weight(w, row):  # the weight's MLP of these modalities
     out = deepcopy(w)
     out.mlp[0] = _linear(_columns(w.mlp[0].weight, row), w.mlp[0].bias)
     return out
 
 # %% ../../nbs/use/00_merge.ipynb #a1bbe85f
-def _adapted(e, adapters, i): # a copy of an encoder whose linear maps have taken their adapters in
+# a copy of an encoder whose linear maps have taken their adapters in
+def _adapted(e, adapters, i):
     out = deepcopy(e)
     maps = dict(out.named_modules())
     for name, lora in adapters.lora.items():
@@ -90,31 +118,66 @@ def _adapted(e, adapters, i): # a copy of an encoder whose linear maps have take
         w.weight.data.copy_(folded(lora, i, w.weight))
     return out
 
+# %% ../../nbs/use/00_merge.ipynb #bceb5617
 @torch.no_grad()
 def merge(
-    method:Method, # a trained MCULoRA, left as it is
-    label:str,     # the combination: 'a', 'at', 'text+audio', ...
-)->Merged:         # in evaluation mode; for utterances that have just these modalities, in dialogues in which all have
+    method: Method,  # a trained MCULoRA, left as it is
+    label: str,  # the combination: 'a', 'at', 'text+audio', ...
+    # in evaluation mode; for utterances that have just these modalities, in dialogues in which all
+    # have
+) -> Merged:
     "One combination in plain maps. Raises `ValueError` for other methods and unknown combinations."
-    if type(method) is not MCULoRA: raise ValueError(f'merge: found the method {method.name!r}, expected {MCULoRA.name!r}: no other has adapters that it knows how to fold')
+    if type(method) is not MCULoRA:
+        raise ValueError(
+            f'merge: found the method {method.name!r}, expected {MCULoRA.name!r}: no other '
+            'has adapters that it knows how to fold'
+        )
     s, i = method.settings, combination(label, method.widths)
     row, two = members(len(method.widths))[i], method.stages()[-1].name == 'finetune'
-    private = two and bool(method.occurs[i])                                                 # the private part has a say; else the common one speaks alone
+    # the private part has a say; else the common one speaks alone
+    private = two and bool(method.occurs[i])
     names = tuple(m for m, has in zip(method.widths, row.tolist()) if has)
     plain = lambda: nn.ModuleDict({m: deepcopy(method.encoders[m]) for m in names})
     encoders, maps = [plain()], dict(private=nn.Identity(), common=nn.Identity())
     if two and s.adapter_place == 'linear':
-        path = lambda kind, n: nn.ModuleDict({m: _adapted(method.encoders[m], method.adapters[kind][m], n) for m in names})
-        encoders = [*([path('private', i) if s.private else plain()] if private else []), path('common', 0)]
+        path = lambda kind, n: nn.ModuleDict(
+            {m: _adapted(method.encoders[m], method.adapters[kind][m], n) for m in names}
+        )
+        encoders = [
+            *([path('private', i) if s.private else plain()] if private else []),
+            path('common', 0),
+        ]
     if two and s.adapter_place == 'output':
-        base = (0 if method.adapters.literal else 1)*torch.eye(s.width, device=method.q.device)
-        maps = {kind: Each(torch.stack([folded(getattr(method.adapters, kind)[m], n, base) for m in names])) for kind, n in (('private', i), ('common', 0))}
-        if not s.private: maps['private'] = nn.Identity()
-    heads = {kind: _linear(h.weight[n], h.bias[n]) for kind, h, n in (('private', method.private_head, i), ('common', method.common_head, 0)) if private or kind == 'common'}
-    return Merged(names, encoders, maps, _fusion(method.fusion, row), heads, _weight(method.weight, row) if private else None).eval().requires_grad_(False)
+        base = (0 if method.adapters.literal else 1) * torch.eye(s.width, device=method.q.device)
+        maps = {
+            kind: Each(
+                torch.stack([folded(getattr(method.adapters, kind)[m], n, base) for m in names])
+            )
+            for kind, n in (('private', i), ('common', 0))
+        }
+        if not s.private:
+            maps['private'] = nn.Identity()
+    heads = {
+        kind: _linear(h.weight[n], h.bias[n])
+        for kind, h, n in (('private', method.private_head, i), ('common', method.common_head, 0))
+        if private or kind == 'common'
+    }
+    return (
+        Merged(
+            names,
+            encoders,
+            maps,
+            _fusion(method.fusion, row),
+            heads,
+            _weight(method.weight, row) if private else None,
+        )
+        .eval()
+        .requires_grad_(False)
+    )
 
+# %% ../../nbs/use/00_merge.ipynb #54e47269
 def size(
-    module:nn.Module, # any
-)->int:
+    module: nn.Module,  # any
+) -> int:
     "Number of parameters."
     return sum(p.numel() for p in module.parameters())

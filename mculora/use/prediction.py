@@ -18,201 +18,384 @@ from ..basics.modalities import combination_index, labels
 from ..basics.dialogues import Batch, DataError, Dialogues, batch, batches, select
 from ..basics.files import write_atomically
 from ..data.sources import find_all, read_layout, scale
-from ..data.tables import KINDS, Columns, read_table, _frame, _measured, _numbers, _order, _short, _vectors
+from mculora.data.tables import (
+    KINDS,
+    Columns,
+    read_table,
+    _frame,
+    _measured,
+    _numbers,
+    _order,
+    _short,
+    _vectors,
+)
 from .artefact import Artefact, load, readout
 
 # %% ../../nbs/use/02_prediction.ipynb #9617afc5
-Utterance = dict # modality -> [D_m] array, tensor or list; None or absent: missing
+Utterance = dict  # modality -> [D_m] array, tensor or list; None or absent: missing
 
-def _speaker(s): # 0, 1, ...
+
+def _speaker(s):  # 0, 1, ...
     with suppress(TypeError):
-        if 0 <= operator.index(s) < 2**31: return operator.index(s)
+        if 0 <= operator.index(s) < 2**31:
+            return operator.index(s)
     raise DataError(f'speakers: found {s!r:.40}, expected whole numbers from 0')
 
+# %% ../../nbs/use/02_prediction.ipynb #d58d0b46
 def gather(
-    a:Artefact,                 # whose modalities and widths are expected
-    ids:list[str],              # K dialogue names
-    dialogues:list[list[Utterance]], # K dialogues
-    speakers:list[list[int]]|None=None, # 0, 1, ... for every utterance; None: one speaker
-    nonfinite:Literal['refuse', 'entry', 'modality']='refuse', # NaN and infinity
-)->Dialogues:                   # raw features, NaN where not measured; labels are 0
+    a: Artefact,  # whose modalities and widths are expected
+    ids: list[str],  # K dialogue names
+    dialogues: list[list[Utterance]],  # K dialogues
+    # 0, 1, ... for every utterance; None: one speaker
+    speakers: list[list[int]] | None = None,
+    nonfinite: Literal['refuse', 'entry', 'modality'] = 'refuse',  # NaN and infinity
+) -> Dialogues:  # raw features, NaN where not measured; labels are 0
     "Utterances as `Dialogues`. Raises `DataError` for what the model cannot use."
-    widths, rows, bad = a.method.widths, [(i, j, u) for i, d in zip(ids, dialogues) for j, u in enumerate(d)], []
-    if not rows or min(map(len, dialogues)) == 0: raise DataError('dialogues: found one without utterances, expected at least one utterance')
-    features, present = {m: torch.zeros(len(rows), w) for m, w in widths.items()}, torch.zeros(len(rows), len(widths), dtype=torch.bool)
+    widths, rows, bad = (
+        a.method.widths,
+        [(i, j, u) for i, d in zip(ids, dialogues) for j, u in enumerate(d)],
+        [],
+    )
+    if not rows or min(map(len, dialogues)) == 0:
+        raise DataError('dialogues: found one without utterances, expected at least one utterance')
+    features, present = (
+        {m: torch.zeros(len(rows), w) for m, w in widths.items()},
+        torch.zeros(len(rows), len(widths), dtype=torch.bool),
+    )
     for n, (i, j, u) in enumerate(rows):
-        if odd := [m for m in u if m not in widths]: bad.append(f'dialogue {i!r}, position {j}: found the modality {odd[0]!r}, expected {", ".join(widths)}')
+        if odd := [m for m in u if m not in widths]:
+            bad.append(
+                f'dialogue {i!r}, position {j}: found the modality {odd[0]!r}, expected '
+                f'{", ".join(widths)}'
+            )
         for k, (m, w) in enumerate(widths.items()):
-            if u.get(m) is None: continue
+            if u.get(m) is None:
+                continue
             try:
-                if (x := _measured(_numbers(u[m]), nonfinite, w)) is not None: features[m][n], present[n, k] = torch.from_numpy(x), True
-            except DataError as e: bad.append(f'dialogue {i!r}, position {j}, {m!r}: {e}')
-    if bad: raise DataError('; '.join(bad[:3]) + f'; and {len(bad) - 3} more'*(len(bad) > 3))
-    who = torch.tensor([_speaker(s) for d in speakers for s in d] if speakers else [0]*len(rows))
-    if len(who) != len(rows): raise DataError(f'speakers: found {len(who)}, expected one for each of {len(rows)} utterances')
-    return Dialogues(a.task, features, present, who, torch.zeros(len(rows), dtype=torch.long if a.task.classes else torch.float),
-        torch.tensor([0, *map(len, dialogues)]).cumsum(0), tuple(ids), tuple(f'{i}_{j}' for i, j, _ in rows), ('test',)*len(ids))
+                if (x := _measured(_numbers(u[m]), nonfinite, w)) is not None:
+                    features[m][n], present[n, k] = torch.from_numpy(x), True
+            except DataError as e:
+                bad.append(f'dialogue {i!r}, position {j}, {m!r}: {e}')
+    if bad:
+        raise DataError('; '.join(bad[:3]) + f'; and {len(bad) - 3} more' * (len(bad) > 3))
+    who = torch.tensor([_speaker(s) for d in speakers for s in d] if speakers else [0] * len(rows))
+    if len(who) != len(rows):
+        raise DataError(
+            f'speakers: found {len(who)}, expected one for each of {len(rows)} utterances'
+        )
+    return Dialogues(
+        a.task,
+        features,
+        present,
+        who,
+        torch.zeros(len(rows), dtype=torch.long if a.task.classes else torch.float),
+        torch.tensor([0, *map(len, dialogues)]).cumsum(0),
+        tuple(ids),
+        tuple(f'{i}_{j}' for i, j, _ in rows),
+        ('test',) * len(ids),
+    )
 
 # %% ../../nbs/use/02_prediction.ipynb #ca99259b
 @dataclass(frozen=True)
 class Prediction:
     "What is told of an utterance."
-    combination:str                  # what was there, 'at'; '': nothing, and then nothing is told
-    label:str|None = None            # the most probable class; None for scores
-    probability:dict[str, float] = field(default_factory=dict) # class -> calibrated probability; empty for scores
-    score:float|None = None          # cut to the range of the labels; None for classes
-    private:float|None = None        # share of the private part, 0 to 1; None: the method has none
 
+    # what was there, 'at'; '': nothing, and then nothing is told
+    combination: str
+    label: str | None = None  # the most probable class; None for scores
+    # class -> calibrated probability; empty for scores
+    probability: dict[str, float] = field(default_factory=dict)
+    score: float | None = None  # cut to the range of the labels; None for classes
+    # share of the private part, 0 to 1; None: the method has none
+    private: float | None = None
+
+# %% ../../nbs/use/02_prediction.ipynb #3dfb3e6b
 class Predictor:
     "A model that is ready to be asked."
-    def __init__(self,
-        model,                       # its folder, or an `Artefact`
-        nonfinite:Literal['refuse', 'entry', 'modality']='refuse', # NaN and infinity in vectors given in Python
+
+    def __init__(
+        self,
+        model,  # its folder, or an `Artefact`
+        # NaN and infinity in vectors given in Python
+        nonfinite: Literal['refuse', 'entry', 'modality'] = 'refuse',
     ):
         self.a, self.nonfinite = model if isinstance(model, Artefact) else load(model), nonfinite
 
-    def __call__(self,
-        dialogue:list[Utterance],    # in their order
-        speakers:list[int]|None=None, # 0, 1, ...: who speaks; None: one speaker
-    )->list[Prediction]:
+    def __call__(
+        self,
+        dialogue: list[Utterance],  # in their order
+        speakers: list[int] | None = None,  # 0, 1, ...: who speaks; None: one speaker
+    ) -> list[Prediction]:
         "Predict a whole dialogue. Raises `DataError` for what the model cannot use."
-        return self.predict(gather(self.a, ['dialogue'], [dialogue], [speakers] if speakers else None, self.nonfinite))
+        return self.predict(
+            gather(
+                self.a, ['dialogue'], [dialogue], [speakers] if speakers else None, self.nonfinite
+            )
+        )
 
-    def batches(self,
-        d:Dialogues,                 # raw features, NaN where not measured; modalities as the model's
-    )->Iterator[tuple[Tensor, Batch]]: # rows of `d`, and the batch they are the valid utterances of
-        "What the model is shown. Noise, where a method draws any, is the same whichever dialogues are asked about together."
-        ready = scale(d, self.a.scale) if self.a.scale else replace(d, features={m: x.masked_fill(x.isnan(), 0.) for m, x in d.features.items()})
+    def batches(
+        self,
+        # raw features, NaN where not measured; modalities as the model's
+        d: Dialogues,
+        # rows of `d`, and the batch they are the valid utterances of
+    ) -> Iterator[tuple[Tensor, Batch]]:
+        """What the model is shown. Noise, where a method draws any, is the same whichever
+        dialogues are asked about together."""
+        ready = (
+            scale(d, self.a.scale)
+            if self.a.scale
+            else replace(
+                d, features={m: x.masked_fill(x.isnan(), 0.0) for m, x in d.features.items()}
+            )
+        )
         for rows in batches(ready.lengths, len(ready), 512):
             b = batch(ready, rows)
-            yield torch.cat([torch.arange(int(d.offset[k]), int(d.offset[k+1])) for k in rows]), replace(b, place=torch.arange(b.shape[1]).expand(b.shape))
+            yield (
+                torch.cat([torch.arange(int(d.offset[k]), int(d.offset[k + 1])) for k in rows]),
+                replace(b, place=torch.arange(b.shape[1]).expand(b.shape)),
+            )
 
     @torch.no_grad()
-    def outputs(self,
-        d:Dialogues,                 # raw features, modalities as the model's
-    )->tuple[Tensor, Tensor, Tensor|None]: # [N, C] probabilities or scores, [N] index of the combination (-1: nothing there), [N] private share
+    def outputs(
+        self,
+        d: Dialogues,  # raw features, modalities as the model's
+        # [N, C] probabilities or scores, [N] index of the combination (-1: nothing there), [N]
+        # private share
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         "What is told, as numbers."
         a, y, share = self.a, torch.zeros(len(d.utterances), d.task.n_outputs), None
         for at, b in self.batches(d):
             y[at] = a.method.predict(b)[b.valid].float()
-            if (w := a.method.inspect(b).get('weight')) is not None: share = torch.zeros(len(y)) if share is None else share; share[at] = w[b.valid][:, 0].float()
+            if (w := a.method.inspect(b).get('weight')) is not None:
+                share = torch.zeros(len(y)) if share is None else share
+                share[at] = w[b.valid][:, 0].float()
         index = combination_index(d.present)
-        T = torch.tensor([a.calibration.temperature[c] for c in labels(a.modalities)])[index.clamp(0)]
+        T = torch.tensor([a.calibration.temperature[c] for c in labels(a.modalities)])[
+            index.clamp(0)
+        ]
         return readout(a.task, y, T[:, None]), index, share
 
-    def predict(self,
-        d:Dialogues,                 # raw features; a modality that the model does not know is an error, one that is not there is missing
-    )->list[Prediction]:             # in the order of `d`
+    def predict(
+        self,
+        # raw features; a modality that the model does not know is an error, one that is not there
+        # is missing
+        d: Dialogues,
+    ) -> list[Prediction]:  # in the order of `d`
         "Predict dialogues."
         names, classes = labels(self.a.modalities), self.a.task.classes
         y, index, share = self.outputs(self.fitted(d))
-        def one(p, i, w):
-            if i < 0: return Prediction('')
-            if not classes: return Prediction(names[i], score=p[0], private=w)
-            return Prediction(names[i], classes[max(range(len(p)), key=p.__getitem__)], dict(zip(classes, p)), private=w)
-        return [one(*x) for x in zip(y.tolist(), index.tolist(), [None]*len(y) if share is None else share.tolist())]
 
-    def fitted(self,
-        d:Dialogues,                 # with some of the model's modalities, in any order
-    )->Dialogues:                    # with all of them, in its order
+        def one(p, i, w):
+            if i < 0:
+                return Prediction('')
+            if not classes:
+                return Prediction(names[i], score=p[0], private=w)
+            return Prediction(
+                names[i],
+                classes[max(range(len(p)), key=p.__getitem__)],
+                dict(zip(classes, p)),
+                private=w,
+            )
+
+        return [
+            one(*x)
+            for x in zip(
+                y.tolist(), index.tolist(), [None] * len(y) if share is None else share.tolist()
+            )
+        ]
+
+    def fitted(
+        self,
+        d: Dialogues,  # with some of the model's modalities, in any order
+    ) -> Dialogues:  # with all of them, in its order
         "Dialogues as the model expects them. Raises `DataError` where they cannot be."
         want = self.a.method.widths
-        if odd := [m for m in d.modalities if m not in want]: raise DataError(f'{d.task.name}: found the modality {odd[0]!r}, expected {", ".join(want)}')
-        if odd := [m for m in d.modalities if d.widths[m] != want[m]]: raise DataError(f'{d.task.name}, {odd[0]!r}: found width {d.widths[odd[0]]}, expected {want[odd[0]]}')
+        if odd := [m for m in d.modalities if m not in want]:
+            raise DataError(
+                f'{d.task.name}: found the modality {odd[0]!r}, expected {", ".join(want)}'
+            )
+        if odd := [m for m in d.modalities if d.widths[m] != want[m]]:
+            raise DataError(
+                f'{d.task.name}, {odd[0]!r}: found width {d.widths[odd[0]]}, expected '
+                f'{want[odd[0]]}'
+            )
         n, has = len(d.utterances), dict(zip(d.modalities, d.present.T))
-        return replace(d, task=self.a.task, features={m: d.features.get(m, torch.zeros(n, w)) for m, w in want.items()}, present=torch.stack([has.get(m, torch.zeros(n, dtype=torch.bool)) for m in want], -1))
+        return replace(
+            d,
+            task=self.a.task,
+            features={m: d.features.get(m, torch.zeros(n, w)) for m, w in want.items()},
+            present=torch.stack([has.get(m, torch.zeros(n, dtype=torch.bool)) for m in want], -1),
+        )
 
-    def stream(self)->'Stream': "A dialogue that has just begun."; return Stream(self)
+    def stream(self) -> 'Stream':
+        "A dialogue that has just begun."
+        return Stream(self)
 
 # %% ../../nbs/use/02_prediction.ipynb #78d96774
 class Stream:
     "A dialogue as it comes."
-    def __init__(self,
-        predictor:Predictor, #
+
+    def __init__(
+        self,
+        predictor: Predictor,  #
     ):
         self.predictor, self.past, self.speakers = predictor, [], []
 
-    def add(self,
-        utterance:Utterance, # what is there of it
-        speaker:int=0,       # who speaks: 0, 1, ...
-    )->Prediction:           # of this utterance, given all before it
-        "The next utterance. Raises `DataError` for what the model cannot use; the dialogue is then as it was."
+    def add(
+        self,
+        utterance: Utterance,  # what is there of it
+        speaker: int = 0,  # who speaks: 0, 1, ...
+    ) -> Prediction:  # of this utterance, given all before it
+        """The next utterance. Raises `DataError` for what the model cannot use; the dialogue is
+        then as it was."""
         past, speakers = [*self.past, utterance], [*self.speakers, speaker]
         out = self.predictor(past, speakers)[-1]
         self.past, self.speakers = past, speakers
         return out
 
 # %% ../../nbs/use/02_prediction.ipynb #6f1969ae
-def _release(path, task, features): # a feature release as dialogues
+def _release(path, task, features):  # a feature release as dialogues
     found = find_all(path)
     own = [(n, f) for n, f in found if n == task.name.split('-')[0]] or found
-    if not own: raise DataError(f'{path}: found no dataset, expected IEMOCAP, CMUMOSI or CMUMOSEI with a label pickle, or a table')
+    if not own:
+        raise DataError(
+            f'{path}: found no dataset, expected IEMOCAP, CMUMOSI or CMUMOSEI with a label '
+            'pickle, or a table'
+        )
     d, bad = read_layout(own[0][1], own[0][0], features, progress=False)
-    if bad: raise DataError(f'{own[0][1]}: ' + '; '.join(bad[:3]))
-    odd = [f'{v!r} for {m}, expected {task.views[m]!r}' for m, v in d.task.views.items() if v != task.views.get(m, v)]
-    if odd and features is None: raise DataError(f'{own[0][1]}: found {"; ".join(odd)} as in training; or say which folder is which (--features MODALITY=FOLDER)')
+    if bad:
+        raise DataError(f'{own[0][1]}: ' + '; '.join(bad[:3]))
+    odd = [
+        f'{v!r} for {m}, expected {task.views[m]!r}'
+        for m, v in d.task.views.items()
+        if v != task.views.get(m, v)
+    ]
+    if odd and features is None:
+        raise DataError(
+            f'{own[0][1]}: found {"; ".join(odd)} as in training; or say which folder is '
+            'which (--features MODALITY=FOLDER)'
+        )
     return d
 
-def _columns(a, f, c, features): # modality -> column of the table
+
+def _columns(a, f, c, features):  # modality -> column of the table
     names, there = ', '.join(a.modalities), ', '.join(map(str, f.columns))
     if features is None:
         features = {m: m for m in a.modalities if m in f.columns}
-        if odd := [col for m, col in _vectors(f, c).items() if m not in features]: raise DataError(f'found vectors in the column {odd[0]!r}, expected none but {names}')
-        if not features: raise DataError(f'found no column of a modality, expected one or more of {names}; the table has {there}')
-    if odd := [m for m in features if m not in a.modalities]: raise DataError(f'features: found the modality {odd[0]!r}, expected {names}')
+        if odd := [col for m, col in _vectors(f, c).items() if m not in features]:
+            raise DataError(f'found vectors in the column {odd[0]!r}, expected none but {names}')
+        if not features:
+            raise DataError(
+                f'found no column of a modality, expected one or more of {names}; the table '
+                f'has {there}'
+            )
+    if odd := [m for m in features if m not in a.modalities]:
+        raise DataError(f'features: found the modality {odd[0]!r}, expected {names}')
     return features
 
-def _asked(a, f, base, c, features): # dialogues, and where each row is from
-    if not len(f): raise DataError('found no rows, expected at least one')
+# %% ../../nbs/use/02_prediction.ipynb #5aa61ee5
+def _asked(a, f, base, c, features):  # dialogues, and where each row is from
+    if not len(f):
+        raise DataError('found no rows, expected at least one')
     features = _columns(a, f, c, features)
     d, bad = read_table(f, c, features, base=base, task=a.task, widths=a.method.widths)
-    if bad: raise DataError('; '.join(bad[:3]) + f'; and {len(bad) - 3} more'*(len(bad) > 3))
-    if not d.present.any(): raise DataError(f'found no value in {", ".join(map(str, features.values()))}, expected at least one modality of one utterance')
+    if bad:
+        raise DataError('; '.join(bad[:3]) + f'; and {len(bad) - 3} more' * (len(bad) > 3))
+    if not d.present.any():
+        raise DataError(
+            f'found no value in {", ".join(map(str, features.values()))}, expected at least '
+            'one modality of one utterance'
+        )
     dialogue, place, order, _ = _order(f, c)
     at = dict(zip(d.ids, range(len(d))))
-    first = [at[k] for k in dict.fromkeys(dialogue)]                                            # `read_table` sorts them by name
-    rows = [order[d.offset[k]:d.offset[k+1]].tolist() for k in first]
-    return select(d, first), [dict(dialogue=dialogue[i], position=_short(place[i]) if c.position in f.columns else j) for r in rows for j, i in enumerate(r)]
+    # `read_table` sorts them by name
+    first = [at[k] for k in dict.fromkeys(dialogue)]
+    rows = [order[d.offset[k] : d.offset[k + 1]].tolist() for k in first]
+    return select(d, first), [
+        dict(dialogue=dialogue[i], position=_short(place[i]) if c.position in f.columns else j)
+        for r in rows
+        for j, i in enumerate(r)
+    ]
 
+# %% ../../nbs/use/02_prediction.ipynb #0d39818f
 def read_input(
-    a:Artefact, # whose modalities are expected
-    path,       # a .parquet, .csv or .jsonl table, or a folder of a feature release
-    columns:Columns|None=None, # of a table: which column is what; None: as in the table that the model was trained on
-    features:dict[str, str]|None=None, # modality -> column of a table, or feature folder of a release; None: the columns called as the modalities, and no others with vectors; the folders of training
-)->tuple[Dialogues, list[dict]]: # raw features, NaN where not measured; for every utterance its dialogue and position: dialogues as they first appear, utterances by position
-    "What is to be predicted. Raises `DataError` for what cannot be read or used, with the first problems and their number."
+    a: Artefact,  # whose modalities are expected
+    path,  # a .parquet, .csv or .jsonl table, or a folder of a feature release
+    # of a table: which column is what; None: as in the table that the model was trained on
+    columns: Columns | None = None,
+    # modality -> column of a table, or feature folder of a release; None: the columns called as the
+    # modalities, and no others with vectors; the folders of training
+    features: dict[str, str] | None = None,
+    # raw features, NaN where not measured; for every utterance its dialogue and position: dialogues
+    # as they first appear, utterances by position
+) -> tuple[Dialogues, list[dict]]:
+    """What is to be predicted. Raises `DataError` for what cannot be read or used, with the first
+    problems and their number."""
     path = Path(path)
     if path.is_dir():
         d = _release(path, a.task, features)
-        return d, [dict(dialogue=i, position=j) for i, n in zip(d.ids, d.lengths.tolist()) for j in range(n)]
-    if not path.exists(): raise DataError(f'{path}: found no such file or folder, expected a table ({", ".join(KINDS)}) or a feature release')
+        return d, [
+            dict(dialogue=i, position=j)
+            for i, n in zip(d.ids, d.lengths.tolist())
+            for j in range(n)
+        ]
+    if not path.exists():
+        raise DataError(
+            f'{path}: found no such file or folder, expected a table ({", ".join(KINDS)}) '
+            'or a feature release'
+        )
     f, name = _frame(path, c := columns or a.table)
-    try: return _asked(a, f.reset_index(drop=True), path.parent, c, features)
-    except (DataError, OSError) as e: raise DataError(f'{name}: {str(e).removeprefix("the table: ")}') from None
+    try:
+        return _asked(a, f.reset_index(drop=True), path.parent, c, features)
+    except (DataError, OSError) as e:
+        raise DataError(f'{name}: {str(e).removeprefix("the table: ")}') from None
 
 # %% ../../nbs/use/02_prediction.ipynb #18be5104
 def as_rows(
-    a:Artefact,                # who was asked
-    where:list[dict],          # N times dialogue and position
-    told:list[Prediction],     # N
-)->list[dict]:                 # N rows: dialogue, position, combination, label and a probability per class, or score; private, model
+    a: Artefact,  # who was asked
+    where: list[dict],  # N times dialogue and position
+    told: list[Prediction],  # N
+    # N rows: dialogue, position, combination, label and a probability per class, or score; private,
+    # model
+) -> list[dict]:
     "Predictions as rows of a table."
+
     def one(w, p):
-        said = dict(label=p.label) | {f'p_{c}': p.probability.get(c) for c in a.task.classes} if a.task.classes else dict(score=p.score)
-        return w | dict(combination=p.combination) | said | dict(private=p.private, model=f'{a.method.name} trained on {a.task.name}')
+        said = (
+            dict(label=p.label) | {f'p_{c}': p.probability.get(c) for c in a.task.classes}
+            if a.task.classes
+            else dict(score=p.score)
+        )
+        return (
+            w
+            | dict(combination=p.combination)
+            | said
+            | dict(private=p.private, model=f'{a.method.name} trained on {a.task.name}')
+        )
+
     return [one(*x) for x in zip(where, told)]
 
-def writable(path)->Path:
+
+def writable(path) -> Path:
     "A path that a table can have. Raises `DataError` for other endings."
-    if (path := Path(path)).suffix not in KINDS: raise DataError(f'{path}: found the ending {path.suffix!r}, expected one of {", ".join(KINDS)}')
+    if (path := Path(path)).suffix not in KINDS:
+        raise DataError(
+            f'{path}: found the ending {path.suffix!r}, expected one of {", ".join(KINDS)}'
+        )
     return path
 
+# %% ../../nbs/use/02_prediction.ipynb #36cd1c7c
 def write_rows(
-    rows:list[dict], # of `as_rows`
-    path,            # .parquet, .csv or .jsonl
+    rows: list[dict],  # of `as_rows`
+    path,  # .parquet, .csv or .jsonl
 ):
     "Write a table in one step. Raises `DataError` for another ending."
-    import pandas as pd # here: asking in Python needs no pandas
+    import pandas as pd  # here: asking in Python needs no pandas
+
     path, f = writable(path), pd.DataFrame(rows)
-    how = {'.parquet': lambda p: f.to_parquet(p, index=False), '.csv': lambda p: f.to_csv(p, index=False), '.jsonl': lambda p: p.write_text(''.join(json.dumps(r) + '\n' for r in rows))}
+    how = {
+        '.parquet': lambda p: f.to_parquet(p, index=False),
+        '.csv': lambda p: f.to_csv(p, index=False),
+        '.jsonl': lambda p: p.write_text(''.join(json.dumps(r) + '\n' for r in rows)),
+    }
     write_atomically(path, how[path.suffix])
