@@ -125,9 +125,11 @@ def test_parameters_cell(path):
     assert len(cells) == 1 if needs_one else len(cells) <= 1
     for cell in cells:
         assert cell['cell_type'] == 'code'
-        # one assignment a line: papermill knows no other names
-        for line in source(cell).splitlines():
-            assert re.match(r'\s*(#|$)|[a-z_]\w*\s*(:[^=;]+)?=[^;]*(#|$)', line), line
+        # papermill reads names at the beginning of a line: one assignment each, without a semicolon
+        lines = source(cell).splitlines()
+        for node in ast.parse(source(cell)).body:
+            line = lines[node.lineno - 1]
+            assert re.match(r'[a-z_]\w*\s*(:[^=;]+)?=[^;]*(#|$)', line), line
 
 
 def outputs(nb):
