@@ -127,6 +127,7 @@ coverage: $(STAMP) ## which lines the tests run; a notebook's own cells are not 
 
 lint: $(STAMP) ## what is not run: ruff over package, notebooks and tests, types, who imports whom, clean notebooks, the package as exported; changes nothing
 	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet nbs tests || { echo 'not as ruff writes it: .venv/bin/ruff format nbs tests, then make export' >&2; exit 1; }
 	@$(BIN)/mypy --no-error-summary
 	@said=$$(PYTHONPATH=. $(BIN)/lint-imports --no-cache) || { echo "$$said"; exit 1; }
 	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_toolchain.py -k 'exactly_what or are_clean'
