@@ -50,6 +50,7 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 		echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear "$(VENV)"; }
 	@echo "installing the pinned packages into $(VENV): some minutes, the first time"
 	@$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -r requirements.txt -c constraints.txt -e .
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true    # pip would do it on one core; some files are templates for other Pythons
 	@$(BIN)/python -m ipykernel install --sys-prefix --name python3 >/dev/null
 	@touch $@
 
