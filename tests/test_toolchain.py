@@ -229,6 +229,8 @@ NOTEBOOK_OF = {}  # module name -> path of its notebook in nbs/
 for module in MODULES:
     if m := re.search(r'File to edit: (?:\.\./)+nbs/(\S+\.ipynb)', module.read_text()):
         NOTEBOOK_OF['.'.join(module.relative_to(ROOT).with_suffix('').parts)] = m[1]
+# what `import mculora` gives; it imports nothing, so it has no place in the order
+FACE = NOTEBOOK_OF.pop('mculora.__init__')
 
 
 def imported(tree, package=''):
@@ -264,6 +266,7 @@ def place(notebook):
 
 
 def test_a_notebooks_folder_is_its_modules_package():
+    assert FACE == '00_start.ipynb'
     for name, notebook in NOTEBOOK_OF.items():
         part, file = notebook.removesuffix('.ipynb').split('/')
         assert name == f'mculora.{part}.{file.split("_", 1)[1]}' and re.match(r'\d\d_', file), (
@@ -272,6 +275,15 @@ def test_a_notebooks_folder_is_its_modules_package():
     assert {
         p.name for p in (ROOT / 'nbs').iterdir() if p.is_dir() and p.name[0] not in '._'
     } == set(PARTS)
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    heavy = run(
+        sys.executable,
+        '-c',
+        'import sys, mculora; print(*{"torch", "numpy", "pydantic"} & set(sys.modules))',
+    )
+    assert not heavy.strip()
 
 
 def test_the_site_lists_the_parts_in_their_order():
