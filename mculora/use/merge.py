@@ -118,6 +118,43 @@ def _adapted(e, adapters, i):
         w.weight.data.copy_(folded(lora, i, w.weight))
     return out
 
+
+def _encoders(method, names, i, private):  # of the private path, if it has its own, and the common
+    def plain():
+        return nn.ModuleDict({m: deepcopy(method.encoders[m]) for m in names})
+
+    def path(kind, n):
+        adapters = method.adapters[kind]
+        return nn.ModuleDict({m: _adapted(method.encoders[m], adapters[m], n) for m in names})
+
+    if method.settings.adapter_place != 'linear':
+        return [plain()]
+    if not private:
+        return [path('common', 0)]
+    return [path('private', i) if method.settings.private else plain(), path('common', 0)]
+
+# %% ../../nbs/use/00_merge.ipynb #400af1dc
+def _maps(method, names, i):  # path -> what stands behind its encoders
+    s = method.settings
+    out = dict(private=nn.Identity(), common=nn.Identity())
+    if s.adapter_place != 'output':
+        return out
+    base = (0 if method.adapters.literal else 1) * torch.eye(s.width, device=method.q.device)
+
+    def each(kind, n):
+        adapters = getattr(method.adapters, kind)
+        return Each(torch.stack([folded(adapters[m], n, base) for m in names]))
+
+    if s.private:
+        out['private'] = each('private', i)
+    return out | dict(common=each('common', 0))
+
+
+def _heads(method, i, private):  # path -> head
+    own = {'private': (method.private_head, i)} if private else {}
+    both = {**own, 'common': (method.common_head, 0)}
+    return {kind: _linear(h.weight[n], h.bias[n]) for kind, (h, n) in both.items()}
+
 # %% ../../nbs/use/00_merge.ipynb #bceb5617
 @torch.no_grad()
 def merge(
@@ -132,48 +169,25 @@ def merge(
             f'merge: found the method {method.name!r}, expected {MCULoRA.name!r}: no other '
             'has adapters that it knows how to fold'
         )
-    s, i = method.settings, combination(label, method.widths)
-    row, two = members(len(method.widths))[i], method.stages()[-1].name == 'finetune'
-    # the private part has a say; else the common one speaks alone
-    private = two and bool(method.occurs[i])
+    i = combination(label, method.widths)
+    row = members(len(method.widths))[i]
     names = tuple(m for m, has in zip(method.widths, row.tolist()) if has)
-    plain = lambda: nn.ModuleDict({m: deepcopy(method.encoders[m]) for m in names})
-    encoders, maps = [plain()], dict(private=nn.Identity(), common=nn.Identity())
-    if two and s.adapter_place == 'linear':
-        path = lambda kind, n: nn.ModuleDict(
-            {m: _adapted(method.encoders[m], method.adapters[kind][m], n) for m in names}
-        )
-        encoders = [
-            *([path('private', i) if s.private else plain()] if private else []),
-            path('common', 0),
-        ]
-    if two and s.adapter_place == 'output':
-        base = (0 if method.adapters.literal else 1) * torch.eye(s.width, device=method.q.device)
-        maps = {
-            kind: Each(
-                torch.stack([folded(getattr(method.adapters, kind)[m], n, base) for m in names])
-            )
-            for kind, n in (('private', i), ('common', 0))
-        }
-        if not s.private:
-            maps['private'] = nn.Identity()
-    heads = {
-        kind: _linear(h.weight[n], h.bias[n])
-        for kind, h, n in (('private', method.private_head, i), ('common', method.common_head, 0))
-        if private or kind == 'common'
-    }
-    return (
-        Merged(
-            names,
-            encoders,
-            maps,
-            _fusion(method.fusion, row),
-            heads,
-            _weight(method.weight, row) if private else None,
-        )
-        .eval()
-        .requires_grad_(False)
+    two = method.stages()[-1].name == 'finetune'
+    private = two and bool(method.occurs[i])
+    if two:
+        encoders, maps = _encoders(method, names, i, private), _maps(method, names, i)
+    else:
+        plain = nn.ModuleDict({m: deepcopy(method.encoders[m]) for m in names})
+        encoders, maps = [plain], dict(private=nn.Identity(), common=nn.Identity())
+    merged = Merged(
+        names,
+        encoders,
+        maps,
+        _fusion(method.fusion, row),
+        _heads(method, i, private),
+        _weight(method.weight, row) if private else None,
     )
+    return merged.eval().requires_grad_(False)
 
 # %% ../../nbs/use/00_merge.ipynb #54e47269
 def size(
