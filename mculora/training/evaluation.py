@@ -175,12 +175,14 @@ def metrics_where(
     "All metrics of a task, each condition over the utterances that it is about."
     if who is None:
         return metrics(task, output, label)
-    some = lambda k, rows: (
-        metrics(task, output[k : k + 1, rows], label[rows])[0]
-        if len(rows)
-        else dict.fromkeys(metric_names(task), float('nan'))
-    )
-    return [some(k, c.nonzero()[:, 0].to(label.device)) for k, c in enumerate(who.T)]
+    out = []
+    for k, about in enumerate(who.T):
+        rows = about.nonzero()[:, 0].to(label.device)
+        if len(rows):
+            out += metrics(task, output[k : k + 1, rows], label[rows])
+        else:
+            out.append(dict.fromkeys(metric_names(task), float('nan')))
+    return out
 
 # %% ../../nbs/training/01_evaluation.ipynb #f3666af6
 def evaluate_all(
