@@ -6,9 +6,9 @@
 __all__ = ['SCHEDULES', 'QUICK', 'PRECISIONS', 'train_stage', 'resolve_schedule', 'scheduled', 'precisely', 'epoch_seed', 'thaw',
            'train_mode', 'to_be_had', 'plan_epoch', 'unsound', 'at_step', 'gradients', 'train_epoch', 'train_one',
            'encoded', 'earlier', 'save_checkpoint', 'load_checkpoint', 'resume', 'Replica', 'Options', 'restore_adam',
-           'one_adam', 'regroup', 'next_epoch', 'running_mean', 'put', 'averaged', 'not_finite', 'check', 'end_epoch',
-           'validate', 'chosen_by', 'keep_best', 'Stopwatch', 'record', 'progress_bar', 'show', 'adam_state',
-           'checkpoint', 'borrow', 'lend', 'begin', 'enter', 'finish', 'fit_all', 'fit']
+           'one_adam', 'regroup', 'next_epoch', 'running_mean', 'snapshot', 'put', 'averaged', 'not_finite', 'check',
+           'end_epoch', 'validate', 'chosen_by', 'keep_best', 'Stopwatch', 'record', 'progress_bar', 'show',
+           'adam_state', 'checkpoint', 'borrow', 'lend', 'begin', 'enter', 'finish', 'fit_all', 'fit']
 
 # %% ../../nbs/training/02_trainer.ipynb #8785865b
 from contextlib import contextmanager, nullcontext
@@ -466,6 +466,11 @@ def running_mean(
     return {n: mean[n].lerp(x, weight) if n in mean else x for n, x in new.items()}
 
 
+def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    "Copies, which training leaves alone."
+    return {n: x.detach().clone() for n, x in tensors.items()}
+
+
 def put(trained: dict, values: dict[str, Tensor]):
     "Give parameters these values."
     for n, x in values.items():
@@ -476,7 +481,7 @@ def put(trained: dict, values: dict[str, Tensor]):
 def averaged(busy: list[Replica]):
     "Within, the running mean of the weights in their place, this epoch's among them."
     averaging = [r for r in busy if r.stage.average]
-    new = [{n: p.detach().clone() for n, p in r.trained.items()} for r in averaging]
+    new = [snapshot(r.trained) for r in averaging]
     for r, weights in zip(averaging, new):
         r.mean = running_mean(r.mean, weights, r.stage.average, r.at['epoch'] + 1)
         put(r.trained, r.mean)
@@ -552,7 +557,7 @@ def keep_best(
         score = chosen_by(r, scores)
         if score > r.at['best'] or not r.kept:
             r.at['best'], r.at['since'] = score, 0
-            r.kept = {k: v.detach().clone() for k, v in r.method.state_dict().items()}
+            r.kept = snapshot(r.method.state_dict())
         else:
             r.at['since'] += 1
 

@@ -119,15 +119,15 @@ class Standalone(nn.Module):
         label: str,  # the combination
     ):
         super().__init__()
-        self.merged, self.task, self.temperature = (
-            merge(a.method, label),
-            a.task,
-            a.calibration.temperature[label],
-        )
+        self.merged, self.task = merge(a.method, label), a.task
+        self.temperature = a.calibration.temperature[label]
         for m in self.merged.names if a.scale else ():
             for n, x in zip(('mean', 'std'), a.scale[m]):
                 self.register_buffer(f'{n}_{m}', x)
         self.scaled = bool(a.scale)
+
+    def standardised(self, m, x):
+        return ((x.double() - getattr(self, f'mean_{m}')) / getattr(self, f'std_{m}')).float()
 
     def forward(
         self,
@@ -137,15 +137,9 @@ class Standalone(nn.Module):
         # [B, L, C] probabilities, or [B, L, 1] scores; [B, L, 1] weight of the private part
     ) -> tuple[Tensor, Tensor]:
         if self.scaled:
-            features = {
-                m: (
-                    (features[m].double() - getattr(self, f'mean_{m}')) / getattr(self, f'std_{m}')
-                ).float()
-                for m in self.merged.names
-            }
-        y, w = self.merged(
-            {m: x.masked_fill(~there[..., None], 0.0) for m, x in features.items()}, there
-        )
+            features = {m: self.standardised(m, features[m]) for m in self.merged.names}
+        shown = {m: x.masked_fill(~there[..., None], 0.0) for m, x in features.items()}
+        y, w = self.merged(shown, there)
         return readout(self.task, y, self.temperature), w
 
 # %% ../../nbs/use/01_artefact.ipynb #63d0d7a4
@@ -188,13 +182,9 @@ def _table(head, rows):
 
 
 def _number(task, metric, v):
-    return (
-        'no utterances'
-        if v is None or v != v
-        else f'{100 * v:.1f} %'
-        if task.classes or metric in ('ACC', 'F1')
-        else f'{v:.3f}'
-    )
+    if v is None or v != v:
+        return 'no utterances'
+    return f'{100 * v:.1f} %' if task.classes or metric in ('ACC', 'F1') else f'{v:.3f}'
 
 # %% ../../nbs/use/01_artefact.ipynb #e633d981
 def _cell(task, s):  # a number, with its interval if it has one
@@ -216,10 +206,9 @@ def _scores(a):  # the section on how good it is
         )
     names = metric_names(a.task)
     cells = {(s['condition'], s['metric']): _cell(a.task, s) for s in scores}
-    rows = [
-        (c, *(cells.get((c, m), 'not defined') for m in names))
-        for c in dict.fromkeys(s['condition'] for s in scores)
-    ]
+    rows = []
+    for c in dict.fromkeys(s['condition'] for s in scores):
+        rows.append((c, *(cells.get((c, m), 'not defined') for m in names)))
     return (
         f'On the test part ({data["fold"]}, {data["utterances"]["test"]} utterances), epoch '
         f'selected on validation; {how}. "incomplete" is the mean of the incomplete conditions, '
@@ -254,15 +243,10 @@ def _calibration(a):  # the section on probabilities
         f'({c.common:.2f}): {", ".join(c.borrowed)}.'
     )
     head = ['combination', 'temperature', 'validation utterances', 'ECE before', 'ECE after']
-    rows = [
-        (
-            k,
-            f'{T:.2f}',
-            c.utterances[k],
-            *(_ece(a.report, k, f'ece_{w}') for w in ('before', 'after')),
-        )
-        for k, T in c.temperature.items()
-    ]
+    rows = []
+    for k, T in c.temperature.items():
+        before, after = _ece(a.report, k, 'ece_before'), _ece(a.report, k, 'ece_after')
+        rows.append((k, f'{T:.2f}', c.utterances[k], before, after))
     return f'{_CALIBRATED}{borrowed if c.borrowed else ""}\n\n{_table(head, rows)}'
 
 # %% ../../nbs/use/01_artefact.ipynb #c1e503c8
@@ -347,6 +331,7 @@ def save(
     save_method(a.method, a.scale, folder / 'model.safetensors')
     for label in compiled:
         write_program(a, label, folder / f'{label}.pt2')
+    written = ['model.safetensors', *(f'{label}.pt2' for label in compiled)]
     write_atomically(folder / 'README.md', lambda tmp: tmp.write_text(card(a)))
     calibrated = _Calibrated(
         temperature=c.temperature,
@@ -361,9 +346,7 @@ def save(
         standardised=bool(a.scale),
         calibration=calibrated,
         trained=a.trained,
-        files={
-            f: file_hash(folder / f) for f in ('model.safetensors', *(f'{p}.pt2' for p in compiled))
-        },
+        files={f: file_hash(folder / f) for f in written},
     )
     write_atomically(
         folder / 'config.json', lambda tmp: tmp.write_text(config.model_dump_json(indent=1) + '\n')
@@ -371,6 +354,11 @@ def save(
     return folder
 
 # %% ../../nbs/use/01_artefact.ipynb #2537bd9e
+def _problem(p):  # of pydantic, in our words
+    where = '.'.join(map(str, p['loc']))
+    return f'{where}: found {str(p["input"])[:40]!r}, {p["msg"][0].lower()}{p["msg"][1:]}'
+
+
 def _config(path):  # a checked configuration
     if not path.is_file():
         raise DataError(
@@ -386,16 +374,7 @@ def _config(path):  # a checked configuration
             )
         return ModelConfig.model_validate(raw)
     except ValidationError as e:
-        raise DataError(
-            f'{path}: '
-            + '; '.join(
-                (
-                    f'{".".join(map(str, p["loc"]))}: found {str(p["input"])[:40]!r}, '
-                    f'{p["msg"][0].lower()}{p["msg"][1:]}'
-                )
-                for p in e.errors()[:3]
-            )
-        ) from None
+        raise DataError(f'{path}: ' + '; '.join(map(_problem, e.errors()[:3]))) from None
     except DataError:
         raise
     except (OSError, ValueError, RecursionError) as e:
@@ -543,7 +522,7 @@ def _trained(folder, r):  # what a model says of the run that it comes from
         data=r.data,
         scores=_sisters(folder, r),
         environment={k: r.environment.get(k) for k in ('commit', 'changed', 'torch', 'device')},
-        validation=[{k: s[k] for k in ('name', 'epochs', 'kept')} for s in r.stages],
+        validation=[dict(name=s['name'], epochs=s['epochs'], kept=s['kept']) for s in r.stages],
     )
 
 

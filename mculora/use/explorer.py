@@ -25,9 +25,8 @@ def _points(ask, d):
         said = ask.a.method.inspect(b)
         if not {'common', 'private'} <= said.keys():
             return None
-        x = (torch.cat([said['private'], said['common']], -1) * b.present[..., None])[
-            b.valid
-        ].flatten(1)
+        R = torch.cat([said['private'], said['common']], -1) * b.present[..., None]
+        x = R[b.valid].flatten(1)
         if out is None:
             out = torch.zeros(len(d.utterances), x.shape[1])
         out[at] = x.float()
@@ -41,18 +40,18 @@ def neighbours(
     k: int = 5,  # how many
 ) -> list[list[int]]:  # N times up to k numbers of utterances, the most alike first
     "Who is most alike."
-    near = (
-        -torch.cdist(told, told)
-        if points is None
-        else F.normalize(points, dim=-1) @ F.normalize(points, dim=-1).T
-    )
-    near = near.masked_fill(
-        (index[:, None] != index) | torch.eye(len(index), dtype=torch.bool), -torch.inf
-    )
-    return [
-        [int(j) for j in row.argsort(descending=True, stable=True)[:k] if row[j] > -torch.inf]
-        for row in near
-    ]
+    if points is None:
+        near = -torch.cdist(told, told)
+    else:
+        near = F.normalize(points, dim=-1) @ F.normalize(points, dim=-1).T
+    itself = torch.eye(len(index), dtype=torch.bool)
+    near = near.masked_fill((index[:, None] != index) | itself, -torch.inf)
+
+    def first(row):
+        best = row.argsort(descending=True, stable=True)[:k]
+        return best[row[best] > -torch.inf].tolist()
+
+    return [first(row) for row in near]
 
 # %% ../../nbs/use/03_explorer.ipynb #fc9c1559
 def explore(
@@ -64,21 +63,27 @@ def explore(
     "All answers of a model to some dialogues."
     a, invented, d = ask.a, d.task.simulated, ask.fitted(d)
     classes, names, shown = a.task.classes, labels(a.modalities), {}
+
+    def rounded(row):
+        return [round(v, 4) for v in row]
+
     for c, row in zip(names, members(len(a.modalities))):
         one = drop(d, row.expand(len(d.utterances), -1))
         y, index, w = ask.outputs(one)
         shown[c] = dict(
-            told=[[round(v, 4) for v in r] for r in y.tolist()],
+            told=[rounded(r) for r in y.tolist()],
             has=index.tolist(),
-            private=None if w is None else [round(v, 4) for v in w.tolist()],
+            private=None if w is None else rounded(w.tolist()),
             near=neighbours(_points(ask, one), y, index),
         )
     where = where or [
         dict(dialogue=i, position=j) for i, n in zip(d.ids, d.lengths.tolist()) for j in range(n)
     ]
-    true = [
-        (classes[int(y)] if classes else round(float(y), 3)) if truth else None for y in d.label
-    ]
+
+    def name(y):
+        return classes[int(y)] if classes else round(float(y), 3)
+
+    true = [name(y) if truth else None for y in d.label]
     return dict(
         model=a.method.name,
         data=a.task.name,

@@ -57,6 +57,9 @@ class Merged(nn.Module):
         self.names, self.encoders, self.maps = names, nn.ModuleList(encoders), nn.ModuleDict(maps)
         self.fusion, self.heads, self.weight = fusion, nn.ModuleDict(heads), weight
 
+    def encoded(self, encoder, features, there):
+        return stack({m: encoder[m](features[m], there) for m in self.names})
+
     def forward(
         self,
         # modality -> [B, L, D_m], of the combination's modalities; others are not looked at
@@ -66,19 +69,15 @@ class Merged(nn.Module):
         # [B, L, C] logits or scores; [B, L, 1] weight of the private part, 0 without one. Where
         # nothing is there, of no meaning
     ) -> tuple[Tensor, Tensor]:
-        # [B, L, k, d]
-        R = [stack({m: e[m](features[m], there) for m in self.names}) for e in self.encoders]
-        com, present = (
-            self.maps['common'](R[-1]),
-            there[..., None].expand(*there.shape, len(self.names)),
-        )
+        R = [self.encoded(e, features, there) for e in self.encoders]  # [B, L, k, d]
+        com = self.maps['common'](R[-1])
+        present = there[..., None].expand(*there.shape, len(self.names))
         if self.weight is None:
             y = self.heads['common'](self.fusion(com, present))
             return y, torch.zeros_like(y[..., :1])
         prt = self.maps['private'](R[0])
-        token_prt, token_com = self.fusion(
-            torch.stack([prt, com]), present.expand(2, *present.shape)
-        ).unbind(0)
+        both = torch.stack([prt, com])
+        token_prt, token_com = self.fusion(both, present.expand(2, *present.shape)).unbind(0)
         w = self.weight(prt, present)
         return mix(self.heads['common'](token_com), self.heads['private'](token_prt), w), w
 
@@ -96,10 +95,8 @@ def _columns(weight, row):  # [o, M d] -> [o, k d]: of the modalities that are t
 
 def _fusion(f, row):  # Omega of these modalities
     out = deepcopy(f)
-    out.who, out.splice = (
-        nn.Parameter(f.who[row].clone()),
-        _linear(_columns(f.splice.weight, row), f.splice.bias),
-    )
+    out.who = nn.Parameter(f.who[row].clone())
+    out.splice = _linear(_columns(f.splice.weight, row), f.splice.bias)
     return out
 
 
