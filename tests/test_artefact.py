@@ -1,4 +1,5 @@
-"A model as a folder: every method comes back as it was, nothing that does not fit is accepted, one combination as a program gives the model's numbers."
+"""A model as a folder: every method comes back as it was, nothing that does not fit is accepted,
+one combination as a program gives the model's numbers."""
 
 import json
 import math

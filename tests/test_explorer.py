@@ -1,4 +1,5 @@
-"The page, driven in a real browser: a reader takes modalities away, and the page then says what the model says. Skipped where no browser is installed."
+"""The page, driven in a real browser: a reader takes modalities away, and the page then says what
+the model says. Skipped where no browser is installed."""
 
 import re
 import shutil

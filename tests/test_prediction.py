@@ -1,4 +1,5 @@
-"Whatever is there is predicted; whatever cannot be is refused, by name and with an exit code, also in a fresh process."
+"""Whatever is there is predicted; whatever cannot be is refused, by name and with an exit code,
+also in a fresh process."""
 
 import json
 import subprocess

@@ -29,7 +29,10 @@ def reliability(
     "How sure and how right a model is, by confidence."
     sure, said = probability.double().max(-1)
     at = (sure * bins).ceil().long().clamp(1, bins) - 1
-    total = lambda x: torch.zeros(bins, dtype=torch.double).index_add(0, at, x.double())
+
+    def total(x):  # in each bin
+        return torch.zeros(bins, dtype=torch.double).index_add(0, at, x.double())
+
     n = total(torch.ones(len(at)))
     return n.long(), total(sure) / n.clamp(min=1), total(said == label) / n.clamp(min=1)
 

@@ -104,13 +104,9 @@ def metric_names(
     task: Task,  # what is predicted
 ) -> list[str]:  # the first one is what epochs are selected by
     "The metrics of a task, the leading one first."
-    return (
-        ['WA', 'UA', 'F1']
-        if task.classes
-        else ['r', 'MAE']
-        if task.middle is None
-        else ['ACC', 'F1', 'MAE', 'r']
-    )
+    if task.classes:
+        return ['WA', 'UA', 'F1']
+    return ['r', 'MAE'] if task.middle is None else ['ACC', 'F1', 'MAE', 'r']
 
 
 def shown(
@@ -146,7 +142,8 @@ def metrics(
             )
             found |= {'ACC': sign['WA'], 'F1': sign['F1']}
         found = {k: found[k] for k in metric_names(task)}
-    return [dict(zip(found, row)) for row in zip(*(v.tolist() for v in found.values()))]
+    columns = [v.tolist() for v in found.values()]
+    return [dict(zip(found, row)) for row in zip(*columns)]
 
 # %% ../../nbs/training/01_evaluation.ipynb #e2ebd361
 AVERAGES = ('incomplete', 'all')
@@ -159,9 +156,12 @@ def with_averages(
     "Add the mean over the incomplete conditions and the mean over all."
     rows = list(scores.values())
 
-    def mean(part):  # over the conditions that have a value
-        there = {k: [r[k] for r in part if r[k] == r[k]] for k in part[0]}
-        return {k: sum(v) / len(v) if v else float('nan') for k, v in there.items()}
+    def mean_of(part, metric):  # over the conditions that have a value
+        there = [r[metric] for r in part if r[metric] == r[metric]]
+        return sum(there) / len(there) if there else float('nan')
+
+    def mean(part):
+        return {k: mean_of(part, k) for k in part[0]}
 
     return scores | {'incomplete': mean(rows[:-1] or rows), 'all': mean(rows)}
 
@@ -175,12 +175,14 @@ def metrics_where(
     "All metrics of a task, each condition over the utterances that it is about."
     if who is None:
         return metrics(task, output, label)
-    some = lambda k, rows: (
-        metrics(task, output[k : k + 1, rows], label[rows])[0]
-        if len(rows)
-        else dict.fromkeys(metric_names(task), float('nan'))
-    )
-    return [some(k, c.nonzero()[:, 0].to(label.device)) for k, c in enumerate(who.T)]
+    out = []
+    for k, about in enumerate(who.T):
+        rows = about.nonzero()[:, 0].to(label.device)
+        if len(rows):
+            out += metrics(task, output[k : k + 1, rows], label[rows])
+        else:
+            out.append(dict.fromkeys(metric_names(task), float('nan')))
+    return out
 
 # %% ../../nbs/training/01_evaluation.ipynb #f3666af6
 def evaluate_all(
@@ -192,23 +194,18 @@ def evaluate_all(
 ) -> list[dict[str, dict[str, float]]]:
     """Fixed missing protocol of several models: every metric under every condition, over the
     utterances that have it in full."""
+    scores = []
     if only in AVERAGES:
-        return [
-            with_averages(
-                dict(zip(labels(d.modalities), metrics_where(d.task, out, d.label, d.can)))
-            )
-            for d, out in zip(parts, predictions_of(team, parts, stage=stage))
-        ]
+        for d, out in zip(parts, predictions_of(team, parts, stage=stage)):
+            found = metrics_where(d.task, out, d.label, d.can)
+            scores.append(with_averages(dict(zip(labels(d.modalities), found))))
+        return scores
     i = combination(only, parts[0].modalities)
     row = members(len(parts[0].features))[i][None]
-    return [
-        {
-            only: metrics_where(
-                d.task, out, d.label, d.can if d.can is None else d.can[:, i : i + 1]
-            )[0]
-        }
-        for d, out in zip(parts, predictions_of(team, parts, row, stage))
-    ]
+    for d, out in zip(parts, predictions_of(team, parts, row, stage)):
+        about = None if d.can is None else d.can[:, i : i + 1]
+        scores.append({only: metrics_where(d.task, out, d.label, about)[0]})
+    return scores
 
 
 def evaluate(

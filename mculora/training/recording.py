@@ -142,27 +142,27 @@ def save_observed(o: Observed, path):
 _names = TypeAdapter(tuple[list[str], list[str]])  # the header
 
 # %% ../../nbs/training/04_recording.ipynb #b4bf6a87
+def _pick(tensors, prefix):  # those under a prefix, without it
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 def load_observed(path) -> Observed:
     "Read it again. Raises `DataError` if the file is not whole."
     try:
         with safe_open(str(path), 'pt') as f:
             t = {k: f.get_tensor(k) for k in f.keys()}
             utterances, conditions = _names.validate_json(f.metadata()['names'])
-        pick = lambda prefix: {
-            k.removeprefix(prefix): v for k, v in t.items() if k.startswith(prefix)
-        }
         o = Observed(
             utterances,
             conditions,
             t['output'],
             t['label'],
-            pick('said.'),
+            _pick(t, 'said.'),
             t.get('sample'),
-            pick('points.'),
+            _pick(t, 'points.'),
         )
-        if o.output.shape[:2] != (len(conditions), len(utterances)) or o.label.shape != (
-            len(utterances),
-        ):
+        K, N = len(conditions), len(utterances)
+        if o.output.shape[:2] != (K, N) or o.label.shape != (N,):
             raise ValueError('names and tensors of different lengths')
         return o
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:

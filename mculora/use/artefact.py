@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
-import json
+import json, math
 import torch
 import mculora
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -119,15 +119,15 @@ class Standalone(nn.Module):
         label: str,  # the combination
     ):
         super().__init__()
-        self.merged, self.task, self.temperature = (
-            merge(a.method, label),
-            a.task,
-            a.calibration.temperature[label],
-        )
+        self.merged, self.task = merge(a.method, label), a.task
+        self.temperature = a.calibration.temperature[label]
         for m in self.merged.names if a.scale else ():
             for n, x in zip(('mean', 'std'), a.scale[m]):
                 self.register_buffer(f'{n}_{m}', x)
         self.scaled = bool(a.scale)
+
+    def standardised(self, m, x):
+        return ((x.double() - getattr(self, f'mean_{m}')) / getattr(self, f'std_{m}')).float()
 
     def forward(
         self,
@@ -137,15 +137,9 @@ class Standalone(nn.Module):
         # [B, L, C] probabilities, or [B, L, 1] scores; [B, L, 1] weight of the private part
     ) -> tuple[Tensor, Tensor]:
         if self.scaled:
-            features = {
-                m: (
-                    (features[m].double() - getattr(self, f'mean_{m}')) / getattr(self, f'std_{m}')
-                ).float()
-                for m in self.merged.names
-            }
-        y, w = self.merged(
-            {m: x.masked_fill(~there[..., None], 0.0) for m, x in features.items()}, there
-        )
+            features = {m: self.standardised(m, features[m]) for m in self.merged.names}
+        shown = {m: x.masked_fill(~there[..., None], 0.0) for m, x in features.items()}
+        y, w = self.merged(shown, there)
         return readout(self.task, y, self.temperature), w
 
 # %% ../../nbs/use/01_artefact.ipynb #63d0d7a4
@@ -188,50 +182,55 @@ def _table(head, rows):
 
 
 def _number(task, metric, v):
-    return (
-        'no utterances'
-        if v is None or v != v
-        else f'{100 * v:.1f} %'
-        if task.classes or metric in ('ACC', 'F1')
-        else f'{v:.3f}'
-    )
+    if v is None or v != v:
+        return 'no utterances'
+    return f'{100 * v:.1f} %' if task.classes or metric in ('ACC', 'F1') else f'{v:.3f}'
 
 # %% ../../nbs/use/01_artefact.ipynb #e633d981
+def _cell(task, s):  # a number, with its interval if it has one
+    value = _number(task, s['metric'], s['value'])
+    if s['half'] is None:
+        return value
+    mean, half = (_number(task, s['metric'], s[k]) for k in ('mean', 'half'))
+    return f'{value} ({mean} ± {half})'
+
+
 def _scores(a):  # the section on how good it is
-    t, runs = a.trained, {s['runs'] for s in a.trained['scores']}
-    where = f'the test part ({t["data"]["fold"]}, {t["data"]["utterances"]["test"]} utterances)'
-    cell = lambda s: (
-        f'{_number(a.task, s["metric"], s["value"])}'
-        + (
-            (
-                f' ({_number(a.task, s["metric"], s["mean"])} ± '
-                f'{_number(a.task, s["metric"], s["half"])})'
-            )
-            if s['half'] is not None
-            else ''
-        )
-    )
-    by = {(s['condition'], s['metric']): cell(s) for s in t['scores']}
-    rows = [
-        (c, *(by.get((c, m), 'not defined') for m in metric_names(a.task)))
-        for c in dict.fromkeys(s['condition'] for s in t['scores'])
-    ]
-    how = (
-        (
-            f'in brackets: mean and 95 % interval over {max(runs)} runs with the same settings, '
+    data, scores = a.trained['data'], a.trained['scores']
+    runs = max(s['runs'] for s in scores)
+    how = 'one run: there is no interval, and the next seed would give other numbers'
+    if runs > 1:
+        how = (
+            f'in brackets: mean and 95 % interval over {runs} runs with the same settings, '
             'other folds and seeds'
         )
-        if max(runs) > 1
-        else 'one run: there is no interval, and the next seed would give other numbers'
-    )
+    names = metric_names(a.task)
+    cells = {(s['condition'], s['metric']): _cell(a.task, s) for s in scores}
+    rows = []
+    for c in dict.fromkeys(s['condition'] for s in scores):
+        rows.append((c, *(cells.get((c, m), 'not defined') for m in names)))
     return (
-        f'On {where}, epoch selected on validation; {how}. "incomplete" is the mean of the '
-        'incomplete conditions, "all" of all.\n\n'
-    ) + _table(['condition', *metric_names(a.task)], rows)
+        f'On the test part ({data["fold"]}, {data["utterances"]["test"]} utterances), epoch '
+        f'selected on validation; {how}. "incomplete" is the mean of the incomplete conditions, '
+        f'"all" of all.\n\n{_table(["condition", *names], rows)}'
+    )
 
 # %% ../../nbs/use/01_artefact.ipynb #855c918a
+_CALIBRATED = (
+    'Logits are divided by a temperature, one per combination, with the lowest negative '
+    'log-likelihood on validation utterances (the same that chose the epoch). ECE: fifteen '
+    'bins of equal width, test part, before and after.'
+)
+
+
+def _ece(report, combination, name):
+    if combination not in report:
+        return 'no utterances'
+    return f'{100 * report[combination][name]:.1f} %'
+
+
 def _calibration(a):  # the section on probabilities
-    c, r = a.calibration, a.report
+    c = a.calibration
     if not a.task.classes:
         return (
             f'The model gives a score, cut to the range {a.task.low:g} to {a.task.high:g}. It '
@@ -239,92 +238,78 @@ def _calibration(a):  # the section on probabilities
         )
     if not c.utterances:
         return 'Probabilities are **not calibrated**: no validation data were at hand.'
-    said = (
-        'Logits are divided by a temperature, one per combination, with the lowest negative '
-        'log-likelihood on validation utterances (the same that chose the epoch). ECE: fifteen '
-        'bins of equal width, test part, before and after.'
+    borrowed = (
+        ' Too few validation utterances for one of their own, so the common temperature '
+        f'({c.common:.2f}): {", ".join(c.borrowed)}.'
     )
-    if c.borrowed:
-        said += (
-            ' Too few validation utterances for one of their own, so the common temperature '
-            f'({c.common:.2f}): {", ".join(c.borrowed)}.'
-        )
-    per = lambda k, n: f'{100 * r[k][n]:.1f} %' if k in r else 'no utterances'
+    head = ['combination', 'temperature', 'validation utterances', 'ECE before', 'ECE after']
+    rows = []
+    for k, T in c.temperature.items():
+        before, after = _ece(a.report, k, 'ece_before'), _ece(a.report, k, 'ece_after')
+        rows.append((k, f'{T:.2f}', c.utterances[k], before, after))
+    return f'{_CALIBRATED}{borrowed if c.borrowed else ""}\n\n{_table(head, rows)}'
+
+# %% ../../nbs/use/01_artefact.ipynb #c1e503c8
+def _title(a):  # what it predicts, and from what
+    task = a.task
+    tags = 'emotion-recognition, missing-modalities' + ', simulated' * task.simulated
+    simulated = (
+        '**Trained on simulated data.** Its numbers say nothing about people, and it has no use '
+        'but to try the software.\n\n'
+    )
+    outputs = f'a score from {task.low:g} to {task.high:g}'
+    if task.classes:
+        outputs = f'one of {", ".join(task.classes)}'
+    views = [(m, a.method.widths[m], task.views.get(m) or 'not said') for m in a.modalities]
+    scaled = '; the model standardises them itself' if a.scale else ''
     return (
-        said
-        + '\n\n'
-        + _table(
-            ['combination', 'temperature', 'validation utterances', 'ECE before', 'ECE after'],
-            [
-                (k, f'{T:.2f}', c.utterances[k], per(k, 'ece_before'), per(k, 'ece_after'))
-                for k, T in c.temperature.items()
-            ],
-        )
+        f'---\nlibrary_name: mculora\ntags: [{tags}]\n---\n'
+        f'# {a.method.name} on {task.name}{" (simulated)" * task.simulated}\n\n'
+        f'{simulated * task.simulated}Predicts, for every utterance of a dialogue, {outputs}, '
+        f'from any combination of {len(views)} modalities.\n\n'
+        f'{_table(["modality", "width", "features"], views)}\n\n'
+        f'Features are expected as they come from these extractors{scaled}. Missing modalities '
+        'are left out, utterance by utterance.\n\n    mculora predict MODEL INPUT'
     )
+
+# %% ../../nbs/use/01_artefact.ipynb #cc636098
+def _origin(a):  # the section on where it comes from
+    weights = f'Weights: {sum(p.numel() for p in a.method.state_dict().values()):,} numbers.'
+    if not a.trained:
+        return f'How it was trained is not recorded. {weights}'
+    data, config, environment = (a.trained[k] for k in ('data', 'config', 'environment'))
+    n = data['utterances']
+    commit = str(environment['commit'])[:8] + (' with changes' if environment['changed'] else '')
+    return (
+        f'Trained on `{a.task.name}` (fold {data["fold"]}: {n["train"]} utterances, validation '
+        f'{n["val"]}), seed {config["seed"]}, schedule `{config["schedule"]}`, with version '
+        f'{config["version"]} of the package, commit {commit}. {weights}'
+    )
+
+
+_PURPOSE = (
+    'For research on emotion recognition with missing modalities: comparing methods, studying what '
+    'a modality adds. It tells what annotators would say of an utterance like those it was trained '
+    'on; it does not tell what a person feels. It was not tested on other languages, recordings, '
+    'people or feature extractors, nor for equal treatment of groups. Do not use it for decisions '
+    'about people. Its outputs hold for data like the validation part; they say nothing where the '
+    'data are different.\n'
+    'The weights of some methods hold training data (kNN imputation keeps feature vectors): who '
+    'may not pass on the data should not pass on such a model.'
+)
 
 # %% ../../nbs/use/01_artefact.ipynb #85b0cd4c
 def card(
     a: Artefact,  #
 ) -> str:  # Markdown
     "The model card."
-    t, task = a.trained, a.task
-    sim = (
-        (
-            '**Trained on simulated data.** Its numbers say nothing about people, and it has '
-            'no use but to try the software.\n\n'
-        )
-        if task.simulated
-        else ''
-    )
-    views = [(m, a.method.widths[m], task.views.get(m) or 'not said') for m in a.modalities]
-    outputs = (
-        f'one of {", ".join(task.classes)}'
-        if task.classes
-        else f'a score from {task.low:g} to {task.high:g}'
-    )
-    made = (
-        (
-            f'Trained on `{task.name}` (fold {t["data"]["fold"]}: '
-            f'{t["data"]["utterances"]["train"]} utterances, validation '
-            f'{t["data"]["utterances"]["val"]}), seed {t["config"]["seed"]}, schedule '
-            f'`{t["config"]["schedule"]}`, with version {t["config"]["version"]} of the '
-            'package, commit '
-            f'{str(t["environment"]["commit"])[:8]}{" with changes" if t["environment"]["changed"] else ""}.'
-        )
-        if t
-        else 'How it was trained is not recorded.'
-    )
-    return f"""---
-library_name: mculora
-tags: [emotion-recognition, missing-modalities{', simulated' if task.simulated else ''}]
----
-# {a.method.name} on {task.name}{' (simulated)' if task.simulated else ''}
-
-{sim}Predicts, for every utterance of a dialogue, {outputs}, from any combination of {len(views)} modalities.
-
-{_table(['modality', 'width', 'features'], views)}
-
-Features are expected as they come from these extractors{'; the model standardises them itself' if a.scale else ''}. Missing modalities are left out, utterance by utterance.
-
-    mculora predict MODEL INPUT
-
-## How good it is
-
-{_scores(a) if t else 'Not recorded.'}
-
-## What its outputs mean
-
-{_calibration(a)}
-
-## Where it comes from
-
-{made} Weights: {sum(p.numel() for p in a.method.state_dict().values()):,} numbers.
-
-## What it is for, and what it is not
-
-For research on emotion recognition with missing modalities: comparing methods, studying what a modality adds. It tells what annotators would say of an utterance like those it was trained on; it does not tell what a person feels. It was not tested on other languages, recordings, people or feature extractors, nor for equal treatment of groups. Do not use it for decisions about people. Its outputs hold for data like the validation part; they say nothing where the data are different.
-The weights of some methods hold training data (kNN imputation keeps feature vectors): who may not pass on the data should not pass on such a model.
-"""
+    sections = {
+        'How good it is': _scores(a) if a.trained else 'Not recorded.',
+        'What its outputs mean': _calibration(a),
+        'Where it comes from': _origin(a),
+        'What it is for, and what it is not': _PURPOSE,
+    }
+    return '\n\n'.join([_title(a), *(f'## {k}\n\n{v}' for k, v in sections.items())]) + '\n'
 
 # %% ../../nbs/use/01_artefact.ipynb #1f0dd87c
 def save(
@@ -346,6 +331,7 @@ def save(
     save_method(a.method, a.scale, folder / 'model.safetensors')
     for label in compiled:
         write_program(a, label, folder / f'{label}.pt2')
+    written = ['model.safetensors', *(f'{label}.pt2' for label in compiled)]
     write_atomically(folder / 'README.md', lambda tmp: tmp.write_text(card(a)))
     calibrated = _Calibrated(
         temperature=c.temperature,
@@ -360,9 +346,7 @@ def save(
         standardised=bool(a.scale),
         calibration=calibrated,
         trained=a.trained,
-        files={
-            f: file_hash(folder / f) for f in ('model.safetensors', *(f'{p}.pt2' for p in compiled))
-        },
+        files={f: file_hash(folder / f) for f in written},
     )
     write_atomically(
         folder / 'config.json', lambda tmp: tmp.write_text(config.model_dump_json(indent=1) + '\n')
@@ -370,6 +354,11 @@ def save(
     return folder
 
 # %% ../../nbs/use/01_artefact.ipynb #2537bd9e
+def _problem(p):  # of pydantic, in our words
+    where = '.'.join(map(str, p['loc']))
+    return f'{where}: found {str(p["input"])[:40]!r}, {p["msg"][0].lower()}{p["msg"][1:]}'
+
+
 def _config(path):  # a checked configuration
     if not path.is_file():
         raise DataError(
@@ -385,16 +374,7 @@ def _config(path):  # a checked configuration
             )
         return ModelConfig.model_validate(raw)
     except ValidationError as e:
-        raise DataError(
-            f'{path}: '
-            + '; '.join(
-                (
-                    f'{".".join(map(str, p["loc"]))}: found {str(p["input"])[:40]!r}, '
-                    f'{p["msg"][0].lower()}{p["msg"][1:]}'
-                )
-                for p in e.errors()[:3]
-            )
-        ) from None
+        raise DataError(f'{path}: ' + '; '.join(map(_problem, e.errors()[:3]))) from None
     except DataError:
         raise
     except (OSError, ValueError, RecursionError) as e:
@@ -402,23 +382,14 @@ def _config(path):  # a checked configuration
             f'{path}: found no whole JSON file ({e}), expected the configuration of a model'
         ) from e
 
-# %% ../../nbs/use/01_artefact.ipynb #bb05ec71
-def load(
-    folder,  # written by `save`
-) -> Artefact:
-    """Read a model. Raises `DataError` if anything is missing, damaged, of another format, or does
-    not fit together."""
-    folder = Path(folder)
-    c = _config(folder / 'config.json')
+# %% ../../nbs/use/01_artefact.ipynb #29dafe14
+def _files(folder, c):  # a check
+    path = folder / 'config.json'
     if 'model.safetensors' not in c.files:
-        raise DataError(
-            f'{folder / "config.json"}: found no checksum of model.safetensors, expected one'
-        )
+        raise DataError(f'{path}: found no checksum of model.safetensors, expected one')
     for name, want in c.files.items():
         if Path(name).name != name:
-            raise DataError(
-                f'{folder / "config.json"}: found the file name {name!r}, expected a plain one'
-            )
+            raise DataError(f'{path}: found the file name {name!r}, expected a plain one')
         if not (folder / name).is_file():
             raise DataError(f'{folder / name}: found no such file, expected it beside config.json')
         if (found := file_hash(folder / name)) != want:
@@ -426,17 +397,34 @@ def load(
                 f'{folder / name}: found contents with the checksum {found[:8]}..., '
                 f'expected {want[:8]}...: damaged, or of another model'
             )
+
+# %% ../../nbs/use/01_artefact.ipynb #1ead79e1
+def _weights(folder):  # method and scale
+    path = folder / 'model.safetensors'
     try:
-        method, scale = load_method(folder)
+        return load_method(folder)
     except DataError:
         raise
     except (ValueError, RuntimeError, TypeError, KeyError) as e:
         raise DataError(
-            f'{folder / "model.safetensors"}: found weights that do not fit their own '
-            f'description ({str(e).splitlines()[0]})'
+            f'{path}: found weights that do not fit their own description '
+            f'({str(e).splitlines()[0]})'
         ) from e
-    said, is_ = {k: getattr(c, k) for k in ('method', 'options', 'widths', 'task')}, _header(method)
-    if odd := [k for k in said if said[k] != is_[k] or list(said[k]) != list(is_[k])]:
+
+
+def _finite(folder, method):  # a check
+    for n, v in method.state_dict().items():
+        if v.is_floating_point() and not v.isfinite().all():
+            raise DataError(
+                f'{folder / "model.safetensors"}: found NaN or infinity in {n}, expected finite '
+                'weights'
+            )
+
+# %% ../../nbs/use/01_artefact.ipynb #a5a54cd4
+def _agree(folder, c, method, scale):  # a check
+    said = {k: getattr(c, k) for k in ('method', 'options', 'widths', 'task')}
+    found = _header(method)
+    if odd := [k for k in said if said[k] != found[k] or list(said[k]) != list(found[k])]:
         raise DataError(
             f'{folder}: config.json and model.safetensors do not agree on {", ".join(odd)}: '
             'expected two files of one model'
@@ -446,31 +434,15 @@ def load(
             f'{folder}: found {"no " if not scale else "a "}scale in model.safetensors, '
             f'expected {"one" if c.standardised else "none"} by config.json'
         )
-    names, k = labels(method.widths), c.calibration
-    if tuple(k.temperature) != names or not all(
-        0 < T < float('inf') for T in k.temperature.values()
-    ):
+    names, temperature = labels(method.widths), c.calibration.temperature
+    if tuple(temperature) != names or not all(0 < T < math.inf for T in temperature.values()):
         raise DataError(
-            f'{folder / "config.json"}: found the temperatures {k.temperature}, expected a '
+            f'{folder / "config.json"}: found the temperatures {temperature}, expected a '
             f'number above 0 for each of {", ".join(names)}'
         )
-    if bad := [
-        n
-        for n, v in method.state_dict().items()
-        if v.is_floating_point() and not v.isfinite().all()
-    ]:
-        raise DataError(
-            f'{folder / "model.safetensors"}: found NaN or infinity in {bad[0]}, expected '
-            'finite weights'
-        )
-    a = Artefact(
-        method.requires_grad_(False),
-        scale,
-        Calibration(k.temperature, k.utterances, k.borrowed, k.common),
-        k.report,
-        c.trained,
-        tuple(n.removesuffix('.pt2') for n in c.files if n.endswith('.pt2')),
-    )
+
+
+def _columns(folder, a):  # a check: the table that it was trained on is described
     try:
         _ = a.table
     except (ValueError, TypeError, AttributeError) as e:
@@ -479,6 +451,29 @@ def load(
             f'trained.data.table ({str(e).splitlines()[0]}), expected one as `mculora '
             'export` writes it'
         ) from None
+
+# %% ../../nbs/use/01_artefact.ipynb #bb05ec71
+def load(
+    folder,  # written by `save`
+) -> Artefact:
+    """Read a model. Raises `DataError` if anything is missing, damaged, of another format, or does
+    not fit together."""
+    folder = Path(folder)
+    c = _config(folder / 'config.json')
+    _files(folder, c)
+    method, scale = _weights(folder)
+    _agree(folder, c, method, scale)
+    _finite(folder, method)
+    k = c.calibration
+    a = Artefact(
+        method.requires_grad_(False),
+        scale,
+        Calibration(k.temperature, k.utterances, k.borrowed, k.common),
+        k.report,
+        c.trained,
+        tuple(n.removesuffix('.pt2') for n in c.files if n.endswith('.pt2')),
+    )
+    _columns(folder, a)
     return a
 
 # %% ../../nbs/use/01_artefact.ipynb #2192a042
@@ -520,6 +515,41 @@ def _sisters(folder, r):
 
     return [one(s) for s in own]
 
+# %% ../../nbs/use/01_artefact.ipynb #d41debe7
+def _trained(folder, r):  # what a model says of the run that it comes from
+    return dict(
+        config=r.config,
+        data=r.data,
+        scores=_sisters(folder, r),
+        environment={k: r.environment.get(k) for k in ('commit', 'changed', 'torch', 'device')},
+        validation=[dict(name=s['name'], epochs=s['epochs'], kept=s['kept']) for s in r.stages],
+    )
+
+
+def _data(folder, r, data_root, features, dataset):  # the run's parts, opened as it opened them
+    if 'table' in r.data and dataset is None:
+        raise DataError(
+            f"{folder}: found a run on a file of one's own, {r.config['dataset']}, expected "
+            'that file: name it (--dataset FILE), or export without temperatures '
+            '(--no-temperatures)'
+        )
+    known = {k: v for k, v in {**r.data, **r.config}.items() if k in RunConfig.model_fields}
+    known |= dict(
+        device='cpu',
+        dataset=dataset or r.config['dataset'],
+        data_root=None if data_root is None else str(data_root),
+        features=features,
+        table=Columns.written(r.data.get('table', {})),
+    )
+    parts, _, about, _ = prepare(read_settings(RunConfig, known, str(folder)))
+    if about['hash'] != r.data['hash']:
+        raise DataError(
+            f'{folder}: found data with the fingerprint {about["hash"]} ({about["name"]}), '
+            f'expected {r.data["hash"]} ({r.data["name"]}), those of the run: name their '
+            'folder, or export without temperatures'
+        )
+    return parts
+
 # %% ../../nbs/use/01_artefact.ipynb #2010d7d4
 def from_run(
     folder,  # of a finished run
@@ -537,36 +567,10 @@ def from_run(
             'in result.json, expected the file of this run'
         )
     method, scale = load_method(folder)
-    trained = dict(
-        config=r.config,
-        data=r.data,
-        scores=_sisters(folder, r),
-        environment={k: r.environment.get(k) for k in ('commit', 'changed', 'torch', 'device')},
-        validation=[{k: s[k] for k in ('name', 'epochs', 'kept')} for s in r.stages],
-    )
+    trained = _trained(folder, r)
     if not calibrated:
-        return Artefact(
-            method, scale, Calibration(dict.fromkeys(labels(method.widths), 1.0)), {}, trained
-        )
-    if 'table' in r.data and dataset is None:
-        raise DataError(
-            f"{folder}: found a run on a file of one's own, {r.config['dataset']}, expected "
-            'that file: name it (--dataset FILE), or export without temperatures '
-            '(--no-temperatures)'
-        )
-    known = {k: v for k, v in {**r.data, **r.config}.items() if k in RunConfig.model_fields} | dict(
-        device='cpu',
-        dataset=dataset or r.config['dataset'],
-        data_root=None if data_root is None else str(data_root),
-        features=features,
-        table=Columns.written(r.data.get('table', {})),
-    )
-    s, _, about, _ = prepare(read_settings(RunConfig, known, str(folder)))
-    if about['hash'] != r.data['hash']:
-        raise DataError(
-            f'{folder}: found data with the fingerprint {about["hash"]} ({about["name"]}), '
-            f'expected {r.data["hash"]} ({r.data["name"]}), those of the run: name their '
-            'folder, or export without temperatures'
-        )
-    c = calibrate(method, s.val)
-    return Artefact(method, scale, c, calibration_report(method, c, s.test), trained)
+        plain = Calibration(dict.fromkeys(labels(method.widths), 1.0))
+        return Artefact(method, scale, plain, {}, trained)
+    parts = _data(folder, r, data_root, features, dataset)
+    c = calibrate(method, parts.val)
+    return Artefact(method, scale, c, calibration_report(method, c, parts.test), trained)

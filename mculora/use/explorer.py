@@ -25,9 +25,8 @@ def _points(ask, d):
         said = ask.a.method.inspect(b)
         if not {'common', 'private'} <= said.keys():
             return None
-        x = (torch.cat([said['private'], said['common']], -1) * b.present[..., None])[
-            b.valid
-        ].flatten(1)
+        R = torch.cat([said['private'], said['common']], -1) * b.present[..., None]
+        x = R[b.valid].flatten(1)
         if out is None:
             out = torch.zeros(len(d.utterances), x.shape[1])
         out[at] = x.float()
@@ -41,18 +40,18 @@ def neighbours(
     k: int = 5,  # how many
 ) -> list[list[int]]:  # N times up to k numbers of utterances, the most alike first
     "Who is most alike."
-    near = (
-        -torch.cdist(told, told)
-        if points is None
-        else F.normalize(points, dim=-1) @ F.normalize(points, dim=-1).T
-    )
-    near = near.masked_fill(
-        (index[:, None] != index) | torch.eye(len(index), dtype=torch.bool), -torch.inf
-    )
-    return [
-        [int(j) for j in row.argsort(descending=True, stable=True)[:k] if row[j] > -torch.inf]
-        for row in near
-    ]
+    if points is None:
+        near = -torch.cdist(told, told)
+    else:
+        near = F.normalize(points, dim=-1) @ F.normalize(points, dim=-1).T
+    itself = torch.eye(len(index), dtype=torch.bool)
+    near = near.masked_fill((index[:, None] != index) | itself, -torch.inf)
+
+    def first(row):
+        best = row.argsort(descending=True, stable=True)[:k]
+        return best[row[best] > -torch.inf].tolist()
+
+    return [first(row) for row in near]
 
 # %% ../../nbs/use/03_explorer.ipynb #fc9c1559
 def explore(
@@ -64,21 +63,27 @@ def explore(
     "All answers of a model to some dialogues."
     a, invented, d = ask.a, d.task.simulated, ask.fitted(d)
     classes, names, shown = a.task.classes, labels(a.modalities), {}
+
+    def rounded(row):
+        return [round(v, 4) for v in row]
+
     for c, row in zip(names, members(len(a.modalities))):
         one = drop(d, row.expand(len(d.utterances), -1))
         y, index, w = ask.outputs(one)
         shown[c] = dict(
-            told=[[round(v, 4) for v in r] for r in y.tolist()],
+            told=[rounded(r) for r in y.tolist()],
             has=index.tolist(),
-            private=None if w is None else [round(v, 4) for v in w.tolist()],
+            private=None if w is None else rounded(w.tolist()),
             near=neighbours(_points(ask, one), y, index),
         )
     where = where or [
         dict(dialogue=i, position=j) for i, n in zip(d.ids, d.lengths.tolist()) for j in range(n)
     ]
-    true = [
-        (classes[int(y)] if classes else round(float(y), 3)) if truth else None for y in d.label
-    ]
+
+    def name(y):
+        return classes[int(y)] if classes else round(float(y), 3)
+
+    true = [name(y) if truth else None for y in d.label]
     return dict(
         model=a.method.name,
         data=a.task.name,
@@ -93,59 +98,154 @@ def explore(
     )
 
 # %% ../../nbs/use/03_explorer.ipynb #c61b0f8a
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 62rem; padding: 1rem; color: #222; background: #fff }
-h1 { font-size: 1.25rem; margin: 0 0 .2rem } h2 { font-size: .95rem; margin: 1.1rem 0 .3rem } p { margin: .2rem 0 }
-.simulated { background: #d55e00; color: #fff; font-weight: 600; padding: .3rem .6rem; margin: .5rem 0 }
+_LAYOUT = """
+body {
+  font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff;
+  margin: 0 auto; max-width: 62rem; padding: 1rem;
+}
+h1 { font-size: 1.25rem; margin: 0 0 .2rem }
+h2 { font-size: .95rem; margin: 1.1rem 0 .3rem }
+p { margin: .2rem 0 }
+small { color: #555 }
 main { display: grid; grid-template-columns: 15rem 1fr; gap: 1.5rem; margin-top: .8rem }
-#list { max-height: 34rem; overflow: auto; border: 1px solid #bbb } #list button { display: block; width: 100%; border: 0; border-bottom: 1px solid #eee; background: none; text-align: left; padding: .25rem .5rem; font: inherit; cursor: pointer }
+.simulated {
+  background: #d55e00; color: #fff; font-weight: 600;
+  padding: .3rem .6rem; margin: .5rem 0;
+}
+#list { max-height: 34rem; overflow: auto; border: 1px solid #bbb }
+#list button {
+  display: block; width: 100%; padding: .25rem .5rem;
+  border: 0; border-bottom: 1px solid #eee; background: none;
+  text-align: left; font: inherit; cursor: pointer;
+}
 #list button[aria-current=true] { background: #0173b2; color: #fff }
-#toggles button { font: inherit; padding: .35rem .9rem; margin-right: .4rem; border: 2px solid #0173b2; background: #fff; color: #777; text-decoration: line-through; cursor: pointer }
-#toggles button[aria-pressed=true] { background: #0173b2; color: #fff; text-decoration: none }
-.bar { display: grid; grid-template-columns: 8rem 1fr 4rem; align-items: center; gap: .5rem; margin: .15rem 0 } .bar i { position: relative; display: block; height: 1.1rem; background: #eee }
-.bar b { display: block; height: 100%; background: #0173b2 } .bar u { position: absolute; top: -2px; bottom: -2px; width: 2px; background: #222 } #private .bar b { background: #029e73 }
-#strip { display: flex; flex-wrap: wrap; gap: 2px } #strip button { border: 1px solid #999; padding: .15rem .4rem; font: inherit; font-size: .8rem; background: #fff; cursor: pointer } #strip button[aria-current=true] { outline: 3px solid #222 }
-#near td { padding: .1rem 1rem .1rem 0 } small { color: #555 }
+"""
+
+# %% ../../nbs/use/03_explorer.ipynb #c09a7eca
+STYLE = f"""{_LAYOUT.rstrip()}
+#toggles button {{
+  font: inherit; padding: .35rem .9rem; margin-right: .4rem; cursor: pointer;
+  border: 2px solid #0173b2; background: #fff; color: #777; text-decoration: line-through;
+}}
+#toggles button[aria-pressed=true] {{ background: #0173b2; color: #fff; text-decoration: none }}
+.bar {{
+  display: grid; grid-template-columns: 8rem 1fr 4rem; align-items: center;
+  gap: .5rem; margin: .15rem 0;
+}}
+.bar i {{ position: relative; display: block; height: 1.1rem; background: #eee }}
+.bar b {{ display: block; height: 100%; background: #0173b2 }}
+.bar u {{ position: absolute; top: -2px; bottom: -2px; width: 2px; background: #222 }}
+#private .bar b {{ background: #029e73 }}
+#near td {{ padding: .1rem 1rem .1rem 0 }}
+#strip {{ display: flex; flex-wrap: wrap; gap: 2px }}
+#strip button {{
+  border: 1px solid #999; padding: .15rem .4rem; background: #fff;
+  font: inherit; font-size: .8rem; cursor: pointer;
+}}
+#strip button[aria-current=true] {{ outline: 3px solid #222 }}
+"""
+
+# %% ../../nbs/use/03_explorer.ipynb #c67a0e6e
+_WORDS = """
+const $ = id => document.getElementById(id);
+const D = JSON.parse($('data').textContent), M = D.modalities, U = D.utterances;
+const whole = D.combinations[D.combinations.length - 1];
+let u = 0, on = M.map(() => true);  // the utterance that is looked at, the modalities that are on
+
+const label = which => M.filter((m, k) => which[k]).join(M.every(m => m.length === 1) ? '' : '+');
+const percent = x => (100*x).toFixed(1) + ' %';
+const name = i => U[i].dialogue + ', ' + U[i].position;
+const best = p => p.indexOf(Math.max(...p));
+function said(c, i) {
+  const S = D.shown[c];
+  if (S.has[i] < 0) return 'nothing';
+  return D.classes.length ? D.classes[best(S.told[i])] : S.told[i][0].toFixed(2);
+}
+
+function el(tag, text, attrs) {
+  const e = document.createElement(tag);
+  if (text !== undefined) e.textContent = text;
+  for (const k in attrs || {}) e.setAttribute(k, attrs[k]);
+  return e;
+}
+const fill = (id, nodes) => $(id).replaceChildren(...nodes);
+function button(text, attrs, click) {
+  const b = el('button', text, attrs);
+  b.onclick = click;
+  return b;
+}
+function bar(text, x, mark, value) {
+  const row = el('div', undefined, {class: 'bar'}), track = el('i'), b = el('b'), t = el('u');
+  b.style.width = 100*x + '%';
+  t.style.left = 'calc(' + 100*mark + '% - 1px)';
+  track.append(b, t);
+  row.append(el('span', text), track, el('span', value));
+  return row;
+}
+"""
+
+# %% ../../nbs/use/03_explorer.ipynb #4e6e5488
+_PARTS = """
+function told(S, full) {
+  if (D.classes.length) return D.classes.map(
+    (k, j) => bar(k, S.told[u][j], full.told[u][j], percent(S.told[u][j])));
+  const [low, high] = D.range, at = y => (y - low)/(high - low), y = S.told[u][0];
+  return [bar(D.range.join(' to '), at(y), at(full.told[u][0]), y.toFixed(2))];
+}
+function privatePart(S, full) {
+  if (!S.private) return [el('small', 'this method has no private part')];
+  return [bar('private part', S.private[u], full.private[u], percent(S.private[u]))];
+}
+function near(S, c) {
+  return S.near[u].map(i => {
+    const row = el('tr'), T = U[i].true;
+    row.append(
+      el('td', name(i)),
+      el('td', 'predicted ' + said(c, i)),
+      el('td', T === null ? '' : 'labelled ' + T));
+    return row;
+  });
+}
+function strip(c) {
+  const same = [...U.keys()].filter(i => U[i].dialogue === U[u].dialogue);
+  return same.map(i =>
+    button(U[i].position + ' ' + said(c, i), {'aria-current': i === u}, () => go(i)));
+}
 """
 
 # %% ../../nbs/use/03_explorer.ipynb #4c2cdcdb
-SCRIPT = """
-const D = JSON.parse(document.getElementById('data').textContent), $ = id => document.getElementById(id), M = D.modalities, U = D.utterances;
-let u = 0, on = M.map(() => true);
-const el = (tag, text, attrs) => { const e = document.createElement(tag); if (text !== undefined) e.textContent = text; for (const k in attrs || {}) e.setAttribute(k, attrs[k]); return e; };
-const fill = (id, nodes) => $(id).replaceChildren(...nodes);
-const label = which => M.filter((m, k) => which[k]).join(M.every(m => m.length === 1) ? '' : '+');
-const percent = x => (100*x).toFixed(1) + ' %', whole = D.combinations[D.combinations.length - 1];
-const name = i => U[i].dialogue + ', ' + U[i].position, best = p => p.indexOf(Math.max(...p));
-const said = (c, i) => D.shown[c].has[i] < 0 ? 'nothing' : D.classes.length ? D.classes[best(D.shown[c].told[i])] : D.shown[c].told[i][0].toFixed(2);
-function bar(text, x, mark, value) {
-  const row = el('div', undefined, {class: 'bar'}), track = el('i'), b = el('b');
-  b.style.width = 100*x + '%'; track.append(b);
-  if (mark !== null) { const t = el('u'); t.style.left = 'calc(' + 100*mark + '% - 1px)'; track.append(t); }
-  row.append(el('span', text), track, el('span', value)); return row;
-}
-function go(i) { u = i; draw(); }
+_DRAWING = """
 function draw() {
-  const c = label(on), S = D.shown[c], nothing = !S || S.has[u] < 0;
+  const c = label(on), S = D.shown[c], nothing = !S || S.has[u] < 0, T = U[u].true;
   location.replace('#u=' + u + '&off=' + M.filter((m, k) => !on[k]).join(','));
   [...$('list').children].forEach((b, i) => b.setAttribute('aria-current', i === u));
   [...$('toggles').children].forEach((b, k) => b.setAttribute('aria-pressed', on[k]));
-  const T = U[u].true, has = nothing ? 'nothing' : D.combinations[S.has[u]];
   $('who').textContent = name(u) + (T === null ? '' : ', labelled ' + T);
-  $('what').textContent = nothing ? 'Nothing is there: nothing is said.' : 'From ' + has + (has === c ? '' : ' (it lacks the rest of ' + c + ')') + ': ' + said(c, u);
-  if (nothing) { ['told', 'private', 'near', 'strip'].forEach(id => fill(id, [])); return; }
-  const full = D.shown[whole], span = D.range[1] - D.range[0], at = y => (y - D.range[0])/span;
-  fill('told', D.classes.length ? D.classes.map((k, j) => bar(k, S.told[u][j], full.told[u][j], percent(S.told[u][j]))) : [bar(D.range.join(' to '), at(S.told[u][0]), at(full.told[u][0]), S.told[u][0].toFixed(2))]);
-  fill('private', S.private ? [bar('private part', S.private[u], full.private[u], percent(S.private[u]))] : [el('small', 'this method has no private part')]);
-  fill('near', S.near[u].map(i => { const r = el('tr'); r.append(el('td', name(i)), el('td', 'predicted ' + said(c, i)), el('td', U[i].true === null ? '' : 'labelled ' + U[i].true)); return r; }));
-  fill('strip', U.map((x, i) => [x, i]).filter(([x]) => x.dialogue === U[u].dialogue).map(([x, i]) => { const b = el('button', x.position + ' ' + said(c, i), {'aria-current': i === u}); b.onclick = () => go(i); return b; }));
+  if (nothing) {
+    $('what').textContent = 'Nothing is there: nothing is said.';
+    ['told', 'private', 'near', 'strip'].forEach(id => fill(id, []));
+    return;
+  }
+  const full = D.shown[whole], has = D.combinations[S.has[u]];
+  const lacks = has === c ? '' : ' (it lacks the rest of ' + c + ')';
+  $('what').textContent = 'From ' + has + lacks + ': ' + said(c, u);
+  fill('told', told(S, full));
+  fill('private', privatePart(S, full));
+  fill('near', near(S, c));
+  fill('strip', strip(c));
 }
-const asked = new URLSearchParams(location.hash.slice(1)), off = (asked.get('off') || '').split(',');
-on = M.map(m => !off.includes(m)); u = Math.min(Math.max(parseInt(asked.get('u')) || 0, 0), U.length - 1);
-fill('list', U.map((x, i) => { const b = el('button', name(i)); b.onclick = () => go(i); return b; }));
-fill('toggles', M.map((m, k) => { const b = el('button', m, {'data-modality': m}); b.onclick = () => { on[k] = !on[k]; draw(); }; return b; }));
+function go(i) { u = i; draw(); }
+function toggle(k) { on[k] = !on[k]; draw(); }
+
+const asked = new URLSearchParams(location.hash.slice(1));
+const off = (asked.get('off') || '').split(',');
+on = M.map(m => !off.includes(m));
+u = Math.min(Math.max(parseInt(asked.get('u')) || 0, 0), U.length - 1);
+fill('list', U.map((x, i) => button(name(i), {}, () => go(i))));
+fill('toggles', M.map((m, k) => button(m, {'data-modality': m}, () => toggle(k))));
 draw();
 """
+SCRIPT = _WORDS + _PARTS + _DRAWING
 
 # %% ../../nbs/use/03_explorer.ipynb #4a6ced58
 def page(
@@ -163,14 +263,17 @@ def page(
         f'<p class="simulated">{notes[k]}</p>' for k, yes in shown['simulated'].items() if yes
     )
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title><style>{STYLE}</style>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{escape(title)}</title><style>{STYLE}</style>
 <h1>{escape(title)}</h1>{note}
-<p>Take modalities away, for the whole dialogue, and see what the model then says. Black marks: with all modalities.</p>
+<p>Take modalities away, for the whole dialogue, and see what the model then says.
+Black marks: with all modalities.</p>
 <main><nav><h2>Utterance</h2><div id="list"></div></nav><section>
 <div id="toggles"></div><h2 id="who"></h2><p id="what"></p>
 <h2>{'Probabilities' if shown['classes'] else 'Score'}</h2><div id="told"></div>
 <h2>From the private part</h2><div id="private"></div>
-<h2>Neighbours <small>most alike by {shown['by']}, with the same modalities</small></h2><table id="near"></table>
+<h2>Neighbours <small>most alike by {shown['by']}, with the same modalities</small></h2>
+<table id="near"></table>
 <h2>The dialogue</h2><div id="strip"></div>
 </section></main>
 <script type="application/json" id="data">{data}</script><script>{SCRIPT}</script></html>

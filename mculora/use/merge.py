@@ -57,6 +57,9 @@ class Merged(nn.Module):
         self.names, self.encoders, self.maps = names, nn.ModuleList(encoders), nn.ModuleDict(maps)
         self.fusion, self.heads, self.weight = fusion, nn.ModuleDict(heads), weight
 
+    def encoded(self, encoder, features, there):
+        return stack({m: encoder[m](features[m], there) for m in self.names})
+
     def forward(
         self,
         # modality -> [B, L, D_m], of the combination's modalities; others are not looked at
@@ -66,19 +69,15 @@ class Merged(nn.Module):
         # [B, L, C] logits or scores; [B, L, 1] weight of the private part, 0 without one. Where
         # nothing is there, of no meaning
     ) -> tuple[Tensor, Tensor]:
-        # [B, L, k, d]
-        R = [stack({m: e[m](features[m], there) for m in self.names}) for e in self.encoders]
-        com, present = (
-            self.maps['common'](R[-1]),
-            there[..., None].expand(*there.shape, len(self.names)),
-        )
+        R = [self.encoded(e, features, there) for e in self.encoders]  # [B, L, k, d]
+        com = self.maps['common'](R[-1])
+        present = there[..., None].expand(*there.shape, len(self.names))
         if self.weight is None:
             y = self.heads['common'](self.fusion(com, present))
             return y, torch.zeros_like(y[..., :1])
         prt = self.maps['private'](R[0])
-        token_prt, token_com = self.fusion(
-            torch.stack([prt, com]), present.expand(2, *present.shape)
-        ).unbind(0)
+        both = torch.stack([prt, com])
+        token_prt, token_com = self.fusion(both, present.expand(2, *present.shape)).unbind(0)
         w = self.weight(prt, present)
         return mix(self.heads['common'](token_com), self.heads['private'](token_prt), w), w
 
@@ -96,10 +95,8 @@ def _columns(weight, row):  # [o, M d] -> [o, k d]: of the modalities that are t
 
 def _fusion(f, row):  # Omega of these modalities
     out = deepcopy(f)
-    out.who, out.splice = (
-        nn.Parameter(f.who[row].clone()),
-        _linear(_columns(f.splice.weight, row), f.splice.bias),
-    )
+    out.who = nn.Parameter(f.who[row].clone())
+    out.splice = _linear(_columns(f.splice.weight, row), f.splice.bias)
     return out
 
 
@@ -118,6 +115,43 @@ def _adapted(e, adapters, i):
         w.weight.data.copy_(folded(lora, i, w.weight))
     return out
 
+
+def _encoders(method, names, i, private):  # of the private path, if it has its own, and the common
+    def plain():
+        return nn.ModuleDict({m: deepcopy(method.encoders[m]) for m in names})
+
+    def path(kind, n):
+        adapters = method.adapters[kind]
+        return nn.ModuleDict({m: _adapted(method.encoders[m], adapters[m], n) for m in names})
+
+    if method.settings.adapter_place != 'linear':
+        return [plain()]
+    if not private:
+        return [path('common', 0)]
+    return [path('private', i) if method.settings.private else plain(), path('common', 0)]
+
+# %% ../../nbs/use/00_merge.ipynb #400af1dc
+def _maps(method, names, i):  # path -> what stands behind its encoders
+    s = method.settings
+    out = dict(private=nn.Identity(), common=nn.Identity())
+    if s.adapter_place != 'output':
+        return out
+    base = (0 if method.adapters.literal else 1) * torch.eye(s.width, device=method.q.device)
+
+    def each(kind, n):
+        adapters = getattr(method.adapters, kind)
+        return Each(torch.stack([folded(adapters[m], n, base) for m in names]))
+
+    if s.private:
+        out['private'] = each('private', i)
+    return out | dict(common=each('common', 0))
+
+
+def _heads(method, i, private):  # path -> head
+    own = {'private': (method.private_head, i)} if private else {}
+    both = {**own, 'common': (method.common_head, 0)}
+    return {kind: _linear(h.weight[n], h.bias[n]) for kind, (h, n) in both.items()}
+
 # %% ../../nbs/use/00_merge.ipynb #bceb5617
 @torch.no_grad()
 def merge(
@@ -132,48 +166,25 @@ def merge(
             f'merge: found the method {method.name!r}, expected {MCULoRA.name!r}: no other '
             'has adapters that it knows how to fold'
         )
-    s, i = method.settings, combination(label, method.widths)
-    row, two = members(len(method.widths))[i], method.stages()[-1].name == 'finetune'
-    # the private part has a say; else the common one speaks alone
-    private = two and bool(method.occurs[i])
+    i = combination(label, method.widths)
+    row = members(len(method.widths))[i]
     names = tuple(m for m, has in zip(method.widths, row.tolist()) if has)
-    plain = lambda: nn.ModuleDict({m: deepcopy(method.encoders[m]) for m in names})
-    encoders, maps = [plain()], dict(private=nn.Identity(), common=nn.Identity())
-    if two and s.adapter_place == 'linear':
-        path = lambda kind, n: nn.ModuleDict(
-            {m: _adapted(method.encoders[m], method.adapters[kind][m], n) for m in names}
-        )
-        encoders = [
-            *([path('private', i) if s.private else plain()] if private else []),
-            path('common', 0),
-        ]
-    if two and s.adapter_place == 'output':
-        base = (0 if method.adapters.literal else 1) * torch.eye(s.width, device=method.q.device)
-        maps = {
-            kind: Each(
-                torch.stack([folded(getattr(method.adapters, kind)[m], n, base) for m in names])
-            )
-            for kind, n in (('private', i), ('common', 0))
-        }
-        if not s.private:
-            maps['private'] = nn.Identity()
-    heads = {
-        kind: _linear(h.weight[n], h.bias[n])
-        for kind, h, n in (('private', method.private_head, i), ('common', method.common_head, 0))
-        if private or kind == 'common'
-    }
-    return (
-        Merged(
-            names,
-            encoders,
-            maps,
-            _fusion(method.fusion, row),
-            heads,
-            _weight(method.weight, row) if private else None,
-        )
-        .eval()
-        .requires_grad_(False)
+    two = method.stages()[-1].name == 'finetune'
+    private = two and bool(method.occurs[i])
+    if two:
+        encoders, maps = _encoders(method, names, i, private), _maps(method, names, i)
+    else:
+        plain = nn.ModuleDict({m: deepcopy(method.encoders[m]) for m in names})
+        encoders, maps = [plain], dict(private=nn.Identity(), common=nn.Identity())
+    merged = Merged(
+        names,
+        encoders,
+        maps,
+        _fusion(method.fusion, row),
+        _heads(method, i, private),
+        _weight(method.weight, row) if private else None,
     )
+    return merged.eval().requires_grad_(False)
 
 # %% ../../nbs/use/00_merge.ipynb #54e47269
 def size(
