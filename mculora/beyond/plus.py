@@ -295,10 +295,11 @@ class PlusRepresent(PlusRead):
 
     def _look(self, h, b, **adapt):  # [B, L, d] tokens, and what the context says of them
         there = b.present.any(-1)
+        kept = h * there[..., None]
         said = self.context(
             h, there, place=b.place, pack=b.pack and not adapt, among=self._among(b), **adapt
         )
-        return h * there[..., None] + said
+        return kept + said
 
     def _tokens(self, R, b):
         h = super()._tokens(R, b)
