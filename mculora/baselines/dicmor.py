@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['Coupling', 'Flow', 'score_bins', 'ClassPrior', 'bits', 'Gated', 'Refine', 'positions', 'CrossBlock', 'CrossEncoder',
-           'CrossFusion', 'RecoveringSettings', 'Recovering', 'DiCMoRSettings', 'DiCMoR', 'conditional']
+           'CrossFusion', 'RecoveringSettings', 'Projecting', 'in_place_of', 'Refining', 'TwoStages', 'refinement_loss',
+           'Recovering', 'DiCMoRSettings', 'Flows', 'Transferring', 'DiCMoR', 'conditional']
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #5f880239
+from collections.abc import Callable
 from math import log, pi
 from typing import Literal
 import torch
@@ -80,10 +82,8 @@ class Flow(nn.Module):
         super().__init__()
         if width % 2:
             raise ValueError(f'width: found {width}, expected an even number')
-        self.permute, self.couplings = (
-            permute,
-            nn.ModuleList(Coupling(width, width) for _ in range(n)),
-        )
+        self.permute = permute
+        self.couplings = nn.ModuleList(Coupling(width, width) for _ in range(n))
 
     def _swap(self, x):
         return x.roll(x.shape[-1] // 2, -1) if self.permute else x
@@ -95,7 +95,8 @@ class Flow(nn.Module):
         total = 0
         for f in self.couplings:
             x, s = f(x)
-            x, total = self._swap(x), total + s
+            x = self._swap(x)
+            total = total + s
         return x, total
 
     def inverse(
@@ -122,9 +123,10 @@ class ClassPrior(nn.Module):
         width: int,  # d
     ):
         super().__init__()
-        self.n, self.low = score_bins(task), 0 if task.classes else task.low
-        # mu_y, log sigma_y
-        self.mean, self.log_sd = (nn.Parameter(torch.zeros(self.n, width)) for _ in range(2))
+        self.n = score_bins(task)
+        self.low = 0 if task.classes else task.low
+        self.mean = nn.Parameter(torch.zeros(self.n, width))  # mu_y
+        self.log_sd = nn.Parameter(torch.zeros(self.n, width))  # log sigma_y
 
     def which(
         self,
@@ -141,7 +143,8 @@ class ClassPrior(nn.Module):
     ) -> Tensor:  # [...] log N(z; mu_y, sigma_y^2)
         y = self.which(label)
         mean, log_sd = y @ self.mean, y @ self.log_sd
-        return (-0.5 * log(2 * pi) - log_sd - 0.5 * ((z - mean) * (-log_sd).exp()).square()).sum(-1)
+        off = (z - mean) * (-log_sd).exp()
+        return (-0.5 * log(2 * pi) - log_sd - 0.5 * off.square()).sum(-1)
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #5dfa4c70
 def bits(
@@ -189,11 +192,10 @@ class Refine(nn.Module):
         n: int = 20,  # blocks
     ):
         super().__init__()
-        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-        self.blocks, self.last = (
-            nn.Sequential(*(Gated(2 * width) for _ in range(n))),
-            nn.Linear(2 * width, 2 * width),
-        )
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+        self.blocks = nn.Sequential(*(Gated(2 * width) for _ in range(n)))
+        self.last = nn.Linear(2 * width, 2 * width)
 
     def forward(
         self,
@@ -225,17 +227,13 @@ class CrossBlock(nn.Module):
     ):
         super().__init__()
         self.heads, self.dropout = heads, Dropout(dropout)
-        self.norm1, self.q, self.kv, self.out = (
-            nn.LayerNorm(width),
-            nn.Linear(width, width),
-            nn.Linear(width, 2 * width),
-            nn.Linear(width, width),
-        )
-        self.norm2, self.up, self.down = (
-            nn.LayerNorm(width),
-            nn.Linear(width, 4 * width),
-            nn.Linear(4 * width, width),
-        )
+        self.norm1 = nn.LayerNorm(width)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
 
     def forward(
         self,
@@ -244,14 +242,11 @@ class CrossBlock(nn.Module):
         mask: Tensor,  # [B, 1, L, L] bool
         place: Tensor,  # [B, L]
     ) -> Tensor:  # [B, L, d]
-        a = self.norm1(x)
-        z = attend(
-            torch.cat([self.q(a), self.kv(a if s is None else self.norm1(s))], -1), self.heads, mask
-        )
-        x = x + self.dropout(self.out(z), place)
-        return x + self.dropout(
-            self.down(self.dropout(self.up(self.norm2(x)).relu(), place)), place
-        )
+        asks = self.norm1(x)
+        qkv = torch.cat([self.q(asks), self.kv(asks if s is None else self.norm1(s))], -1)
+        x = x + self.dropout(self.out(attend(qkv, self.heads, mask)), place)
+        u = self.dropout(self.up(self.norm2(x)).relu(), place)
+        return x + self.dropout(self.down(u), place)
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #45206e3f
 class CrossEncoder(nn.Module):
@@ -259,11 +254,13 @@ class CrossEncoder(nn.Module):
 
     def __init__(self, width: int, depth: int, heads: int, dropout: float):
         super().__init__()
-        self.blocks, self.norm, self.dropout = (
-            nn.ModuleList(CrossBlock(width, heads, dropout) for _ in range(depth)),
-            nn.LayerNorm(width),
-            Dropout(dropout),
-        )
+        self.blocks = nn.ModuleList(CrossBlock(width, heads, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.dropout = Dropout(dropout)
+
+    def _ready(self, x, place):
+        where = positions(*x.shape[1:], x.device)
+        return self.dropout(x * x.shape[-1] ** 0.5 + where, place)
 
     def forward(
         self,
@@ -272,9 +269,9 @@ class CrossEncoder(nn.Module):
         mask: Tensor,  # [B, 1, L, L] bool
         place: Tensor,  # [B, L]
     ) -> Tensor:  # [B, L, d]
-        where = positions(*x.shape[1:], x.device)
-        ready = lambda v: self.dropout(v * v.shape[-1] ** 0.5 + where, place)
-        x, s = ready(x), None if s is None else ready(s)
+        x = self._ready(x, place)
+        if s is not None:
+            s = self._ready(s, place)
         for block in self.blocks:
             x = block(x, s, mask, place)
         return self.norm(x)
@@ -294,22 +291,21 @@ class CrossFusion(nn.Module):
         n_outputs: int,  # C
     ):
         super().__init__()
-        M, wide = n_modalities, max(n_modalities - 1, 1) * width
-        self.cross = nn.ModuleDict(
-            {
-                f'{m}_{o}': CrossEncoder(width, depth, heads, dropout)
-                for m in range(M)
-                for o in range(M)
-                if m != o
-            }
-        )
-        self.own = nn.ModuleList(CrossEncoder(wide, depth, heads, dropout) for _ in range(M))
-        self.up, self.down, self.head, self.dropout = (
-            nn.Linear(M * wide, M * wide),
-            nn.Linear(M * wide, M * wide),
-            nn.Linear(M * wide, n_outputs),
-            Dropout(dropout),
-        )
+        M, how = n_modalities, (depth, heads, dropout)
+        pairs = [(m, o) for m in range(M) for o in range(M) if m != o]
+        wide = max(M - 1, 1) * width
+        self.cross = nn.ModuleDict({f'{m}_{o}': CrossEncoder(width, *how) for m, o in pairs})
+        self.own = nn.ModuleList(CrossEncoder(wide, *how) for _ in range(M))
+        self.up = nn.Linear(M * wide, M * wide)
+        self.down = nn.Linear(M * wide, M * wide)
+        self.head = nn.Linear(M * wide, n_outputs)
+        self.dropout = Dropout(dropout)
+
+    def _asked(self, m, x, *where):  # [B, L, (M-1) d] what the others say to m, side by side
+        others = [o for o in range(len(x)) if o != m]
+        if not others:
+            return x[m]
+        return torch.cat([self.cross[f'{m}_{o}'](x[m], x[o], *where) for o in others], -1)
 
     def forward(
         self,
@@ -317,16 +313,9 @@ class CrossFusion(nn.Module):
         there: Tensor,  # [B, L] bool: utterances of which anything is known
         place: Tensor,  # [B, L]
     ) -> Tensor:  # [B, L, C]
-        M, mask = len(x), attention_mask(there)
-        each = [
-            torch.cat(
-                [self.cross[f'{m}_{o}'](x[m], x[o], mask, place) for o in range(M) if o != m], -1
-            )
-            if M > 1
-            else x[m]
-            for m in range(M)
-        ]
-        h = torch.cat([f(e, None, mask, place) for f, e in zip(self.own, each)], -1)
+        where = attention_mask(there), place
+        said = [self._asked(m, x, *where) for m in range(len(x))]
+        h = torch.cat([own(s, None, *where) for own, s in zip(self.own, said)], -1)
         return self.head(h + self.down(self.dropout(self.up(h).relu(), place)))
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #e9672d5d
@@ -343,74 +332,75 @@ class RecoveringSettings(Recipe):
     score_loss: Literal['mse', 'mae'] = 'mse'  # for scores
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #258325d4
-class Recovering(Baseline):
-    "Base of DiCMoR and IMDer: project, recover what is missing, fuse."
-
-    # settings without a part in the first stage; `blocks` is not among them: R_m is drawn before
-    # the fusion
-    late = ('recovery',)
+class Projecting(Baseline):
+    "From features to the vectors x_m that are recovered and fused."
 
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
-        s, M = settings, len(widths)
-        if s.width % s.heads:
-            raise ValueError(f'width: found {s.width}, expected a multiple of heads ({s.heads})')
         # W_m
         self.inputs = nn.ModuleDict(
-            {m: nn.Linear(w, s.width, bias=False) for m, w in widths.items()}
+            {m: nn.Linear(w, settings.width, bias=False) for m, w in widths.items()}
         )
         for m, w in widths.items():
             self.register_buffer(f'mean_{m}', torch.zeros(w))
             self.register_buffer(f'spread_{m}', torch.ones(w))
-        # R_m
-        self.refine = nn.ModuleDict({m: Refine(s.width, s.blocks * s.depth) for m in widths})
-        self.fusion = CrossFusion(M, s.width, s.depth, s.heads, s.dropout, task.n_outputs)
-
-    def stages(self):
-        own = tuple(n for n, _ in self.named_children() if n != 'inputs')
-        return [
-            self.stage('complete', trainable=('inputs', 'fusion'), select=labels(self.widths)[-1]),
-            self.stage('recover', trainable=own),
-        ]
-
-    def depends(self, stage):
-        return {
-            k: v
-            for k, v in super().depends(stage).items()
-            if stage != 'complete' or k not in self.late
-        }
 
     def prepare(self, train):  # mean and spread of every feature
         for k, (m, x) in enumerate(train.features.items()):
             x = x[train.present[:, k]]
             if len(x):
+                least = 0.01 * x.std(correction=0).clamp(min=1e-6)
                 getattr(self, f'mean_{m}').copy_(x.mean(0))
-                getattr(self, f'spread_{m}').copy_(
-                    x.std(0, correction=0).clamp(min=0.01 * x.std(correction=0).clamp(min=1e-6))
-                )
+                getattr(self, f'spread_{m}').copy_(x.std(0, correction=0).clamp(min=least))
+
+    def standardised(self, m: str, x: Tensor) -> Tensor:
+        "Features of modality m, as W_m reads them."
+        return (x - getattr(self, f'mean_{m}')) / getattr(self, f'spread_{m}')
 
     def project(
         self,
         b: Batch,
     ) -> dict[str, Tensor]:  # modality -> [B, L, d] x_m, zeros where missing
         "The vectors that are recovered and fused."
-        there = lambda k: b.present[..., k : k + 1]
-        if b.encoded:
-            return {
-                m: x[..., : self.settings.width].masked_fill(~there(k), 0)
-                for k, (m, x) in enumerate(b.features.items())
-            }
-        return {
-            m: self.inputs[m](
-                ((x - getattr(self, f'mean_{m}')) / getattr(self, f'spread_{m}')).masked_fill(
-                    ~there(k), 0
-                )
-            )
-            for k, (m, x) in enumerate(b.features.items())
-        }
+        out = {}
+        for k, (m, x) in enumerate(b.features.items()):
+            gone = ~b.present[..., k : k + 1]
+            if b.encoded:
+                out[m] = x[..., : self.settings.width].masked_fill(gone, 0)
+            else:
+                out[m] = self.inputs[m](self.standardised(m, x).masked_fill(gone, 0))
+        return out
 
     def encode(self, batch):
         return self.project(batch)
+
+# %% ../../nbs/baselines/11_dicmor.ipynb #503fe0a8
+def in_place_of(
+    x: Tensor,  # [..., d]
+    guess: Tensor,  # [..., d]
+    f: Callable[[Tensor], Tensor],  # [n, d] -> [n, d], row by row
+    at: Tensor,  # [...] bool
+    pack: bool,  # compute f of these rows only
+) -> Tensor:  # [..., d]
+    "x, and in the rows `at` f(guess)."
+    if not pack:
+        return torch.where(at[..., None], f(guess), x)
+    rows = at.flatten().nonzero()[:, 0]
+    new = f(guess.flatten(0, -2).index_select(0, rows))
+    return x.flatten(0, -2).index_copy(0, rows, new).view_as(x)
+
+# %% ../../nbs/baselines/11_dicmor.ipynb #09303574
+class Refining(Projecting):
+    "Refine what a method recovers, and fuse."
+
+    def __init__(self, task, widths, settings):
+        s = settings
+        if s.width % s.heads:
+            raise ValueError(f'width: found {s.width}, expected a multiple of heads ({s.heads})')
+        super().__init__(task, widths, s)
+        # R_m
+        self.refine = nn.ModuleDict({m: Refine(s.width, s.blocks * s.depth) for m in widths})
+        self.fusion = CrossFusion(len(widths), s.width, s.depth, s.heads, s.dropout, task.n_outputs)
 
     def recovered(
         self,
@@ -421,12 +411,6 @@ class Recovering(Baseline):
         "What is made of what is there, before the refinement."
         raise NotImplementedError
 
-    def own_loss(
-        self, full: Batch, b: Batch, x: dict[str, Tensor], truth: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        "The method's own term and its parts."
-        raise NotImplementedError
-
     def refined(
         self,
         b: Batch,  # of single utterances: `flat`
@@ -435,54 +419,37 @@ class Recovering(Baseline):
         # there
     ) -> dict[str, Tensor]:
         "Present and recovered vectors."
-        some, out = b.present.any(-1, keepdim=True), {}
         if len(x) == 1:
             return x
+        some, out = b.present.any(-1), {}
         for k, (m, guess) in enumerate(self.recovered(b, x).items()):
-            there = b.present[..., k : k + 1]
-            guess = guess.masked_fill(there | ~some, 0)
-            if b.pack:  # the rows that need it
-                at = (some & ~there)[..., 0].flatten().nonzero()[:, 0]
-                out[m] = (
-                    x[m]
-                    .flatten(0, -2)
-                    .index_copy(0, at, self.refine[m](guess.flatten(0, -2).index_select(0, at)))
-                    .view_as(x[m])
-                )
-            else:
-                out[m] = torch.where(some & ~there, self.refine[m](guess), x[m])
+            needed = some & ~b.present[..., k]
+            guess = guess.masked_fill(~needed[..., None], 0)
+            out[m] = in_place_of(x[m], guess, self.refine[m], needed, b.pack)
         return out
 
     def _fused(self, batch, x):
-        return self.fusion(
-            [unflat(v, batch) for v in x.values()], batch.present.any(-1) & batch.valid, batch.place
-        )
+        known = batch.present.any(-1) & batch.valid
+        return self.fusion([unflat(v, batch) for v in x.values()], known, batch.place)
 
-    def _task(self, y, b):  # L_task
-        if self.task.classes or self.settings.score_loss == 'mse':
-            return task_loss(y, b.label, b.valid)
-        return ((y[..., 0] - b.label).abs() * b.valid).sum() / b.valid.sum().clamp(min=1)
+# %% ../../nbs/baselines/11_dicmor.ipynb #167324d1
+class TwoStages(Refining):
+    "Complete data first; then what is missing is recovered."
 
-    def loss(self, batch, stage):
-        full, b = flat(batch.complete or batch), flat(batch)
-        truth = self.project(full)
-        if stage == 'complete':
-            task = self._task(self._fused(batch.complete or batch, truth), batch)
-            return task, dict(task=task)
-        truth = {m: v.detach() for m, v in truth.items()}
-        x = {
-            m: v.masked_fill(~b.present[..., k : k + 1], 0)
-            for k, (m, v) in enumerate(truth.items())
-        }
-        new = self.refined(b, x)
-        gone = full.present & ~b.present & b.present.any(-1, keepdim=True) & b.valid[..., None]
-        each = torch.stack([(new[m] - v).square().mean(-1) for m, v in truth.items()], -1)
-        refinement = (each * gone).sum() / gone.sum().clamp(min=1)
-        own, parts = self.own_loss(full, b, x, truth)
-        task = self._task(self._fused(batch, new), batch)
-        return task + self.settings.recovery * (own + refinement), dict(
-            task=task, refinement=refinement, **parts
-        )
+    # settings without a part in the first stage; `blocks` is not among them: R_m is drawn before
+    # the fusion
+    late = ('recovery',)
+
+    def stages(self):
+        own = tuple(n for n, _ in self.named_children() if n != 'inputs')
+        return [
+            self.stage('complete', trainable=('inputs', 'fusion'), select=labels(self.widths)[-1]),
+            self.stage('recover', trainable=own),
+        ]
+
+    def depends(self, stage):
+        every = super().depends(stage)
+        return {k: v for k, v in every.items() if stage != 'complete' or k not in self.late}
 
     def predict(self, batch, stage=None):
         b = flat(batch)
@@ -491,11 +458,52 @@ class Recovering(Baseline):
 
     def inspect(self, batch):  # [B, L, M, d] present and refined vectors
         b = flat(batch)
-        return {
-            'vectors': torch.stack(
-                [unflat(v, batch) for v in self.refined(b, self.project(b)).values()], 2
-            )
+        new = self.refined(b, self.project(b))
+        return {'vectors': torch.stack([unflat(v, batch) for v in new.values()], 2)}
+
+# %% ../../nbs/baselines/11_dicmor.ipynb #e7c818f6
+def refinement_loss(
+    new: dict[str, Tensor],  # modality -> [..., d] R_m(x^_m)
+    truth: dict[str, Tensor],  # modality -> [..., d] x_m
+    gone: Tensor,  # [..., M] bool: what was dropped
+) -> Tensor:  # scalar
+    "Mean squared error of what was dropped."
+    each = torch.stack([(new[m] - x).square().mean(-1) for m, x in truth.items()], -1)
+    return (each * gone).sum() / gone.sum().clamp(min=1)
+
+
+class Recovering(TwoStages):
+    "Base of DiCMoR and IMDer: project, recover what is missing, fuse."
+
+    def own_loss(
+        self, full: Batch, b: Batch, x: dict[str, Tensor], truth: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        "The method's own term and its parts."
+        raise NotImplementedError
+
+    def _task(self, y, b):  # L_task
+        if self.task.classes or self.settings.score_loss == 'mse':
+            return task_loss(y, b.label, b.valid)
+        return ((y[..., 0] - b.label).abs() * b.valid).sum() / b.valid.sum().clamp(min=1)
+
+    def loss(self, batch, stage):
+        full, b = flat(batch.complete or batch), flat(batch)
+        known = self.project(full)
+        if stage == 'complete':
+            task = self._task(self._fused(batch.complete or batch, known), batch)
+            return task, dict(task=task)
+        truth = {m: v.detach() for m, v in known.items()}
+        x = {
+            m: v.masked_fill(~b.present[..., k : k + 1], 0)
+            for k, (m, v) in enumerate(truth.items())
         }
+        new = self.refined(b, x)
+        gone = full.present & ~b.present & b.present.any(-1, keepdim=True) & b.valid[..., None]
+        refinement = refinement_loss(new, truth, gone)
+        own, parts = self.own_loss(full, b, x, truth)
+        task = self._task(self._fused(batch, new), batch)
+        total = task + self.settings.recovery * (own + refinement)
+        return total, dict(task=task, refinement=refinement, **parts)
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #602296fb
 class DiCMoRSettings(RecoveringSettings):
@@ -508,9 +516,8 @@ class DiCMoRSettings(RecoveringSettings):
     floor: bool = False
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #a8aaa7a4
-@register('dicmor')
-class DiCMoR(Recovering):
-    "Distribution-consistent modal recovering."
+class Flows(Recovering):
+    "A flow for each modality, the prior that they share, and the maps that join several sources."
 
     Settings = DiCMoRSettings
     late = (*Recovering.late, 'couplings', 'permute', 'floor')
@@ -546,13 +553,26 @@ class DiCMoR(Recovering):
             score_loss='mae',
         )
 
-    def encode(self, batch):  # x_m and, beside it, z_m
-        b = flat(batch)
-        return {
-            m: unflat(torch.cat([x, self.flows[m](x)[0]], -1), batch)
-            for m, x in self.project(b).items()
-        }
+# %% ../../nbs/baselines/11_dicmor.ipynb #945bfc3c
+class Transferring(Flows):
+    "A missing vector is a present one, carried over."
 
+    def encode(self, batch):  # x_m and, beside it, z_m
+        both = {}
+        for m, x in self.project(flat(batch)).items():
+            both[m] = unflat(torch.cat([x, self.flows[m](x)[0]], -1), batch)
+        return both
+
+    def latent(
+        self,
+        b: Batch,  # of single utterances: `flat`
+        x: dict[str, Tensor],  # modality -> [..., d]
+    ) -> list[Tensor]:  # M times [..., d]
+        "z_m = F_m(x_m)"
+        d = self.settings.width
+        return [f[..., d:] if b.encoded else self.flows[m](x[m])[0] for m, f in b.features.items()]
+
+    @torch.no_grad()
     def transferred(
         self,
         b: Batch,  # of single utterances: `flat`
@@ -561,27 +581,13 @@ class DiCMoR(Recovering):
         # missing, or nothing is to be said
     ) -> dict[str, Tensor]:
         "F_m^-1(F_o(x_o)), without gradient."
-        out, d = {}, self.settings.width
-        with torch.no_grad():
-            z = [f[..., d:] if b.encoded else self.flows[m](x[m])[0] for m, f in b.features.items()]
-            for k, m in enumerate(x):
-                others = [o for o in range(len(x)) if o != k]
-                source, asks = (
-                    torch.stack([z[o] for o in others], -2),
-                    torch.stack([b.present[..., o] & ~b.present[..., k] for o in others], -1),
-                )
-                if b.pack:  # the pairs that there are
-                    at = asks.flatten().nonzero()[:, 0]
-                    out[m] = (
-                        torch.zeros_like(source)
-                        .flatten(0, -2)
-                        .index_copy(
-                            0, at, self.flows[m].inverse(source.flatten(0, -2).index_select(0, at))
-                        )
-                        .view_as(source)
-                    )
-                else:
-                    out[m] = self.flows[m].inverse(source).masked_fill(~asks[..., None], 0)
+        z, out = self.latent(b, x), {}
+        for k, m in enumerate(x):
+            others = [o for o in range(len(x)) if o != k]
+            source = torch.stack([z[o] for o in others], -2)
+            asks = torch.stack([b.present[..., o] & ~b.present[..., k] for o in others], -1)
+            silent = torch.zeros_like(source)
+            out[m] = in_place_of(silent, source, self.flows[m].inverse, asks, b.pack)
         return out
 
     def recovered(self, b, x):
@@ -591,13 +597,17 @@ class DiCMoR(Recovering):
             for m, v in self.transferred(b, x).items()
         }
 
+# %% ../../nbs/baselines/11_dicmor.ipynb #1cbab81b
+@register('dicmor')
+class DiCMoR(Transferring):
+    "Distribution-consistent modal recovering."
+
     def own_loss(self, full, b, x, truth):
         total = 0
         for k, (m, v) in enumerate(truth.items()):
             there = full.present[..., k] & full.valid
-            nll = (
-                bits(self.flows[m], self.prior, v, full.label) * there
-            ).sum() / there.sum().clamp(min=1)
+            each = bits(self.flows[m], self.prior, v, full.label)
+            nll = (each * there).sum() / there.sum().clamp(min=1)
             total = total + (nll.clamp(min=0) if self.settings.floor else nll)
         return total, dict(bits=total)
 
