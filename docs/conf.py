@@ -15,7 +15,7 @@ language = 'en'
 
 extensions = ['myst_nb']
 exclude_patterns = ['README.md',              # is included in index.md
-                    'figures/*-tiny.md', '**/.ipynb_checkpoints', '**/Untitled*']
+                    'figures/*-tiny/**', '**/.ipynb_checkpoints', '**/Untitled*']
 nb_execution_mode = 'off'                     # what is stored in the notebooks is shown
 myst_enable_extensions = ['dollarmath']       # $...$ and $$...$$
 myst_dmath_double_inline = True               # $$...$$ within a paragraph, too
@@ -37,7 +37,7 @@ def prepare(app, docname, text):
     path = app.env.doc2path(docname)
     if path.suffix == '.ipynb': text[0] = readable(text[0])
     elif path.parent == app.srcdir: link_notebooks(app, path, docname, text)
-    if path.parent.name == 'figures':    # README.md leads to them; the figure that belongs to a table has its name
+    if path.parent.parent.name == 'figures':    # figures/README.md leads to them; the figure that belongs to a table has its name
         figure = f'![]({path.stem}.svg)' if path.with_suffix('.svg').exists() else ''
         text[0] = f'---\norphan: true\n---\n# {path.stem}\n\n{figure}\n\n{text[0]}'
 

@@ -62,7 +62,7 @@ def test_slow_cells_run(notebook):
 
 
 def test_a_notebook_of_the_paper_runs_as_it_is_and_leaves_the_committed_files_alone():
-    files = sorted((ROOT / 'figures').glob(f'{ONE_OF_PAPER}-*'))
+    files = sorted((ROOT / 'figures').rglob(f'{ONE_OF_PAPER}-*'))
     before = [p.stat().st_mtime_ns for p in files]
     passes(f'nbs/experiments/{ONE_OF_PAPER}.ipynb')
     assert files and [p.stat().st_mtime_ns for p in files] == before

@@ -1,4 +1,6 @@
-"The workflow: every notebook of a table or figure is in it, the committed output is what it makes, and a missing run is named."
+"""The workflow: every notebook of a table or figure is in it, the committed output is what it makes, and a missing run is named.
+
+`python tests/test_paper.py` writes `figures/README.md` anew, the page that shows every picture."""
 
 import json
 import re
@@ -11,6 +13,7 @@ import yaml
 from notebooks import passes
 
 ROOT = Path(__file__).resolve().parent.parent
+FIGURES = ROOT / 'figures'
 BIN = Path(sys.executable).parent
 SNAKEFILE = (ROOT / 'workflow' / 'Snakefile').read_text()
 CONFIG = yaml.safe_load((ROOT / 'workflow' / 'config.yaml').read_text())
@@ -60,21 +63,18 @@ def parameters(notebook, name, figures, results='results'):
 def make(notebook, name, figures, results='results'):
     "Run a notebook of the paper; the files that it writes."
     passes(f'nbs/experiments/{notebook}.ipynb', parameters(notebook, name, figures, results))
-    return sorted(figures.iterdir())
+    return sorted((figures / name).iterdir())
 
 
 def same_as_committed(notebook, name, made):
-    there = sorted(
-        p.name
-        for p in (ROOT / 'figures').glob(f'{notebook}-*')
-        if re.fullmatch(rf'{notebook}(-(weight|tsne))?-{name}\.\w+', p.name)
-    )
-    assert [p.name for p in made] == there
+    there = sorted((FIGURES / name).glob(f'{notebook}-*'))
+    assert [p.name for p in made] == [p.name for p in there]
+    assert all(p.stem.endswith(f'-{name}') for p in made)
     # t-SNE: another layout on another processor
     assert not [
         p.name
-        for p in made
-        if '-tsne-' not in p.name and p.read_bytes() != (ROOT / 'figures' / p.name).read_bytes()
+        for p, committed in zip(made, there)
+        if '-tsne-' not in p.name and p.read_bytes() != committed.read_bytes()
     ]
 
 
@@ -119,7 +119,7 @@ def test_papermill_itself_makes_a_committed_table(tmp_path):
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    same_as_committed(notebook, name, sorted(figures.iterdir()))
+    same_as_committed(notebook, name, sorted((figures / name).iterdir()))
 
 
 def without_one(to, rank, fold, seed):
@@ -154,12 +154,11 @@ def rows_of(path):
 
 
 def test_a_missing_run_is_named_and_not_averaged_over(tmp_path):
-    figures = tmp_path / 'figures'
-    figures.mkdir()
     without_one(tmp_path / 'results', 3, 2, 67)
-    make('fig3_rank', 'iemocap', figures, tmp_path / 'results')
-    assert 'rank 3, fold 2, seed 67' in (figures / 'fig3_rank-iemocap.md').read_text()
-    rows = rows_of(figures / 'fig3_rank-iemocap.md')
+    make('fig3_rank', 'iemocap', tmp_path / 'figures', tmp_path / 'results')
+    table = tmp_path / 'figures' / 'iemocap' / 'fig3_rank-iemocap.md'
+    assert 'rank 3, fold 2, seed 67' in table.read_text()
+    rows = rows_of(table)
     assert (
         rows['rank 3'].count('1 missing') == 9
         and '±' not in rows['rank 3']
@@ -176,14 +175,10 @@ def test_a_missing_run_is_named_and_not_averaged_over(tmp_path):
     ],
 )
 def test_a_missing_run_is_named_and_its_curve_not_averaged_over(notebook, row, others, tmp_path):
-    figures = tmp_path / 'figures'
-    figures.mkdir()
     without_one(tmp_path / 'results', 4, 2, 66)
-    make(notebook, 'iemocap', figures, tmp_path / 'results')
-    text, rows = (
-        (figures / f'{notebook}-iemocap.md').read_text(),
-        rows_of(figures / f'{notebook}-iemocap.md'),
-    )
+    make(notebook, 'iemocap', tmp_path / 'figures', tmp_path / 'results')
+    table = Path('iemocap', f'{notebook}-iemocap.md')
+    text, rows = (tmp_path / 'figures' / table).read_text(), rows_of(tmp_path / 'figures' / table)
     assert 'fold 2, seed 66' in text
     if row:
         assert '1 missing' in rows[row] and '±' not in rows[row]
@@ -198,10 +193,7 @@ def test_a_missing_run_is_named_and_its_curve_not_averaged_over(notebook, row, o
         )
 
     for name in others:
-        assert (
-            of(name, figures / f'{notebook}-iemocap.md').split()
-            == of(name, ROOT / 'figures' / f'{notebook}-iemocap.md').split()
-        )
+        assert of(name, tmp_path / 'figures' / table).split() == of(name, FIGURES / table).split()
 
 
 def test_the_tiny_pass_makes_every_kind_of_output():
@@ -230,16 +222,14 @@ def test_the_tiny_pass_makes_every_kind_of_output():
     text = done.stdout + done.stderr
     for nb in set(WRITES) - set(CONFIG['tiny']['without']):
         for name in CONFIG['tiny']['data']:
-            assert f'figures/{nb}-{name}.md' in text
+            assert f'figures/{name}/{nb}-{name}.md' in text
     for nb, name in COMMITTED:
-        assert f'figures/{nb}-{name}.md' in text
+        assert f'figures/{name}/{nb}-{name}.md' in text
 
 
 @pytest.mark.parametrize(
     'path',
-    sorted(
-        p for p in (ROOT / 'figures').glob('*-simulated*.*') if p.suffix not in ('.pdf', '.png')
-    ),
+    sorted(p for p in FIGURES.rglob('*-simulated*.*') if p.suffix not in ('.pdf', '.png')),
     ids=lambda p: p.name,
 )
 def test_simulated_output_says_so(path):
@@ -248,3 +238,72 @@ def test_simulated_output_says_so(path):
     if path.suffix == '.svg':
         text = ' '.join(re.findall(r'<!-- (.*?) -->', text))
     assert 'simulated' in text
+
+
+# --- the page that shows every picture ---
+
+DATA = {
+    'iemocap': 'IEMOCAP, stand-in features',
+    'mosi': 'CMU-MOSI, stand-in features',
+    'mosei_video': 'mosei_video, a table of its own',
+    'iemocap-simulated': 'Simulated twin of IEMOCAP',
+    'mosei-simulated': 'Simulated twin of CMU-MOSEI',
+    'speed': 'Speed, at the shape of IEMOCAP (simulated)',
+}
+INDEX = """# Tables and figures
+
+Every committed table and figure, one folder per dataset, made by notebooks from the committed
+results. `python tests/test_paper.py` writes this page.
+"""
+KINDS = {'.md': 'table', '.csv': 'CSV', '.tex': 'LaTeX', '.pdf': 'PDF'}
+
+
+def titled(notebook):
+    "Title of a notebook, and its line that says what is inside."
+    first = json.loads((EXPERIMENTS / f'{notebook}.ipynb').read_text())['cells'][0]['source']
+    title, said, *_ = ''.join(first).splitlines()
+    return title.removeprefix('# '), said.removeprefix('> ')
+
+
+def entry(notebook, folder):
+    "What a notebook made of some data: a line with links, and the pictures."
+    files = sorted((FIGURES / folder).glob(f'{notebook}-*'))
+    title, said = titled(notebook)
+    links = [f'[notebook](../nbs/experiments/{notebook}.ipynb)'] + [
+        f'[{kind}]({folder}/{p.name})'
+        for end, kind in KINDS.items()
+        for p in files
+        if p.suffix == end
+    ]
+    pictures = [
+        f'![{title}: {DATA[folder]}]({folder}/{p.name})\n'
+        for p in files
+        if p.suffix in ('.svg', '.png')
+    ]
+    return '\n'.join([f'### {title}\n\n{said} {", ".join(links)}\n', *pictures])
+
+
+def index():
+    parts = [INDEX]
+    for folder, heading in DATA.items():
+        notebooks = sorted(nb for nb, name in COMMITTED if name == folder) or ['speed']
+        parts += [f'## {heading}\n', *(entry(notebook, folder) for notebook in notebooks)]
+    return '\n'.join(parts)
+
+
+def test_one_page_shows_every_picture_and_links_every_table():
+    text = (FIGURES / 'README.md').read_text()
+    assert text == index(), 'write it anew: python tests/test_paper.py'
+    linked = {(FIGURES / link).resolve() for link in re.findall(r'\]\(([^)]+)\)', text)}
+    assert all(p.is_file() for p in linked)
+    assert set(DATA) == {name for _, name in COMMITTED} | {'speed'}
+
+
+def test_the_readme_leads_to_figures_that_exist():
+    files = re.findall(r'\]\((figures/[^)]+)\)', (ROOT / 'README.md').read_text())
+    assert files and not [f for f in files if not (ROOT / f).is_file()]
+
+
+if __name__ == '__main__':
+    (FIGURES / 'README.md').write_text(index())
+    print('wrote figures/README.md')

@@ -433,7 +433,7 @@ def page(data):
     (text,) = [
         t
         for t in re.split(
-            r'\n(?=\*\*)', (ROOT / 'figures' / f'table2_ablation-{data}.md').read_text()
+            r'\n(?=\*\*)', (ROOT / 'figures' / data / f'table2_ablation-{data}.md').read_text()
         )
         if 'what is true of MCULoRA' in t
     ]
@@ -450,7 +450,7 @@ PARTS = ['second stage', 'adapters', 'private adapters', 'L_ort', 'DPFT']
 
 def test_the_readme_quotes_these_pages():
     assert {q[0] for q in QUOTED if 'what is true of MCULoRA' in q[1]} == {
-        f'figures/table2_ablation-{data}.md' for data in ('iemocap', 'mosi', 'mosei_video')
+        f'figures/{data}/table2_ablation-{data}.md' for data in ('iemocap', 'mosi', 'mosei_video')
     }
 
 

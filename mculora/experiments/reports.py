@@ -28,14 +28,16 @@ class Report(Sweep):
     "Parameters of a table or figure."
 
     results: str = 'results'  # folder with the result files, from the repository's root
-    figures: str = 'figures'  # where tables and figures go
+    figures: str = 'figures'  # where tables and figures go, one folder per dataset
     more: list[int] = []  # further seeds, on which some rows ran and others did not
 
     @property
     def out(self) -> Path:
         """Where to write; under nbdev_test a temporary folder, so that a test leaves the committed
         files alone."""
-        return Path(tempfile.mkdtemp()) if os.environ.get('IN_TEST') else repo_root() / self.figures
+        if os.environ.get('IN_TEST'):
+            return Path(tempfile.mkdtemp())
+        return repo_root() / self.figures / self.data
 
     def find(self, variants: list[Variant], protocol='fixed'):
         "The runs of some variants, and those that are missing."
