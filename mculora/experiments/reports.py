@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 import json, math, os, re, tempfile, textwrap
 from ..training.evaluation import AVERAGES, with_averages
-from .results import against, beside, collect, interval, read_result
+from .results import against, beside, collect, file_of, interval, read_result
 from .runs import said_missing
 from ..basics.files import write_atomically
 from .studies import Sweep, Variant, find
@@ -65,7 +65,7 @@ class Report(Sweep):
         files = {}
         for r in found.drop_duplicates(['variant', 'file']).itertuples() if len(found) else []:
             path = Path(r.file).with_name(name)
-            if path.is_file():
+            if file_of(path).is_file():
                 files.setdefault(r.variant, {})[r.fold] = beside(path)
             elif read_result(r.file).stages:
                 missing.setdefault(r.variant, []).append(
