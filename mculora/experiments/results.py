@@ -241,7 +241,8 @@ def _read_lines(store):
 def lines_of(
     store,  # a file of a store
 ) -> dict[str, tuple[int, bytes]]:  # run -> number of its line, and the line
-    "The runs of a store, not yet looked into. Raises `DataError` for what is no run, or comes twice."
+    """The runs of a store, not yet looked into. Raises `DataError` for what is no run or comes
+    twice."""
     return _once('lines', Path(store), lambda: _read_lines(Path(store)))
 
 # %% ../../nbs/experiments/00_results.ipynb #6508198b
@@ -324,7 +325,7 @@ def addresses(
         )
     return sorted([*folders, *stored])
 
-# %% ../../nbs/experiments/00_results.ipynb #64608ab8
+# %% ../../nbs/experiments/00_results.ipynb #dc9c8acd
 def file_of(
     path,  # a file beside a result, by the run's address
 ) -> Path:  # where it lies, if it is there
@@ -336,7 +337,7 @@ def file_of(
     store = folder.parent.parent.parent
     return store / OBSERVED / folder.relative_to(store) / path.name
 
-
+# %% ../../nbs/experiments/00_results.ipynb #64608ab8
 def damage(
     folder,  # of a run
     r: Result,  # its result
@@ -602,6 +603,19 @@ def markdown(
     ]
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in rows)
 
+# %% ../../nbs/experiments/00_results.ipynb #56c4f58c
+def _ahead(scores, best, other):  # how far the best is ahead of another one, in words
+    complete = scores.condition[~scores.condition.isin(['incomplete', 'all'])].iloc[-1]
+    where = {
+        'incomplete': 'on the mean of the incomplete conditions',
+        complete: 'on the complete one',
+    }
+    said = []
+    for condition, what in where.items():
+        r = compare(scores[scores.condition == condition], best, other)
+        said.append(f'{100 * r["mean"]:+.1f} ± {100 * r["half"]:.1f} {what}')
+    return f'`{best}` minus `{other}`: {", ".join(said)}.'
+
 # %% ../../nbs/experiments/00_results.ipynb #61dfbe87
 def report(
     # of `collect`, or of `find` where methods ran with several settings
@@ -616,45 +630,19 @@ def report(
             f'dataset: found no result of {dataset!r}, expected one of '
             f'{", ".join(sorted(set(table.dataset)))}'
         )
-    means = (
-        t[(t.metric == metric) & (t.selection == 'validation') & (t.condition == 'incomplete')]
-        .groupby('method')
-        .value.mean()
-        .sort_values()
-    )
-    *others, best = means.index
+    scores = t[(t.metric == metric) & (t.selection == 'validation')]
+    means = scores[scores.condition == 'incomplete'].groupby('method').value.mean()
+    *others, best = means.sort_values().index
     own = t[t.method == best]
     runs = ' and '.join(
         f'{n} {what}{"s" * (n > 1)}' for what in ('fold', 'seed') for n in [own[what].nunique()]
     )
-    lines = []
-    for x in others:
-        one = [
-            compare(
-                t[(t.metric == metric) & (t.selection == 'validation') & (t.condition == c)],
-                best,
-                x,
-            )
-            for c in ('incomplete', t.condition[~t.condition.isin(['incomplete', 'all'])].iloc[-1])
-        ]
-        lines.append(
-            f'`{best}` minus `{x}`: '
-            + ', '.join(
-                f'{100 * r["mean"]:+.1f} ± {100 * r["half"]:.1f} {what}'
-                for r, what in zip(
-                    one, ('on the mean of the incomplete conditions', 'on the complete one')
-                )
-            )
-            + '.'
-        )
+    over = 'folds' if own.fold.nunique() > 1 else 'seeds'
     return '\n'.join(
         [
             markdown(t, metric, [*others, best]),
             '',
-            (
-                f'{metric} (%), {runs}; paired by fold and seed, the interval over '
-                f'{"folds" if own.fold.nunique() > 1 else "seeds"}:'
-            ),
-            *(f'- {l}' for l in lines),
+            f'{metric} (%), {runs}; paired by fold and seed, the interval over {over}:',
+            *(f'- {_ahead(scores, best, x)}' for x in others),
         ]
     )
