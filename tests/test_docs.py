@@ -23,12 +23,14 @@ from fastcore.script import anno_parser
 from notebooks import passes
 
 from mculora.use.cli import app
-from mculora.experiments.results import Result, Score, read_result, write_result
+from mculora.experiments.results import Result, Score, addresses, read_result, said_by, write_result
 from mculora.experiments.runs import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'results/README.md')] + sorted(
+    (ROOT / 'docs').glob('*.md')
+)
 BLOCKS = [
     (p, kind, text)
     for p in PAGES
@@ -78,7 +80,7 @@ def test_python_blocks_run_in_order(page, tmp_path):
         f'os.chdir({str(tmp_path)!r}); sys.path.insert(0, {str(ROOT)!r}); '
         f'mculora.experiments.runs.repo_root = lambda: Path({str(tmp_path)!r})'
     )
-    cells = [start, BEFORE.get(page.name, ''), *(text for p, text in of('python') if p == page)]
+    cells = [start, BEFORE.get(named(page), ''), *(text for p, text in of('python') if p == page)]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     nbformat.write(notebook, tmp_path / f'{page.stem}.ipynb')
     printed = passes(tmp_path / f'{page.stem}.ipynb', {}, timeout=300).text
@@ -308,19 +310,16 @@ def test_every_field_of_the_file_is_described(tmp_path):
 def committed():
     "One committed result for each version and dataset."
     out = {}
-    for p in sorted((ROOT / 'results').rglob('result.json')):
-        version = re.search(r'"version":\s*"([^"]+)"', p.read_text())[1]
-        out.setdefault((version, p.relative_to(ROOT / 'results').parts[0]), p)
+    for p in addresses(ROOT / 'results'):
+        out.setdefault((said_by(p)['config']['version'], p.parts[-3]), p)
     return list(out.values())
 
 
-@pytest.mark.parametrize(
-    'path', committed(), ids=lambda p: str(p.parent.relative_to(ROOT / 'results'))
-)
+@pytest.mark.parametrize('path', committed(), ids=lambda p: str(p.relative_to(ROOT / 'results')))
 def test_what_results_hold_is_described(path):
     r = read_result(path)
     for section, found in [
-        ('Result', json.loads(path.read_text())),
+        ('Result', said_by(path)),
         ('config', r.config),
         ('data', r.data),
         ('environment', r.environment),
@@ -382,5 +381,5 @@ def test_changelog_knows_every_version():
         versions, key=lambda v: [*map(int, v.split('.'))], reverse=True
     )
     assert all(bool(date) == (v != 'Unreleased') for v, date in found)
-    runs = {json.loads(p.read_text())['config']['version'] for p in committed()}
+    runs = {said_by(p)['config']['version'] for p in committed()}
     assert runs <= set(versions), 'results of a version that the changelog does not know'

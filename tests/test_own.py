@@ -34,7 +34,7 @@ from mculora.data.tables import (
     read_own,
     read_table,
 )
-from mculora.experiments.results import config_hash, read_result
+from mculora.experiments.results import addresses, config_hash, read_result
 from mculora.experiments.runs import RunConfig, prepare, ready, run
 from mculora.data.sources import fit_scale, scale
 from mculora.training.trainer import fit, plan_epoch
@@ -697,7 +697,7 @@ def test_hashes_of_earlier_runs_stand(tmp_path):
     results."""
     now = ready(RunConfig(size='tiny', device='cpu', out_dir=str(tmp_path), method='majority')).full
     then = read_result(
-        next(iter(sorted((ROOT / 'results' / 'mosi' / 'mculora').rglob('result.json'))))
+        next(p for p in addresses(ROOT / 'results' / 'mosi') if p.parent.name == 'mculora')
     )
     assert (
         set(now) == set(then.config)

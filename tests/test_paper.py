@@ -12,6 +12,8 @@ import pytest
 import yaml
 from notebooks import passes
 
+from mculora.experiments.results import STORE
+
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / 'figures'
 BIN = Path(sys.executable).parent
@@ -123,18 +125,18 @@ def test_papermill_itself_makes_a_committed_table(tmp_path):
 
 
 def without_one(to, rank, fold, seed):
-    """The committed results of IEMOCAP without those of one run of the whole model; `to` refers to
-    them."""
-    for p in (ROOT / 'results' / 'iemocap').rglob('*'):
-        if p.is_dir():
-            continue
-        at = to / p.relative_to(ROOT / 'results')
-        at.parent.mkdir(parents=True, exist_ok=True)
-        at.symlink_to(p)
+    """The committed results of IEMOCAP without one run of the whole model; `to` refers to the
+    others."""
+    (to / 'iemocap').mkdir(parents=True)
+    (to / 'observed').symlink_to(ROOT / 'results' / 'observed')
+    for p in (ROOT / 'results' / 'iemocap').iterdir():
+        (to / 'iemocap' / p.name).symlink_to(p)
+    file = to / 'iemocap' / f'mculora{STORE}'
+    lines = file.read_text().splitlines(keepends=True)
     (one,) = [
-        p
-        for p in sorted((to / 'iemocap' / 'mculora').rglob('result.json'))
-        for c in [json.loads(p.read_text())['config']]
+        line
+        for line in lines
+        for c in [json.loads(line)['config']]
         if (c['options']['rank'], c['fold'], c['seed']) == (rank, fold, seed)
         and c['options']['adapter_place'] == 'output'
         and c['options']['private']
@@ -142,7 +144,8 @@ def without_one(to, rank, fold, seed):
         and c['options']['second_stage']
         and c['options']['beta']
     ]
-    one.unlink()
+    file.unlink()
+    file.write_text(''.join(line for line in lines if line != one))
 
 
 def rows_of(path):

@@ -13,18 +13,28 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from mculora.experiments.bench import markdown
-from mculora.basics.dialogues import Task
+from mculora.basics.dialogues import DataError, Task
 from mculora.basics.method import methods, settings_of
 from mculora.experiments.results import (
+    STORE,
+    addresses,
     against,
+    beside,
     collect,
     compare,
     config_hash,
     interval,
+    line_of,
+    lines_of,
     read_result,
     report,
+    run_name,
+    said_by,
+    store_of,
+    write_result,
 )
 from mculora.experiments.reports import Report
+from mculora.experiments.store import add
 from mculora.experiments.studies import (
     ABLATION,
     RANKS,
@@ -39,7 +49,7 @@ from mculora.experiments.tuning import FINAL, chosen, trials_of
 from mculora.data.twins import bayes_limit
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted((ROOT / 'results').rglob('result.json'))
+RUNS = addresses(ROOT / 'results')
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 BLOCKS = re.findall(r'<!-- results: (\S+) (\S+) -->\n(.*?)\n<!-- end -->', README, re.S)
 
@@ -68,15 +78,16 @@ def methods_on(data, protocol='fixed', seeds=None, names=None):
 
 
 def wrong(path):
-    "What is not as it should be in a result file, in words."
+    "What is not as it should be in a result, in words."
     r, place = read(path), path.relative_to(ROOT / 'results')
     checks = {
         'it is not complete': r.status == 'complete',
         'its hash is of another configuration': r.config_hash == config_hash(r.config),
-        'its folder is named otherwise': path.parent.name.endswith(r.config_hash[:8]),
+        'its address is of another run': place.parts
+        == (r.data['name'], r.config['method'], run_name(r.data['fold'], r.config, r.config_hash)),
         'made by code that is not in the history': r.environment['commit']
         and r.environment['changed'] is False,
-        'its folder does not say whether it is simulated': r.data['simulated']
+        'its address does not say whether it is simulated': r.data['simulated']
         == ('simulated' in str(place)),
         'its configuration is of other data': r.config['data'] == r.data['hash'],
         'it has another schedule': r.config['schedule'] in ('paper', 'quick'),
@@ -84,10 +95,111 @@ def wrong(path):
     return [f'{place}: {said}' for said, right in checks.items() if not right]
 
 
-@pytest.mark.parametrize('name', sorted({p.relative_to(ROOT / 'results').parts[0] for p in FILES}))
+@pytest.mark.parametrize('name', sorted({p.parts[-3] for p in RUNS}))
 def test_results_are_whole_and_named(name):
-    files = [p for p in FILES if p.relative_to(ROOT / 'results').parts[0] == name]
-    assert files and not [said for p in files for said in wrong(p)]
+    assert not [said for p in RUNS if p.parts[-3] == name for said in wrong(p)]
+
+
+def test_the_store_holds_runs_in_order_and_nothing_else():
+    "A file's lines are sorted by run, and a dataset's folder has no other files."
+    files = sorted((ROOT / 'results').rglob(f'*{STORE}'))
+    assert {store_of(p) for p in RUNS} == set(files)
+    assert not [f.name for f in files if list(lines_of(f)) != sorted(lines_of(f))]
+    places = {f.parent for f in files}
+    assert sorted(p for at in places for p in at.iterdir()) == files
+    assert places == {ROOT / 'results' / p.parts[-3] for p in RUNS}
+
+
+def test_what_is_kept_beside_results_is_whole():
+    "Each file in results/observed is one that its result names, with its hash."
+    files = [p for p in (ROOT / 'results' / 'observed').rglob('*') if p.is_file()]
+    for p in files:
+        run = ROOT / 'results' / p.parent.relative_to(ROOT / 'results' / 'observed')
+        assert beside(run / p.name) == p
+    assert len(files) > 30
+
+
+ONE = next(p for p in RUNS if p.parent.name == 'majority' and said_by(p)['format'] == 2)
+
+
+def test_folders_of_earlier_versions_are_read_and_added(tmp_path):
+    """One pretty-printed `result.json` a run, as results/ had them up to 0.4: the same table, and
+    the same lines once they are added."""
+    some = [p for p in RUNS if p.parent == ONE.parent]
+    for p in some:
+        folder = tmp_path / 'old' / p.relative_to(ROOT / 'results')
+        folder.mkdir(parents=True)
+        text = json.dumps(said_by(p), indent=1, ensure_ascii=False) + '\n'
+        (folder / 'result.json').write_text(text, encoding='utf-8')
+        assert read_result(folder) == read_result(folder / 'result.json') == read(p)
+    every, new = add(tmp_path / 'old', tmp_path / 'new')
+    assert new == every == addresses(tmp_path / 'new')
+    assert store_of(new[0]).read_bytes() == store_of(ONE).read_bytes()
+    old, new = (collect(tmp_path / name).drop(columns='file') for name in ('old', 'new'))
+    assert old.equals(new) and len(old)
+
+
+def store_with(tmp_path, *lines):
+    file = tmp_path / 'store' / ONE.parts[-3] / f'majority{STORE}'
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b''.join(lines))
+    return file
+
+
+LINE = lines_of(store_of(ONE))[ONE.name][1] + b'\n'
+VALUE = re.search(rb'"WA": (0\.\d+)', LINE)[1]
+
+
+@pytest.mark.parametrize(
+    'lines, says',
+    [
+        ([LINE, LINE], 'lines 1 and 2: found two runs called'),
+        ([LINE, b'\n'], "line 2: found b'', expected a run as `mculora results add` writes it"),
+        ([b'<<<<<<< HEAD\n', LINE], "line 1: found b'<<<<<<< HEAD'"),
+        ([LINE[:2000]], 'line 1: found no whole result file'),
+        ([LINE.replace(VALUE, b'0.5')], 'line 1: .*does not fit its checksum'),
+        ([LINE.replace(b'"checksum"', b'"checksun"')], 'line 1: found no whole result file'),
+        ([LINE.replace(b'"run": "S', b'"run": "T')], 'line 1: .*it is called T'),
+        (
+            [LINE.replace(b'"scores": {', b'"scores": [{').replace(b'}, "masks"', b'}], "masks"')],
+            'line 1',
+        ),
+        ([b'{"run": "x", "scores": 1}\n'], 'line 1: found no whole result file'),
+        ([b'{"run": "x", ' + b'[' * 100_000], 'line 1: found no whole result file'),
+        ([b'{"run": "\xff", "a": 1}\n'], 'line 1: found no whole result file'),
+    ],
+    ids=lambda x: re.sub(r'\W+', ' ', x) if isinstance(x, str) else '',
+)
+def test_a_damaged_line_is_refused_by_file_and_number(lines, says, tmp_path):
+    file = store_with(tmp_path, *lines)
+    for read_it in (lambda: collect(tmp_path), lambda: add(tmp_path / 'store', tmp_path / 'new')):
+        with pytest.raises(DataError, match=f'{re.escape(str(file))}, {says}'):
+            read_it()
+    assert not list((tmp_path / 'new').rglob('*.jsonl'))
+
+
+def test_a_run_in_a_folder_and_in_a_line_is_refused(tmp_path):
+    file = store_with(tmp_path, LINE)
+    folder = file.parent / 'majority' / ONE.name
+    folder.mkdir(parents=True)
+    write_result(folder, read(ONE))
+    with pytest.raises(DataError, match=f'{re.escape(str(file))}, line 1, too'):
+        collect(tmp_path)
+    folder.joinpath('result.json').unlink()
+    assert len(collect(tmp_path))
+
+
+def test_adding_sorts_a_file_that_git_merged(tmp_path):
+    lines = [line + b'\n' for _, line in lines_of(store_of(ONE)).values()]
+    file = store_with(tmp_path, *reversed(lines))
+    _, new = add(tmp_path / 'store', tmp_path / 'store')
+    assert not new and file.read_bytes() == store_of(ONE).read_bytes()
+
+
+def test_scores_that_a_line_cannot_hold_are_refused():
+    said = said_by(ONE)
+    with pytest.raises(DataError, match='scores'):
+        line_of(said | {'scores': said['scores'] + said['scores'][:1]})
 
 
 @pytest.mark.parametrize('dataset, metric, text', BLOCKS, ids=[b[0] for b in BLOCKS])
@@ -561,7 +673,7 @@ def test_readme_has_results():
     assert {b[0] for b in BLOCKS} >= {'iemocap', 'mosi'}
 
 
-TWINS = [p for p in FILES if 'simulated' in str(p) and 'majority' not in str(p)]
+TWINS = [p for p in RUNS if 'simulated' in str(p) and 'majority' not in str(p)]
 
 
 def outside(path):
@@ -572,7 +684,7 @@ def outside(path):
     # the same for every seed
     m = next(
         x
-        for x in map(read, path.parents[2].glob('majority/*/result.json'))
+        for x in map(read, (p for p in RUNS if p.parent == path.parents[1] / 'majority'))
         if (x.config['fold'], x.data['hash']) == (r.config['fold'], r.data['hash'])
     )
     floor = {s.condition: s.value for s in m.scores if s.metric == lead}
@@ -586,9 +698,7 @@ def outside(path):
         half = 1.96 * (se**2 + 2 * value * (1 - value) / r.data['utterances']['test']) ** 0.5
         least = floor[c] if r.config['method'] == 'mculora' else 0
         if not least < got[c] <= value + half:
-            out.append(
-                (str(path.parent.relative_to(ROOT / 'results')), c, least, got[c], value, half)
-            )
+            out.append((str(path.relative_to(ROOT / 'results')), c, least, got[c], value, half))
     return out
 
 

@@ -52,8 +52,8 @@ def _plain_dropout(module):
             _plain_dropout(child)
 
 # %% ../../nbs/experiments/05_bench.ipynb #00f05977
-class Plain:
-    "MCULoRA written plainly: eager, padded, nothing kept, nothing left out."
+class _Plain:
+    "Batches and encoders: eager, padded, nothing kept."
 
     def __init__(
         self,
@@ -83,33 +83,32 @@ class Plain:
             }
         )
 
+# %% ../../nbs/experiments/05_bench.ipynb #b871c432
+class _Parts(_Plain):
     def parts(self, b):
-        "R, R_prt, R_com and y_last: every combination in turn, then the right one is picked."
+        "R, R_prt, R_com and y_last."
         net, one = self.net, torch.zeros_like(b.combination)
         if 'adapter' in self.saved:
             o = net.parts(b)
             return o['frozen'], o['private'], o['common'], o['y_last']
         R = self.encode(b)
         com = {m: r + net.adapters.common[m](r, one) for m, r in R.items()}
-        y_com, prt, y, w = net.common_head(net.fusion(stack(com), b.present), one), 0, 0, 0
+        y_com = net.common_head(net.fusion(stack(com), b.present), one)
+        prt, y, w = 0, 0, 0
         for i in range(len(net.q)):
             own = (b.combination == i)[:, None, None]
             p = stack({m: r + net.adapters.private[m](r, one + i) for m, r in R.items()})
-            if 'fusion' in self.saved:
-                prt = prt + own[..., None] * p
-                continue
-            y, w, prt = (
-                y + own * net.private_head(net.fusion(p, b.present), one + i),
-                w + own * net.weight(p, b.present),
-                prt + own[..., None] * p,
-            )
+            prt = prt + own[..., None] * p
+            if 'fusion' not in self.saved:
+                y = y + own * net.private_head(net.fusion(p, b.present), one + i)
+                w = w + own * net.weight(p, b.present)
         if 'fusion' in self.saved:
-            y, w = (
-                net.private_head(net.fusion(prt, b.present), b.combination),
-                net.weight(prt, b.present),
-            )
+            y = net.private_head(net.fusion(prt, b.present), b.combination)
+            w = net.weight(prt, b.present)
         return stack(R), prt, stack(com), mix(y_com, y, w)
 
+# %% ../../nbs/experiments/05_bench.ipynb #1430635a
+class _Losses(_Parts):
     def loss(self, b, stage: str) -> Tensor:
         "Of a batch that knows what it was before modalities were dropped."
         net = self.net
@@ -143,6 +142,10 @@ class Plain:
             else self.parts(b)[3]
         )
 
+# %% ../../nbs/experiments/05_bench.ipynb #0665d1ad
+class Plain(_Losses):
+    "MCULoRA written plainly: eager, padded, nothing kept, nothing left out."
+
     def epoch(self, stage: Stage, train: Dialogues):
         "Train one epoch, encoded dialogues only if 'encoder' is saved."
         net, g = self.net, torch.Generator().manual_seed(0)
@@ -162,27 +165,18 @@ class Plain:
     def predictions(self, d: Dialogues, stage: str) -> Tensor:  # [K, N, C]
         "One condition after the other."
         self.net.eval()
-        out, conditions = (
-            torch.zeros(
-                2 ** len(d.features) - 1,
-                len(d.utterances),
-                d.task.n_outputs,
-                device=d.present.device,
-            ),
-            members(len(d.features)),
+        conditions = members(len(d.features))
+        out = torch.zeros(
+            len(conditions), len(d.utterances), d.task.n_outputs, device=d.present.device
         )
-        for k, rows in [
-            (k, rows)
-            for rows in (
-                batches(d.lengths, 16) if 'length' in self.saved else torch.arange(len(d)).split(16)
-            )
-            for k in range(len(conditions))
-        ]:
-            if k == 0 or 'encoder' not in self.saved:
-                b = self.batch(d, rows)
-                if 'encoder' in self.saved:
-                    b = replace(b, features=self.encode(b), encoded=True)
-            out[k, b.place[b.valid]] = self.predict(keep(b, conditions[k]), stage)[b.valid]
+        every = torch.arange(len(d)).split(16)
+        for rows in batches(d.lengths, 16) if 'length' in self.saved else every:
+            for k in range(len(conditions)):
+                if k == 0 or 'encoder' not in self.saved:
+                    b = self.batch(d, rows)
+                    if 'encoder' in self.saved:
+                        b = replace(b, features=self.encode(b), encoded=True)
+                out[k, b.place[b.valid]] = self.predict(keep(b, conditions[k]), stage)[b.valid]
         return out
 
     def evaluate(self, d: Dialogues, stage: str):
@@ -268,6 +262,75 @@ def _one_by_one(folder):  # every vector of every file, the plain way
     for f in sorted(Path(folder).rglob('*.npy')):
         np.load(f)
 
+# %% ../../nbs/experiments/05_bench.ipynb #1a9dd2b4
+def _row(name, seconds, product, reference=None, mild=None, peak=None, gflop=None, **more):
+    return dict(
+        name=name,
+        seconds=seconds,
+        reference_seconds=reference,
+        ratio=reference and reference / seconds,
+        mild_seconds=mild,
+        mild_ratio=mild and mild / seconds,
+        peak_mb=peak,
+        gflop=gflop,
+        ceiling_share=gflop and gflop / seconds / product,
+        ceiling_gflop_per_second=gflop and product,
+        **more,
+    )
+
+# %% ../../nbs/experiments/05_bench.ipynb #39508e54
+def _loads(d, repeats, product):  # rows, as they are measured
+    with tempfile.TemporaryDirectory() as t:
+        folder = write_layout(t, example('iemocap', d.lengths.tolist(), d.widths))
+
+        def reading():
+            load_layout(t, 'iemocap', cache_dir=Path(t) / 'cache', progress=False)
+
+        for name, times in (('load_cold', 1), ('load_cached', repeats)):
+            peak_mb(torch.device('cpu'), reset=True)
+            seconds = fastest(reading, times, warm=False)
+            plain = fastest(lambda: _one_by_one(folder), 1, warm=False)
+            yield _row(name, seconds, product, plain, peak=peak_mb(torch.device('cpu')))
+
+# %% ../../nbs/experiments/05_bench.ipynb #4af85dc6
+@torch.no_grad()
+def _encode_all(d, plain):
+    every = torch.arange(len(d)).split(16)
+    return [plain.encode(plain.batch(d, rows)) for rows in every]
+
+
+def _figures(net, train, test, device, precision):  # name, part, the same of a plain version, MiB
+    todo = []
+
+    def figure(name, f, reference):
+        peak_mb(device, reset=True)
+        f()
+        todo.append((name, f, reference, peak_mb(device)))
+
+    def scores(d, stage):
+        with precisely(precision, device):
+            evaluate(net, d, stage.name)
+
+    for stage in net.stages():
+        a, b = train, test
+        if stage.encoded:
+            figure('encode_once', lambda: encoded(net, train), partial(_encode_all, train))
+            a, b = encoded(net, train), encoded(net, test)
+
+        def plain_scores(plain, name=stage.name):
+            plain.evaluate(test, name)
+
+        figure(
+            f'{stage.name}_epoch',
+            one_epoch(net, stage, a, precision=precision),
+            lambda plain, stage=stage: plain.epoch(stage, train),
+        )
+        name = 'evaluation' if stage.encoded else f'{stage.name}_evaluation'
+        figure(name, partial(scores, test, stage), plain_scores)
+        if stage.encoded:
+            figure('evaluation_encoded', partial(scores, b, stage), plain_scores)
+    return todo
+
 # %% ../../nbs/experiments/05_bench.ipynb #492dc31a
 def bench(
     size: str = 'full',  # 'tiny' only to see that it runs
@@ -282,100 +345,31 @@ def bench(
     "Time the parts of a MCULoRA run on the shape of IEMOCAP, each beside its plain version."
     device, out = resolve_device(device), []
     edge = 2048 if size == 'full' else 256  # of the matrices
+
+    def note(row):
+        out.append(row)
+        say(row)
+
     product, copied = ceilings(device, precision, edge)
-
-    def note(name, seconds, reference=None, mild=None, peak=None, gflop=None, **more):
-        out.append(
-            dict(
-                name=name,
-                seconds=seconds,
-                reference_seconds=reference,
-                ratio=reference and reference / seconds,
-                mild_seconds=mild,
-                mild_ratio=mild and mild / seconds,
-                peak_mb=peak,
-                gflop=gflop,
-                ceiling_share=gflop and gflop / seconds / product,
-                ceiling_gflop_per_second=gflop and product,
-                **more,
-            )
-        )
-        say(out[-1])
-
-    note('ceiling_product', 2 * edge**3 / product / 1e9, gflop=2 * edge**3 / 1e9)
-    note('ceiling_copy', 2 * 4 * 4 * edge**2 / copied / 1e9, gb_per_second=copied)
+    gflop = 2 * edge**3 / 1e9
+    note(_row('ceiling_product', 2 * edge**3 / product / 1e9, product, gflop=gflop))
+    note(_row('ceiling_copy', 2 * 4 * 4 * edge**2 / copied / 1e9, product, gb_per_second=copied))
     d = to(open_dataset('iemocap', data_root, size), device)
-    with tempfile.TemporaryDirectory() as t:
-        # noise of the same shape, in the files of the field
-        folder = write_layout(t, example('iemocap', d.lengths.tolist(), d.widths))
-        reading = lambda: load_layout(t, 'iemocap', cache_dir=Path(t) / 'cache', progress=False)
-        for name in ('load_cold', 'load_cached'):
-            peak_mb(torch.device('cpu'), reset=True)
-            seconds = fastest(reading, 1 if name == 'load_cold' else repeats, warm=False)
-            note(
-                name,
-                seconds,
-                fastest(lambda: _one_by_one(folder), 1, warm=False),
-                peak=peak_mb(torch.device('cpu')),
-            )
+    for row in _loads(d, repeats, product):
+        note(row)
     longest, last = int(d.lengths.max()), sorted(set(d.part))[-1]
-    train, test = (
-        select(d, [k for k, p in enumerate(d.part) if (p == last) == want])
-        for want in (False, True)
-    )
+    train = select(d, [k for k, p in enumerate(d.part) if p != last])
+    test = select(d, [k for k, p in enumerate(d.part) if p == last])
     with torch.random.fork_rng():
         torch.manual_seed(66)
         net = create('mculora', d.task, d.widths).to(device)
     del d
-    plains, todo = [Plain(net, longest, saved) for saved in ((), MILD)], []
-
-    def figure(name, f, reference):
-        peak_mb(device, reset=True)
-        f()
-        todo.append((name, f, reference, peak_mb(device)))
-
-    def scores(d, stage):
-        with precisely(precision, device):
-            evaluate(net, d, stage.name)
-
-    for stage in net.stages():
-        a, b = train, test
-        if stage.encoded:
-            figure(
-                'encode_once',
-                lambda: encoded(net, train),
-                torch.no_grad()(
-                    lambda plain: [
-                        plain.encode(plain.batch(train, rows))
-                        for rows in torch.arange(len(train)).split(16)
-                    ]
-                ),
-            )
-            a, b = encoded(net, train), encoded(net, test)
-        figure(
-            f'{stage.name}_epoch',
-            one_epoch(net, stage, a, precision=precision),
-            lambda plain, stage=stage: plain.epoch(stage, train),
-        )
-        figure(
-            'evaluation' if stage.encoded else f'{stage.name}_evaluation',
-            partial(scores, test, stage),
-            lambda plain, stage=stage: plain.evaluate(test, stage.name),
-        )
-        if stage.encoded:
-            figure(
-                'evaluation_encoded',
-                partial(scores, b, stage),
-                lambda plain, stage=stage: plain.evaluate(test, stage.name),
-            )
-    for name, f, reference, peak in todo:
+    plains = [Plain(net, longest, saved) for saved in ((), MILD)]
+    for name, f, reference, peak in _figures(net, train, test, device, precision):
         product = ceilings(device, precision, edge)[0]
-        note(
-            name,
-            *in_turns(f, *(partial(reference, plain) for plain in plains), repeats=repeats),
-            peak,
-            flop(f),
-        )
+        references = [partial(reference, p) for p in plains]
+        here, plain, mild = in_turns(f, *references, repeats=repeats)
+        note(_row(name, here, product, plain, mild, peak, flop(f)))
     return out
 
 # %% ../../nbs/experiments/05_bench.ipynb #06423a31

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 import json, math, os, re, tempfile, textwrap
 from ..training.evaluation import AVERAGES, with_averages
-from .results import against, beside, collect, interval, read_result
+from .results import against, beside, collect, file_of, interval, read_result
 from .runs import said_missing
 from ..basics.files import write_atomically
 from .studies import Sweep, Variant, find
@@ -24,9 +24,7 @@ if TYPE_CHECKING:  # annotations alone need it here
     import pandas as pd
 
 # %% ../../nbs/experiments/03_reports.ipynb #2761100d
-class Report(Sweep):
-    "Parameters of a table or figure."
-
+class _Finds(Sweep):  # its runs
     results: str = 'results'  # folder with the result files, from the repository's root
     figures: str = 'figures'  # where tables and figures go, one folder per dataset
     more: list[int] = []  # further seeds, on which some rows ran and others did not
@@ -57,6 +55,23 @@ class Report(Sweep):
         )
         return seeds, found[found.variant.isin(whole)] if len(found) else found, whole
 
+# %% ../../nbs/experiments/03_reports.ipynb #94768b8a
+def _limit(dataset, size):  # metric -> condition -> cell
+    exact = bayes_limit(dataset, size)
+    mean = with_averages({c: {m: x for m, (x, _) in row.items()} for c, row in exact.items()})
+
+    def error(c, m):
+        return exact[c][m][1] if c in exact else max(x[m][1] for x in exact.values())
+
+    return {
+        m: {c: Cell(100 * row[m], 196 * error(c, m)) for c, row in mean.items() if m in row}
+        for m in next(iter(exact.values()))
+    }
+
+# %% ../../nbs/experiments/03_reports.ipynb #b35e4aaa
+class Report(_Finds):
+    "Parameters of a table or figure."
+
     def observed(self, variants: list[Variant], name: str):
         """Of the first seed, which is the one that is observed: the runs, those that are missing,
         and {variant: {fold: file}} of a file beside the results. A run without the file is missing
@@ -67,7 +82,7 @@ class Report(Sweep):
         files = {}
         for r in found.drop_duplicates(['variant', 'file']).itertuples() if len(found) else []:
             path = Path(r.file).with_name(name)
-            if path.is_file():
+            if file_of(path).is_file():
                 files.setdefault(r.variant, {})[r.fold] = beside(path)
             elif read_result(r.file).stages:
                 missing.setdefault(r.variant, []).append(
@@ -81,19 +96,7 @@ class Report(Sweep):
         nothing."""
         if not self.simulated:
             return {}
-        exact = bayes_limit(self.dataset, self.size)
-        mean = with_averages({c: {m: x for m, (x, _) in row.items()} for c, row in exact.items()})
-        return {
-            m: {
-                c: Cell(
-                    100 * row[m],
-                    196 * (exact[c][m][1] if c in exact else max(x[m][1] for x in exact.values())),
-                )
-                for c, row in mean.items()
-                if m in row
-            }
-            for m in next(iter(exact.values()))
-        }
+        return _limit(self.dataset, self.size)
 
 # %% ../../nbs/experiments/03_reports.ipynb #81154800
 NAMES = {'iemocap': 'IEMOCAP', 'iemocap6': 'IEMOCAP-6', 'mosi': 'CMU-MOSI', 'mosei': 'CMU-MOSEI'}
@@ -251,6 +254,22 @@ def marks(
         out[name] = what
     return out
 
+# %% ../../nbs/experiments/03_reports.ipynb #0cb6a5b0
+def _latex(title, frame, notes):  # a column of sentences breaks its lines
+    widest = [max([0, *map(len, column)]) for _, column in frame.items()]
+    form = ''.join('p{6cm}' if w > 40 else 'lr'[k > 0] for k, w in enumerate(widest))
+    body = frame.to_latex(index=False, column_format=form)
+    return (
+        f'% {title}\n\\begin{{table*}}\n\\centering\n\\caption{{{_tex(title)}}}\n'
+        f'\\resizebox{{\\textwidth}}{{!}}{{%\n{body.rstrip()}}}\n'
+        + ''.join(f'\n\\smallskip\\footnotesize {_tex(n)}\n' for n in notes)
+        + '\\end{table*}\n'
+    )
+
+
+def _csv(cell):
+    return {k: v for k, v in cell._asdict().items() if k != 'digits'}
+
 # %% ../../nbs/experiments/03_reports.ipynb #58dfd72b
 @dataclass
 class Table:
@@ -277,48 +296,21 @@ class Table:
 
     def markdown(self) -> str:
         "As Markdown."
-        return (
-            f'**{self.title}**\n\n'
-            + self.frame().to_markdown(index=False, disable_numparse=True)
-            + ''.join(f'\n\n{n}' for n in self.notes)
-            + '\n'
-        )
+        cells = self.frame().to_markdown(index=False, disable_numparse=True)
+        return '\n\n'.join([f'**{self.title}**', cells, *self.notes]) + '\n'
 
     def latex(self) -> str:
-        """As LaTeX; needs the packages booktabs and, for wide tables, graphicx. A column of
-        sentences breaks its lines."""
-        frame, long = (
-            self.frame(latex=True),
-            [max([0, *map(len, column)]) > 40 for _, column in self.frame().items()],
-        )
-        body = frame.to_latex(
-            index=False,
-            column_format=''.join('p{6cm}' if wide else 'lr'[k > 0] for k, wide in enumerate(long)),
-        )
-        return (
-            (
-                '% '
-                f'{self.title}\n\\begin{{table*}}\n\\centering\n\\caption{{{_tex(self.title)}}}\n\\resizebox{{\\textwidth}}{{!}}{{%\n{body.rstrip()}}}\n'
-            )
-            + ''.join(f'\n\\smallskip\\footnotesize {_tex(n)}\n' for n in self.notes)
-            + '\\end{table*}\n'
-        )
+        "As LaTeX; needs the packages booktabs and, for wide tables, graphicx."
+        return _latex(self.title, self.frame(latex=True), self.notes)
 
     def csv(self) -> 'pd.DataFrame':
         "One cell a line."
         import pandas as pd
 
         return pd.DataFrame(
-            [
-                {
-                    'table': self.title,
-                    self.corner: row,
-                    'column': c,
-                    **{k: v for k, v in x._asdict().items() if k != 'digits'},
-                }
-                for row, cells in self.rows.items()
-                for c, x in cells.items()
-            ]
+            {'table': self.title, self.corner: row, 'column': c} | _csv(x)
+            for row, cells in self.rows.items()
+            for c, x in cells.items()
         )
 
 # %% ../../nbs/experiments/03_reports.ipynb #cd041683
@@ -399,16 +391,10 @@ def say_missing(
 ) -> list[str]:  # a note, or nothing
     "Names the runs that a table lacks."
     all_of = [x for xs in missing.values() for x in xs]
-    return (
-        [
-            (
-                'Missing, so not averaged over fewer: '
-                f'{"; ".join(all_of[:most])}{f"; and {len(all_of) - most} more" if len(all_of) > most else ""}.'
-            )
-        ]
-        if all_of
-        else []
-    )
+    if not all_of:
+        return []
+    rest = f'; and {len(all_of) - most} more' if len(all_of) > most else ''
+    return [f'Missing, so not averaged over fewer: {"; ".join(all_of[:most])}{rest}.']
 
 # %% ../../nbs/experiments/03_reports.ipynb #30da77ab
 def table_of(

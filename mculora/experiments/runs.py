@@ -57,6 +57,7 @@ from mculora.experiments.results import (
     environment,
     file_hash,
     read_result,
+    run_name,
     write_result,
 )
 
@@ -155,6 +156,32 @@ def output_folder(
         )
     return path
 
+# %% ../../nbs/experiments/01_runs.ipynb #5b9bf465
+def _take(f, path, wait):  # the kernel's lock on an open file; False: another process has it
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            return False
+        f.seek(0)
+        print(
+            (
+                f'{path.parent}: found another process at work on this run '
+                f'({f.read() or "it has just begun"}): waiting for it'
+            ),
+            file=sys.stderr,
+            flush=True,
+        )
+        fcntl.flock(f, fcntl.LOCK_EX)
+    except OSError as e:
+        if e.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL):
+            raise
+        warnings.warn(
+            f'{path}: found a disk without locks ({e.strerror}): see to it yourself '
+            'that no two processes do the same run'
+        )
+    return True
+
 # %% ../../nbs/experiments/01_runs.ipynb #5ea113a2
 @contextmanager
 def locked(
@@ -168,30 +195,10 @@ def locked(
             f = open(path, 'a+')
         except OSError as e:
             raise OutputError(f'cannot write {path} ({e})') from e
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                f.close()
-                yield False
-                return
-            f.seek(0)
-            print(
-                (
-                    f'{path.parent}: found another process at work on this run '
-                    f'({f.read() or "it has just begun"}): waiting for it'
-                ),
-                file=sys.stderr,
-                flush=True,
-            )
-            fcntl.flock(f, fcntl.LOCK_EX)
-        except OSError as e:
-            if e.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL):
-                raise
-            warnings.warn(
-                f'{path}: found a disk without locks ({e.strerror}): see to it yourself '
-                'that no two processes do the same run'
-            )
+        if not _take(f, path, wait):
+            f.close()
+            yield False
+            return
         # else its holder was done with it, and took it away
         with suppress(FileNotFoundError):
             mine = os.path.samestat(os.stat(path), os.fstat(f.fileno()))
@@ -258,6 +265,44 @@ def have(
         zip(names, [len(d.utterances)] * len(names) if d.can is None else d.can.sum(0).tolist())
     )
 
+# %% ../../nbs/experiments/01_runs.ipynb #9aa5160a
+def _refuse_unusable(d, s, standardise):  # parts that nothing can be learnt of or measured on
+    for part in ('train', 'val', 'test'):
+        p = getattr(s, part)
+        lacking = [m for m, has in zip(d.modalities, p.present.any(0).tolist()) if not has]
+        if not d.task.classes and d.task.middle is not None and (p.label == d.task.middle).all():
+            raise DataError(
+                f'{d.task.name}, {part} part: found label {d.task.middle:g} only, expected '
+                'others too: ACC and F1 leave it out'
+            )
+        if part == 'train' and lacking:
+            raise DataError(
+                f'{d.task.name}, train part of {s.name}: found no utterance with '
+                f'{", ".join(lacking)}, expected some: nothing can be learnt of it; leave '
+                'it out (features)'
+            )
+    if not standardise and any(x.isnan().any() for x in d.features.values()):
+        raise DataError(
+            f'{d.task.name}: found entries that were not measured, expected none without '
+            'standardise: they are put at the mean, which is then unknown'
+        )
+
+# %% ../../nbs/experiments/01_runs.ipynb #ac4fef72
+def _about(c, d, s):  # what the result says of the data
+    parts = {p: getattr(s, p) for p in ('train', 'val', 'test')}
+    return dict(
+        name=d.task.name,
+        simulated=d.task.simulated,
+        views=d.task.views,
+        widths=d.widths,
+        hash=fingerprint(d),
+        fold=s.name,
+        dialogues={p: len(x) for p, x in parts.items()},
+        utterances={p: len(x.utterances) for p, x in parts.items()},
+        conditions={p: have(x) for p, x in parts.items()},
+        **(dict(table=c.table.model_dump(mode='json')) if is_own(c.dataset) else {}),
+    )
+
 # %% ../../nbs/experiments/01_runs.ipynb #25e8e2da
 def prepare(
     c: RunConfig,  # what to run
@@ -275,48 +320,15 @@ def prepare(
     gone = {}
     if c.missing:
         s, gone = incomplete(s, c.missing, c.seed)
-    for part in ('train', 'val', 'test'):
-        p, lacking = (
-            getattr(s, part),
-            [
-                m
-                for m, has in zip(d.modalities, getattr(s, part).present.any(0).tolist())
-                if not has
-            ],
-        )
-        if not d.task.classes and d.task.middle is not None and (p.label == d.task.middle).all():
-            raise DataError(
-                f'{d.task.name}, {part} part: found label {d.task.middle:g} only, expected '
-                'others too: ACC and F1 leave it out'
-            )
-        if part == 'train' and lacking:
-            raise DataError(
-                f'{d.task.name}, train part of {s.name}: found no utterance with '
-                f'{", ".join(lacking)}, expected some: nothing can be learnt of it; leave '
-                'it out (features)'
-            )
-    if not c.standardise and any(x.isnan().any() for x in d.features.values()):
-        raise DataError(
-            f'{d.task.name}: found entries that were not measured, expected none without '
-            'standardise: they are put at the mean, which is then unknown'
-        )
+    _refuse_unusable(d, s, c.standardise)
     stats = fit_scale(s.train) if c.standardise else {}
-    about = dict(
-        name=d.task.name,
-        simulated=d.task.simulated,
-        views=d.task.views,
-        widths=d.widths,
-        hash=fingerprint(d),
-        fold=s.name,
-        dialogues={p: len(getattr(s, p)) for p in ('train', 'val', 'test')},
-        utterances={p: len(getattr(s, p).utterances) for p in ('train', 'val', 'test')},
-        conditions={p: have(getattr(s, p)) for p in ('train', 'val', 'test')},
-        **(dict(table=c.table.model_dump(mode='json')) if is_own(c.dataset) else {}),
-        **gone,
-    )
-    ready = lambda p: to(scale(p, stats) if stats else p, device)
+    about = _about(c, d, s) | gone
+
+    def scaled(p):
+        return to(scale(p, stats) if stats else p, device)
+
     return (
-        Splits(ready(s.train), ready(s.val), ready(s.test), s.name),
+        Splits(scaled(s.train), scaled(s.val), scaled(s.test), s.name),
         stats,
         about,
         resolve_schedule(c.schedule, device),
@@ -579,6 +591,21 @@ class Job:
             key,
         )
 
+# %% ../../nbs/experiments/01_runs.ipynb #feb809f4
+def _full(c, method, schedule, device, about):  # all that can change the numbers, as it is hashed
+    left_out = {'data_root', 'out_dir', 'device', 'features', 'table', 'observe'}
+    left_out |= set() if c.missing else {'missing'}
+    left_out |= {'hold'} if c.hold == 'dialogues' else set()
+    return dict(
+        c.model_dump(exclude=left_out),
+        dataset=Path(c.dataset).stem,
+        schedule=schedule,
+        options=method.settings.model_dump(mode='json'),
+        device=device.type,
+        data=about['hash'],
+        version=mculora.__version__,
+    )
+
 # %% ../../nbs/experiments/01_runs.ipynb #6109dd9e
 def ready(
     c: RunConfig,  # what to run
@@ -587,34 +614,10 @@ def ready(
     "Everything up to the first epoch. Raises what is wrong with the configuration or the data."
     s, stats, about, schedule = prepare(c, opened)
     device, method = s.train.present.device, new_method(c, s)
-    full = dict(
-        c.model_dump(
-            exclude={
-                'data_root',
-                'out_dir',
-                'device',
-                'features',
-                'table',
-                'observe',
-                *(() if c.missing else ('missing',)),
-                *(('hold',) if c.hold == 'dialogues' else ()),
-            }
-        ),
-        dataset=Path(c.dataset).stem,
-        schedule=schedule,
-        options=method.settings.model_dump(mode='json'),
-        device=device.type,
-        data=about['hash'],
-        version=mculora.__version__,
-    )
+    full = _full(c, method, schedule, device, about)
     key = config_hash(full)
-    folder = (
-        repo_root()
-        / c.out_dir
-        / about['name']
-        / c.method
-        / f'{about["fold"]}-seed{c.seed}-{schedule}-{key[:8]}'
-    )
+    name = run_name(about['fold'], full, key)
+    folder = repo_root() / c.out_dir / about['name'] / c.method / name
     done = finished(folder, key, c.observe)
     # weights, best weights, Adam's two moments; and all of it in the last checkpoint, in the one
     # before and in the one that is being written
@@ -638,6 +641,23 @@ def _calibration(method, val, test):
     )
     return with_averages({c: said(c) for c in labels(test.modalities)}) if report else {}
 
+# %% ../../nbs/experiments/01_runs.ipynb #753b9931
+def _measured(job, masks):  # on the test part
+    test = job.splits.test
+    by_protocol = {
+        'fixed': evaluate(job.method, test),
+        'random': evaluate_random(job.method, test, masks),
+    }
+    for k, row in _calibration(job.method, job.splits.val, test).items():
+        by_protocol['fixed'][k] |= row
+    return [
+        Score(selection='validation', protocol=p, condition=k, metric=m, value=v)
+        for p, rows in by_protocol.items()
+        for k, row in rows.items()
+        for m, v in row.items()
+        if v == v  # not of a condition that nobody has
+    ]
+
 # %% ../../nbs/experiments/01_runs.ipynb #9a036d60
 def finish(
     job: Job,  # trained
@@ -653,23 +673,10 @@ def finish(
         test, folder.parent.parent / 'masks', job.about['fold'].replace(' ', ''), RATES
     )
     with precisely(job.config.precision, job.device):
-        by_protocol = {
-            'fixed': evaluate(job.method, test),
-            'random': evaluate_random(job.method, test, masks),
-        }
-        for k, row in _calibration(job.method, job.splits.val, test).items():
-            by_protocol['fixed'][k] |= row
+        scores = _measured(job, masks)
         if job.config.observe:
             save_observed(observe(job.method, test), folder / 'observed.safetensors')
             files.append('observed.safetensors')
-    # not of a condition that nobody has
-    scores = [
-        Score(selection='validation', protocol=p, condition=k, metric=m, value=v)
-        for p, rows in by_protocol.items()
-        for k, row in rows.items()
-        for m, v in row.items()
-        if v == v
-    ]
     write_atomically(folder / 'curves.parquet', lambda tmp: pd.DataFrame(history).to_parquet(tmp))
     save_method(job.method, job.stats, folder / 'model.safetensors')
     write_result(
@@ -693,6 +700,124 @@ def finish(
         p.unlink(missing_ok=True)
     return read_result(folder)
 
+# %% ../../nbs/experiments/01_runs.ipynb #9f34b467
+def _look_up(j, progress):  # a finished run: tidied up, and its result
+    # of one that was killed right after its result was written
+    if left := _leftovers(j.folder):
+        with suppress(OSError), locked(j.folder, wait=False) as mine:
+            for p in left if mine else []:
+                p.unlink(missing_ok=True)
+    if progress:
+        made, now = j.done.environment['commit'], j.environment['commit']
+        print(
+            f'looked up, not run again: made by commit {str(made)[:8]}'
+            + (' (this is another commit)' if made != now else '')
+        )
+    return j.done
+
+
+def _alike(j):  # what runs that train side by side have in common
+    return repr(
+        (
+            j.config.method,
+            j.full['options'],
+            j.splits.train.widths,
+            j.splits.train.task,
+            j.schedule,
+            j.config.precision,
+            j.config.observe,
+            j.device,
+        )
+    )
+
+# %% ../../nbs/experiments/01_runs.ipynb #58f11263
+def _opening(several):  # `open_data`, which keeps the last dataset where several runs may share it
+    last = {}
+
+    def opened(*args):
+        if not several:
+            return open_data(*args)
+        if repr(args) not in last:
+            last.clear()
+            last[repr(args)] = open_data(*args)
+        return last[repr(args)]
+
+    return opened
+
+# %% ../../nbs/experiments/01_runs.ipynb #72a16cda
+def _spent(history, fresh):  # seconds of the epochs of an earlier, interrupted start
+    before = history[: len(history) - fresh]
+    return sum(v for row in before for k, v in row.items() if k.startswith('seconds/'))
+
+
+def _fit(here, every, progress, note):  # jobs, side by side
+    peak_mb(here[0].device, reset=True)
+    for j in here:
+        j.environment['side_by_side'] = len(here)
+    start = time.perf_counter()
+    histories = fit_all(
+        [j.method for j in here],
+        [j.splits for j in here],
+        [j.config.seed for j in here],
+        here[0].schedule,
+        [j.folder / 'checkpoint.safetensors' for j in here],
+        [f'{j.key} {code_hash()} {j.config.observe}' for j in here],
+        every,
+        progress,
+        note,
+        here[0].config.precision,
+        [j.shares for j in here],
+        watching if here[0].config.observe else lambda *about: {},
+    )
+    return histories, (time.perf_counter() - start) / len(here)
+
+# %% ../../nbs/experiments/01_runs.ipynb #9473969e
+def _train(jobs, progress, on_epoch, every):  # number -> job: its result, or why there is none
+    at, here, fresh = list(jobs), list(jobs.values()), [0] * len(jobs)
+
+    def note(r, row):
+        fresh[r] += 1
+        on_epoch(at[r], row)
+
+    try:
+        histories, share = _fit(here, every, progress, note)
+        return {
+            n: h if isinstance(h, Exception) else finish(j, h, share + _spent(h, new))
+            for n, j, h, new in zip(at, here, histories, fresh)
+        }
+    except OutputError as e:
+        raise OutputError(
+            f'{e}; what was computed up to the last checkpoint is kept: make room and '
+            'start the same run again'
+        ) from e
+
+# %% ../../nbs/experiments/01_runs.ipynb #3311e8a6
+def _plan(configs, opened, progress):  # results so far, groups to train, and what is there twice
+    out, groups, twice = [], {}, {}
+    for n, c in enumerate(configs):
+        j = ready(c, opened)
+        out.append((j.done, j.folder))
+        if (first := [f for _, f in out].index(j.folder)) < n:
+            twice[n] = first
+        elif j.done:
+            _look_up(j, progress)
+        else:
+            groups.setdefault(_alike(j), []).append(n)
+    return out, list(groups.values()), twice
+
+
+def _side_by_side(alike, folders, size, train):  # a group, `size` at a time
+    held = []
+    for k in range(0, len(alike), size):
+        at = alike[k : k + size]
+        with ExitStack() as locks:
+            free = [n for n in at if locks.enter_context(locked(folders[n], wait=False))]
+            held += [n for n in at if n not in free]
+            train(free)
+    for n in held:
+        with locked(folders[n]):
+            train([n])
+
 # %% ../../nbs/experiments/01_runs.ipynb #5cdefc25
 def run_all(
     configs: list[RunConfig],  # what to run
@@ -706,130 +831,22 @@ def run_all(
 ) -> list[tuple[Result | Exception, Path]]:
     """Run, or go on with, or look up, what the configurations say. Runs that differ in fold and
     seed only train side by side. What another process has in hand comes last, and is waited for."""
-    last = {}
+    opened = _opening(len(configs) > 1)
+    out, groups, twice = _plan(configs, opened, progress)
+    folders = [folder for _, folder in out]
 
-    def opened(*args):  # several configurations of one dataset open it once
-        if len(configs) == 1:
-            return open_data(*args)
-        if repr(args) not in last:
-            last.clear()
-            last[repr(args)] = open_data(*args)
-        return last[repr(args)]
-
-    out, groups, twice = [], {}, {}
-
-    def look_up(n, j):  # a finished run
-        out[n] = (j.done, j.folder)
-        # of one that was killed right after its result was written
-        if left := _leftovers(j.folder):
-            with suppress(OSError), locked(j.folder, wait=False) as mine:
-                for p in left if mine else []:
-                    p.unlink(missing_ok=True)
-        if progress:
-            print(
-                f'looked up, not run again: made by commit {str(j.done.environment["commit"])[:8]}'
-                + (
-                    ' (this is another commit)'
-                    if j.done.environment['commit'] != j.environment['commit']
-                    else ''
-                )
-            )
-
-    def train(at):  # side by side; ours alone
-        # only those that train now are in memory
+    def train(at):  # ours alone; only those that train now are in memory
         jobs = {n: ready(configs[n], opened) for n in at}
-        for n, j in jobs.items():
-            # another process has finished it meanwhile
-            if j.done:
-                look_up(n, j)
-        at = [n for n, j in jobs.items() if not j.done]
-        if not at:
-            return
-        here, fresh = [jobs[n] for n in at], [0] * len(at)
+        # another process has finished it meanwhile
+        results = {n: _look_up(j, progress) for n, j in jobs.items() if j.done}
+        if rest := {n: j for n, j in jobs.items() if not j.done}:
+            results |= _train(rest, progress, on_epoch, every)
+        for n, result in results.items():
+            out[n] = result, folders[n]
 
-        def note(r, row):
-            fresh[r] += 1
-            on_epoch(at[r], row)
-
-        peak_mb(here[0].device, reset=True)
-        for j in here:
-            j.environment['side_by_side'] = len(here)
-        start = time.perf_counter()
-        try:
-            histories = fit_all(
-                [j.method for j in here],
-                [j.splits for j in here],
-                [j.config.seed for j in here],
-                here[0].schedule,
-                [j.folder / 'checkpoint.safetensors' for j in here],
-                [f'{j.key} {code_hash()} {j.config.observe}' for j in here],
-                every,
-                progress,
-                note,
-                here[0].config.precision,
-                [j.shares for j in here],
-                watching if here[0].config.observe else lambda *about: {},
-            )
-            # of the program's seconds
-            share = (time.perf_counter() - start) / len(here)
-            for n, j, h, new in zip(at, here, histories, fresh):
-                # epochs of an earlier, interrupted start
-                before = h[: len(h) - new] if isinstance(h, list) else []
-                out[n] = (
-                    h
-                    if isinstance(h, Exception)
-                    else finish(
-                        j,
-                        h,
-                        share
-                        + sum(v for r in before for k, v in r.items() if k.startswith('seconds/')),
-                    ),
-                    j.folder,
-                )
-        except OutputError as e:
-            raise OutputError(
-                f'{e}; what was computed up to the last checkpoint is kept: make room and '
-                'start the same run again'
-            ) from e
-
-    for n, c in enumerate(configs):  # all of them are checked before the first one starts
-        j = ready(c, opened)
-        out.append((j.done, j.folder))
-        # the same once more
-        if (first := [f for _, f in out].index(j.folder)) < n:
-            twice[n] = first
-        elif not j.done:
-            groups.setdefault(
-                repr(
-                    (
-                        c.method,
-                        j.full['options'],
-                        j.splits.train.widths,
-                        j.splits.train.task,
-                        j.schedule,
-                        c.precision,
-                        c.observe,
-                        j.device,
-                    )
-                ),
-                [],
-            ).append(n)
-        else:
-            look_up(n, j)
-    for alike in groups.values():
-        size, held = (
-            together
-            or (1 if resolve_device(configs[alike[0]].device).type == 'cpu' else len(alike)),
-            [],
-        )
-        for at in (alike[k : k + size] for k in range(0, len(alike), size)):
-            with ExitStack() as locks:
-                free = [n for n in at if locks.enter_context(locked(out[n][1], wait=False))]
-                held += [n for n in at if n not in free]
-                train(free)
-        for n in held:
-            with locked(out[n][1]):
-                train([n])
+    for alike in groups:
+        on_cpu = resolve_device(configs[alike[0]].device).type == 'cpu'
+        _side_by_side(alike, folders, together or (1 if on_cpu else len(alike)), train)
     for n, first in twice.items():
         out[n] = out[first]
     return out

@@ -129,19 +129,9 @@ def studies() -> dict[str, list[Variant]]:
         ],
     }
 
-# %% ../../nbs/experiments/02_studies.ipynb #48fb12f0
-class Sweep(Settings):
-    "Folds and seeds of a dataset on which every variant is run."
-
+# %% ../../nbs/experiments/02_studies.ipynb #b3f3e0f0
+class _Named(Settings):  # what a dataset's name says
     data: str  # as results name it
-    folds: list[int] = Field(min_length=1)
-    seeds: list[int] = Field(min_length=1)
-    schedule: Literal['paper', 'quick'] = 'quick'
-    missing: Missing = 0.0  # what training lacks for good
-    # what validation is, as in `RunConfig`
-    hold: Literal['dialogues', 'session'] = 'dialogues'
-    # settings that all variants share where they say nothing else, as for a table of one's own
-    options: dict[str, Any] = {}
 
     @property
     def dataset(self) -> str:
@@ -154,6 +144,19 @@ class Sweep(Settings):
     @property
     def size(self) -> Literal['full', 'tiny']:
         return 'tiny' if self.data.endswith('-tiny') else 'full'
+
+# %% ../../nbs/experiments/02_studies.ipynb #48fb12f0
+class Sweep(_Named):
+    "Folds and seeds of a dataset on which every variant is run."
+
+    folds: list[int] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+    schedule: Literal['paper', 'quick'] = 'quick'
+    missing: Missing = 0.0  # what training lacks for good
+    # what validation is, as in `RunConfig`
+    hold: Literal['dialogues', 'session'] = 'dialogues'
+    # settings that all variants share where they say nothing else, as for a table of one's own
+    options: dict[str, Any] = {}
 
     def configs(self, variants: list[Variant], **others) -> list[RunConfig]:
         "The runs of some variants, each once; `others` as in `RunConfig`."
@@ -175,8 +178,7 @@ class Sweep(Settings):
             for s in self.seeds
             for v in variants
         ]
-        keys = [_key(self, c.method, c.options, c.fold, c.seed) for c in runs]
-        return [c for n, c in enumerate(runs) if keys[n] not in keys[:n]]
+        return _each_once(self, runs)
 
 # %% ../../nbs/experiments/02_studies.ipynb #8292fe90
 # what makes two runs of a sweep the same: options in full, so that a default that is spelled out is
@@ -192,9 +194,35 @@ def _key(sweep, method, options, fold, seed):
         seed,
     )
 
+
+def _each_once(sweep, runs):
+    keys = [_key(sweep, c.method, c.options, c.fold, c.seed) for c in runs]
+    return [c for n, c in enumerate(runs) if keys[n] not in keys[:n]]
+
 # %% ../../nbs/experiments/02_studies.ipynb #e9c62abb
 def _newest(version):
     return [int(x) for x in str(version).split('.') if x.isdigit()]
+
+
+def _of_sweep(table, sweep):  # the part of a table that was made as the sweep says
+    if not len(table):
+        return table
+    return table[
+        (table.dataset == sweep.data)
+        & (table.schedule == sweep.schedule)
+        & (table['size'] == sweep.size)
+        & (table.precision == 'float32')
+        & (table.missing == json.dumps(sweep.missing, sort_keys=True))
+        & (table.hold == sweep.hold)
+    ]
+
+
+def _files(here):  # method, options, fold, seed -> the newest result
+    if not len(here):
+        return {}
+    runs = here.drop_duplicates('file').itertuples()
+    by_age = sorted(runs, key=lambda r: (_newest(r.version), r.file))
+    return {(r.method, r.options, r.fold, r.seed): r.file for r in by_age}
 
 # %% ../../nbs/experiments/02_studies.ipynb #5ae84b55
 def find(
@@ -206,25 +234,10 @@ def find(
     "The results of a sweep. Raises `DataError` if runs of one table were made from different data."
     import pandas as pd  # here: training needs no pandas
 
-    here = (
-        table[
-            (table.dataset == sweep.data)
-            & (table.schedule == sweep.schedule)
-            & (table['size'] == sweep.size)
-            & (table.precision == 'float32')
-            & (table.missing == json.dumps(sweep.missing, sort_keys=True))
-            & (table.hold == sweep.hold)
-        ]
-        if len(table)
-        else table
-    )
-    runs = here.drop_duplicates('file') if len(here) else here
-    known = {}
-    for r in (
-        sorted(runs.itertuples(), key=lambda r: (_newest(r.version), r.file)) if len(runs) else []
-    ):
-        known[r.method, r.options, r.fold, r.seed] = r.file
-    out, names, missing, rows = [], [], {}, here.groupby('file').indices if len(here) else {}
+    here = _of_sweep(table, sweep)
+    known = _files(here)
+    rows = here.groupby('file').indices if len(here) else {}
+    out, names, missing = [], [], {}
     for v in variants:
         method, options, *_ = _key(sweep, v.method, sweep.options | v.options, None, None)
         for fold in sweep.folds:

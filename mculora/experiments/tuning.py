@@ -132,6 +132,66 @@ def trials_of(
         ]
     )
 
+# %% ../../nbs/experiments/04_tuning.ipynb #b591e44c
+def _tunable(t):  # the settings of the method as it is, and a space that has them in it
+    task, space = Task(t.data, ('x', 'y')), space_of(t.method)
+    if not space:
+        raise ValueError(f'method: found {t.method!r}, expected one with settings to tune')
+    last = create(t.method, task, dict(a=2, t=2)).stages()[-1:]
+    if last and last[0].select not in AVERAGES:
+        raise ValueError(
+            f'method: found {t.method!r}, expected one model: of one model per condition '
+            'the base is tuned'
+        )
+    settings = settings_of(t.method, task)[1].model_dump(mode='json')
+    first = {k: v for k, v in settings.items() if k in space}
+    return first, _wide(space, first)
+
+# %% ../../nbs/experiments/04_tuning.ipynb #8d77221c
+def _mend(log):  # the folder is ours, so nobody else writes
+    log.touch()
+    if (text := log.read_bytes()) and not text.endswith(b'\n'):
+        log.write_bytes(text[: text.rfind(b'\n') + 1])
+    log.with_name(f'{log.name}.lock').unlink(missing_ok=True)
+
+
+def _open_study(optuna, name, log):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    _mend(log)
+    backend = optuna.storages.journal.JournalFileBackend(str(log))
+    study = optuna.create_study(
+        storage=optuna.storages.JournalStorage(backend),
+        study_name=name,
+        direction='maximize',
+        load_if_exists=True,
+    )
+    for at in study.trials:
+        if at.state.name == 'RUNNING':
+            study.tell(at.number, state=optuna.trial.TrialState.FAIL)
+    return study
+
+# %% ../../nbs/experiments/04_tuning.ipynb #a78d3d83
+def _ask(optuna, study, n, first, space):  # trial n, and its options
+    study.sampler = optuna.samplers.TPESampler(seed=n)
+    if n == 0 and not any(at.state.name == 'WAITING' for at in study.trials):
+        study.enqueue_trial(first)
+    trial = study.ask()
+    options = _propose(trial, space)
+    trial.set_user_attr('options', options)
+    return trial, options
+
+
+def _tell(optuna, study, trial, configs):  # run it; what came of it, in words
+    out, at = zip(*run_all(configs, progress=False))
+    if bad := [r for r in out if isinstance(r, FloatingPointError)]:
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        return str(bad[0])
+    runs = [_validation(c, r, f) for c, r, f in zip(configs, out, at)]
+    trial.set_user_attr('runs', runs)
+    trial.set_user_attr('seconds', sum(r.seconds for r in out))
+    study.tell(trial, sum(runs) / len(runs))
+    return f'{sum(runs) / len(runs):.4f}'
+
 # %% ../../nbs/experiments/04_tuning.ipynb #e7d970e8
 def tune(
     t: Tuning,  # the study
@@ -144,81 +204,26 @@ def tune(
     """Run a study, or go on with it. Raises `ValueError` for methods that cannot be tuned, and
     what `run_all` raises."""
     optuna = need('optuna', 'tuning')
-    space, sweep, task = space_of(t.method), t.sweep, Task(t.data, ('x', 'y'))
-    if not space:
-        raise ValueError(f'method: found {t.method!r}, expected one with settings to tune')
-    if (last := create(t.method, task, dict(a=2, t=2)).stages()[-1:]) and last[
-        0
-    ].select not in AVERAGES:
-        raise ValueError(
-            f'method: found {t.method!r}, expected one model: of one model per condition '
-            'the base is tuned'
-        )
-    first = {
-        k: v
-        for k, v in settings_of(t.method, task)[1].model_dump(mode='json').items()
-        if k in space
-    }
-    space = _wide(space, first)
+    first, space = _tunable(t)
     about = t.model_dump(exclude={'trials'}) | dict(space=space, version=mculora.__version__)
     folder = output_folder(
         repo_root() / out_dir / 'tuning' / t.data / f'{t.method}-{config_hash(about)[:8]}',
         need=2**20,
     )
+    where = dict(data_root=data_root, out_dir=out_dir, device=device)
     with locked(folder):
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        (log := folder / 'journal.log').touch()
-        # killed while it wrote: half a line
-        if (text := log.read_bytes()) and not text.endswith(b'\n'):
-            log.write_bytes(text[: text.rfind(b'\n') + 1])
-        # of one that was killed; the folder is ours
-        log.with_name('journal.log.lock').unlink(missing_ok=True)
-        study = optuna.create_study(
-            storage=optuna.storages.JournalStorage(
-                optuna.storages.journal.JournalFileBackend(str(log))
-            ),
-            study_name=t.method,
-            direction='maximize',
-            load_if_exists=True,
-        )
-        for at in study.trials:
-            # killed
-            if at.state.name == 'RUNNING':
-                study.tell(at.number, state=optuna.trial.TrialState.FAIL)
+        study = _open_study(optuna, t.method, folder / 'journal.log')
         while (n := len(trials_of(study))) < t.trials:
-            study.sampler = optuna.samplers.TPESampler(seed=n)
-            if n == 0 and not any(at.state.name == 'WAITING' for at in study.trials):
-                study.enqueue_trial(first)
-            trial = study.ask()
-            trial.set_user_attr('options', options := _propose(trial, space))
-            configs = sweep.configs(
-                [Variant(name=t.method, method=t.method, options=options)],
-                data_root=data_root,
-                out_dir=out_dir,
-                device=device,
-            )
-            out, at = zip(*run_all(configs, progress=False))
-            if bad := [r for r in out if isinstance(r, FloatingPointError)]:
-                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-                said = str(bad[0])
-            else:
-                runs = [_validation(c, r, f) for c, r, f in zip(configs, out, at)]
-                trial.set_user_attr('runs', runs)
-                trial.set_user_attr('seconds', sum(r.seconds for r in out))
-                study.tell(trial, sum(runs) / len(runs))
-                said = f'{sum(runs) / len(runs):.4f}'
+            trial, options = _ask(optuna, study, n, first, space)
+            one = Variant(name=t.method, method=t.method, options=options)
+            said = _tell(optuna, study, trial, t.sweep.configs([one], **where))
             if progress:
                 print(f'trial {n + 1} of {t.trials}, {json.dumps(options)}: {said}', flush=True)
         table = trials_of(study).head(t.trials)
-        write_atomically(
-            folder / 'trials.csv', lambda tmp: tmp.write_text(table.to_csv(index=False))
-        )
-        write_atomically(
-            folder / 'study.json',
-            lambda tmp: tmp.write_text(
-                json.dumps(about | dict(trials=len(table)), indent=1) + '\n'
-            ),
-        )
+        trials = table.to_csv(index=False)
+        text = json.dumps(about | dict(trials=len(table)), indent=1) + '\n'
+        write_atomically(folder / 'trials.csv', lambda tmp: tmp.write_text(trials))
+        write_atomically(folder / 'study.json', lambda tmp: tmp.write_text(text))
     return table, folder
 
 # %% ../../nbs/experiments/04_tuning.ipynb #0495ee07

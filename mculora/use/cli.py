@@ -621,3 +621,64 @@ def bench(
         )
     except ValueError as e:
         raise typer.BadParameter(str(e)) from e
+
+# %% ../../nbs/use/04_cli.ipynb #11556001
+from ..experiments import store
+from ..experiments.results import read_result
+
+results = typer.Typer(help='Results that are kept.', no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(results, name='results')
+_Store = Annotated[str, typer.Option(help='Folder of results; paths are from the repository.')]
+
+
+@results.command('add')
+def add_(
+    folder: Annotated[str, typer.Argument(help='A finished run, or a folder with several.')],
+    to: _Store = 'results',
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help='A file beside a result that is kept too; once for each.'),
+    ] = None,
+):
+    """Add runs to the results that are kept. Exit code: 0 all are there, 2 something is wrong with
+    one, and it is not added."""
+    try:
+        every, new = store.add(repo_root() / folder, repo_root() / to, keep or ())
+    except (ValueError, OSError) as e:
+        raise _refused(e) from None
+    typer.echo(f'{to}: {len(new)} added, {len(every) - len(new)} were there')
+
+# %% ../../nbs/use/04_cli.ipynb #9f5796d8
+@results.command('list')
+def list_(
+    root: Annotated[str, typer.Argument(help='Folder of results or runs.')] = 'results',
+    data: Annotated[list[str] | None, typer.Option(help='Name of the data.')] = None,
+    method: Annotated[list[str] | None, typer.Option(help='Once for each method.')] = None,
+    fold: Annotated[list[int] | None, typer.Option(help='Once for each fold.')] = None,
+    seed: Annotated[list[int] | None, typer.Option(help='Once for each seed.')] = None,
+    options: Annotated[str, typer.Option(help='Settings of the method, as JSON.')] = '{}',
+):
+    """List runs: a line each, with the first metric on the mean of the incomplete conditions and
+    on all. Without filters all runs. Exit code: 0 some, 1 none, 2 a result is damaged."""
+    try:
+        only = dict(dataset=data or (), method=method or (), fold=fold or (), seed=seed or ())
+        rows = store.listed(repo_root() / root, _json(options, 'options'), **only)
+    except (ValueError, OSError) as e:
+        raise _refused(e) from None
+    top = f'{repo_root()}/'
+    if len(rows):
+        rows = rows.assign(run=[r.removeprefix(top) for r in rows.run])
+        typer.echo(rows.round(4).to_string(index=False))
+    typer.echo(f'{len(rows)} runs', err=True)
+    raise typer.Exit(int(not len(rows)))
+
+
+@results.command()
+def show(
+    run: Annotated[str, typer.Argument(help='Address of a run, as list prints it.')],
+):
+    "Show a run: what it was, and its scores. Exit code: 0 shown, 2 something is wrong with it."
+    try:
+        typer.echo(store.told(read_result(repo_root() / run)))
+    except (ValueError, OSError) as e:
+        raise _refused(e) from None

@@ -76,7 +76,7 @@ if [ -n "$reference" ]; then
     "${VENV:-.venv}/bin/python" - "$reference" <<'PY'
 import sys
 from pathlib import Path
-from mculora.results import differences
+from mculora.experiments.results import differences
 found = [d for name in ('iemocap-simulated-tiny', 'mosei-simulated-tiny') for d in differences(Path(sys.argv[1])/name, Path('runs')/name)]
 print(*found or ['the same results as the other pass, apart from host and time'], sep='\n')
 sys.exit(bool(found))
