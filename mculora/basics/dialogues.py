@@ -465,21 +465,22 @@ def batches(
     for group in order.split(max(size, 1)):
         if pool > 1 or not generator:
             group = group[lengths[group].argsort(stable=True)]
-        start, longest = 0, 0
-        for i in range(len(group)):
-            longest = max(longest, int(lengths[group[i]]))
-            if i > start and (
-                i - start >= max_dialogues
-                or (max_utterances and (i - start + 1) * longest > max_utterances)
-            ):
-                out.append(group[start:i])
-                start, longest = i, int(lengths[group[i]])
-        out.append(group[start:])
-    return (
-        [out[i] for i in torch.randperm(len(out), generator=generator).tolist()]
-        if generator
-        else out
-    )
+        out += _cut(group, lengths, max_dialogues, max_utterances)
+    if not generator:
+        return out
+    return [out[i] for i in torch.randperm(len(out), generator=generator).tolist()]
+
+
+def _cut(group, lengths, max_dialogues, max_utterances):  # batches, in the order of `group`
+    out, start, longest = [], 0, 0
+    for i in range(len(group)):
+        longest = max(longest, int(lengths[group[i]]))
+        full = i - start >= max_dialogues
+        wide = max_utterances and (i - start + 1) * longest > max_utterances
+        if i > start and (full or wide):
+            out.append(group[start:i])
+            start, longest = i, int(lengths[group[i]])
+    return [*out, group[start:]]
 
 # %% ../../nbs/basics/01_dialogues.ipynb #561d3c24
 @dataclass(frozen=True)
