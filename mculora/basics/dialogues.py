@@ -49,8 +49,7 @@ class Dialogues:
     "All dialogues of a dataset, utterance after utterance."
 
     task: Task
-    # modality -> [N, D_m] float32; rows of zeros where not present
-    features: dict[str, Tensor]
+    features: dict[str, Tensor]  # modality -> [N, D_m] float32; rows of zeros where not present
     present: Tensor  # [N, M] bool, modalities in the order of `features`
     speaker: Tensor  # [N] long, 0, 1, ...
     label: Tensor  # [N] long (classes) or float (score)
@@ -58,8 +57,7 @@ class Dialogues:
     ids: tuple[str, ...]  # K dialogue names
     utterances: tuple[str, ...]  # N utterance names
     part: tuple[str, ...]  # K: session of each dialogue, or 'train', 'val', 'test'
-    # True: `features` are the outputs of frozen encoders, not raw input
-    encoded: bool = False
+    encoded: bool = False  # True: `features` are the outputs of frozen encoders, not raw input
 
     def __len__(self):
         return len(self.ids)
@@ -80,138 +78,145 @@ class Dialogues:
     @cached_property
     def uniform(self) -> bool:
         "True if within each dialogue every utterance has the same modalities."
-        first = self.present[self.offset[:-1]].repeat_interleave(
-            self.lengths.to(self.present.device), 0
-        )
+        lengths = self.lengths.to(self.present.device)
+        first = self.present[self.offset[:-1]].repeat_interleave(lengths, 0)
         return bool((first == self.present).all())
 
     @cached_property
     def can(self) -> Tensor | None:
-        """[N, 2^M - 1] bool, on the host: the combinations that each utterance has in full; None
-        where all have all."""
+        "[N, 2^M - 1] bool, on the host: what each utterance has in full; None: all have all."
         return None if self.present.all() else supports(self.present).cpu()
 
 # %% ../../nbs/basics/01_dialogues.ipynb #523132d1
 def _first(names, bad, n=3):  # the first few names where `bad` holds
     where = bad.nonzero().flatten().tolist()
-    return ', '.join(names[i] for i in where[:n]) + (
-        f' and {len(where) - n} more' if len(where) > n else ''
-    )
+    more = f' and {len(where) - n} more' if len(where) > n else ''
+    return ', '.join(names[i] for i in where[:n]) + more
+
+
+def _wrong_shapes(d):
+    n = len(d.utterances)
+    for name, want in [
+        ('present', (n, len(d.features))),
+        ('speaker', (n,)),
+        ('label', (n,)),
+        ('offset', (len(d) + 1,)),
+    ]:
+        found = tuple(getattr(d, name).shape)
+        if found != want:
+            yield f'{name}: found shape {found}, expected {want}'
+    for m, x in d.features.items():
+        if x.ndim != 2 or len(x) != n:
+            yield f'features {m!r}: found shape {tuple(x.shape)}, expected ({n}, width)'
+
+# %% ../../nbs/basics/01_dialogues.ipynb #c4d5ced7
+def _wrong_dialogues(d):
+    n = len(d.utterances)
+    if len(set(d.ids)) != len(d):
+        yield 'ids: found the same dialogue name twice, expected different names'
+    if len(d.part) != len(d):
+        yield f'part: found {len(d.part)} entries, expected one per dialogue ({len(d)})'
+    if d.offset[0] != 0 or d.offset[-1] != n:
+        yield f'offset: found {int(d.offset[0])} to {int(d.offset[-1])}, expected 0 to {n}'
+    empty = d.offset[1:] <= d.offset[:-1]
+    if empty.any():
+        yield f'dialogue {_first(d.ids, empty)}: found length 0, expected at least one utterance'
+
+
+def _wrong_features(d, holes):
+    what = 'infinity' if holes else 'NaN or infinity'
+    for k, (m, x) in enumerate(d.features.items()):
+        odd = (x.isinf() if holes else ~x.isfinite()).any(-1)
+        if odd.any():
+            where = _first(d.utterances, odd)
+            yield f'features {m!r} of {where}: found {what}, expected finite numbers'
+        if x[~d.present[:, k]].any():
+            yield f'features {m!r}: found values where `present` is False, expected zeros'
+        if not d.present[:, k].any():
+            yield f'features {m!r}: no utterance has them; leave the modality out instead'
 
 # %% ../../nbs/basics/01_dialogues.ipynb #79772e8a
+def _wrong_labels(d):
+    y, task, n_classes = d.label, d.task, len(d.task.classes)
+    if not n_classes:
+        want = f'a number from {task.low:g} to {task.high:g}'
+        wrong = ~((y >= task.low) & (y <= task.high))
+    elif y.is_floating_point():
+        want = f'a whole number from 0 to {n_classes - 1}'
+        wrong = torch.ones(len(y), dtype=torch.bool)
+    else:
+        want = f'a whole number from 0 to {n_classes - 1}'
+        wrong = (y < 0) | (y >= n_classes)
+    if wrong.any():
+        where, found = _first(d.utterances, wrong), y[wrong][0].item()
+        yield f'label of {where}: found {found:g}, expected {want}'
+
+
 def problems(
     d: Dialogues,  # to be checked
     holes: bool = False,  # NaN inside a vector is allowed: an entry that was not measured
 ) -> list[str]:  # one sentence per problem, empty if all is well
     """What keeps these dialogues from being used: shapes, empty dialogues, values that are not
     finite, labels out of range."""
-    n, bad = len(d.utterances), []
-    for name, x, want in [
-        ('present', d.present, (n, len(d.features))),
-        ('speaker', d.speaker, (n,)),
-        ('label', d.label, (n,)),
-        ('offset', d.offset, (len(d) + 1,)),
-    ]:
-        if tuple(x.shape) != want:
-            bad.append(f'{name}: found shape {tuple(x.shape)}, expected {want}')
-    for m, x in d.features.items():
-        if x.ndim != 2 or len(x) != n:
-            bad.append(f'features {m!r}: found shape {tuple(x.shape)}, expected ({n}, width)')
-    if bad or not n:
-        return bad or ['no utterances: found 0, expected at least 1']
-    if len(set(d.ids)) != len(d):
-        bad.append('ids: found the same dialogue name twice, expected different names')
-    if len(d.part) != len(d):
-        bad.append(f'part: found {len(d.part)} entries, expected one per dialogue ({len(d)})')
-    if d.offset[0] != 0 or d.offset[-1] != n:
-        bad.append(f'offset: found {int(d.offset[0])} to {int(d.offset[-1])}, expected 0 to {n}')
-    if (e := d.offset[1:] <= d.offset[:-1]).any():
-        bad.append(f'dialogue {_first(d.ids, e)}: found length 0, expected at least one utterance')
-    for k, (m, x) in enumerate(d.features.items()):
-        if (e := (x.isinf() if holes else ~x.isfinite()).any(-1)).any():
-            bad.append(
-                f'features {m!r} of {_first(d.utterances, e)}: found '
-                f'{"infinity" if holes else "NaN or infinity"}, expected finite numbers'
-            )
-        if x[~d.present[:, k]].any():
-            bad.append(f'features {m!r}: found values where `present` is False, expected zeros')
-        if not d.present[:, k].any():
-            bad.append(f'features {m!r}: no utterance has them; leave the modality out instead')
-    if d.task.classes:
-        e = (
-            (d.label < 0) | (d.label >= len(d.task.classes))
-            if not d.label.is_floating_point()
-            else torch.ones(n, dtype=torch.bool)
-        )
-        want = f'a whole number from 0 to {len(d.task.classes) - 1}'
-    else:
-        e, want = (
-            ~((d.label >= d.task.low) & (d.label <= d.task.high)),
-            f'a number from {d.task.low:g} to {d.task.high:g}',
-        )
-    if e.any():
-        bad.append(
-            f'label of {_first(d.utterances, e)}: found {d.label[e][0].item():g}, expected {want}'
-        )
-    return bad
+    misfits = list(_wrong_shapes(d))
+    if misfits:
+        return misfits
+    if not d.utterances:
+        return ['no utterances: found 0, expected at least 1']
+    return [*_wrong_dialogues(d), *_wrong_features(d, holes), *_wrong_labels(d)]
 
 # %% ../../nbs/basics/01_dialogues.ipynb #8bd65104
 def checked(d: Dialogues) -> Dialogues:
     "`d` itself, or a `DataError` that lists its problems."
-    if bad := problems(d):
+    bad = problems(d)
+    if bad:
         raise DataError(f'{d.task.name}: ' + '; '.join(bad))
     return d
+
+# %% ../../nbs/basics/01_dialogues.ipynb #20ff9e93
+def _random_presence(g, lengths, M, missing, absent):  # [N, M]
+    here = torch.rand(sum(lengths), M, generator=g) >= missing
+    of_dialogue = torch.rand(len(lengths), M, generator=g) >= absent
+    of_dialogue[~of_dialogue.any(-1)] = True
+    there = of_dialogue.repeat_interleave(torch.tensor(lengths), 0)
+    present = here & there
+    return torch.where(present.any(-1, keepdim=True), present, there)
 
 # %% ../../nbs/basics/01_dialogues.ipynb #38d9d5a3
 def random_dialogues(
     lengths=(3, 5, 2, 7, 4),  # utterances per dialogue
     widths: dict[str, int] | None = None,  # modality -> width; None: a 4, t 6, v 5
     n_classes: int = 4,  # 0: scores
-    # chance that an utterance lacks a modality (never all)
-    missing: float = 0.0,
-    # chance that a whole dialogue lacks a modality (never all)
-    absent: float = 0.0,
+    missing: float = 0.0,  # chance that an utterance lacks a modality (never all)
+    absent: float = 0.0,  # chance that a whole dialogue lacks a modality (never all)
     # part of each dialogue, repeated as needed
     parts=('train', 'train', 'train', 'val', 'test'),
     seed: int = 0,  #
 ) -> Dialogues:
     "Noise in the shape of a dataset, for tests."
-    if widths is None:
-        widths = dict(a=4, t=6, v=5)
-    g, n, M = torch.Generator().manual_seed(seed), sum(lengths), len(widths)
-    present = torch.rand(n, M, generator=g) >= missing
-    there = torch.rand(len(lengths), M, generator=g) >= absent
-    there[~there.any(-1)] = True
-    there = there.repeat_interleave(torch.tensor(lengths), 0)
-    present &= there
-    present = torch.where(present.any(-1, keepdim=True), present, there)
+    widths = widths or dict(a=4, t=6, v=5)
+    g, n = torch.Generator().manual_seed(seed), sum(lengths)
+    present = _random_presence(g, lengths, len(widths), missing, absent)
     features = {
         m: torch.randn(n, w, generator=g).masked_fill(~present[:, k : k + 1], 0)
         for k, (m, w) in enumerate(widths.items())
     }
-    label = (
-        torch.randint(n_classes, (n,), generator=g)
-        if n_classes
-        else torch.rand(n, generator=g) * 6 - 3
-    )
-    offset = torch.tensor([0, *lengths]).cumsum(0)
+    if n_classes:
+        label = torch.randint(n_classes, (n,), generator=g)
+    else:
+        label = torch.rand(n, generator=g) * 6 - 3
+    classes = tuple(f'class {c}' for c in range(n_classes))
     ids = tuple(f'd{k}' for k in range(len(lengths)))
-    task = Task(
-        'noise-simulated',
-        tuple(f'class {c}' for c in range(n_classes)),
-        simulated=True,
-        views={m: 'noise' for m in widths},
-    )
     return Dialogues(
-        task,
+        Task('noise-simulated', classes, simulated=True, views={m: 'noise' for m in widths}),
         features,
         present,
-        torch.randint(2, (n,), generator=g),
-        label,
-        offset,
-        ids,
-        tuple(f'{i}_{j}' for i, l in zip(ids, lengths) for j in range(l)),
-        tuple(parts[k % len(parts)] for k in range(len(lengths))),
+        speaker=torch.randint(2, (n,), generator=g),
+        label=label,
+        offset=torch.tensor([0, *lengths]).cumsum(0),
+        ids=ids,
+        utterances=tuple(f'{i}_{j}' for i, l in zip(ids, lengths) for j in range(l)),
+        part=tuple(parts[k % len(parts)] for k in range(len(lengths))),
     )
 
 # %% ../../nbs/basics/01_dialogues.ipynb #a1e892f3
@@ -340,18 +345,19 @@ def batch(
 ) -> Batch:
     "Some dialogues side by side, padded to the longest of them."
     device, rows = d.present.device, torch.as_tensor(rows, dtype=torch.long)
-    length = d.lengths[rows]
-    pos, more = (
-        torch.arange(max(size[1], int(length.max()) if len(rows) else 0)),
-        max(size[0] - len(rows), 0),
-    )
+    more = (0, max(size[0] - len(rows), 0))
+    length = F.pad(d.lengths[rows], more)
     # as `offset`, but on the host: no waiting for a GPU
-    start = d.lengths.cumsum(0) - d.lengths
-    length, start = (F.pad(x, (0, more)) for x in (length, start[rows]))
-    valid = pos < length[:, None]
-    at, valid = onto(torch.where(valid, start[:, None] + pos, 0), device), onto(valid, device)
+    start = F.pad((d.lengths.cumsum(0) - d.lengths)[rows], more)
+    pos = torch.arange(max(size[1], int(length.max()) if len(length) else 0))
+    there = pos < length[:, None]
+    at, valid = onto(torch.where(there, start[:, None] + pos, 0), device), onto(there, device)
     pad = ~valid
-    take = lambda x: x[at].masked_fill_(pad.view(*pad.shape, *[1] * (x.ndim - 1)), 0)
+
+    def take(x):
+        "[N, ...] -> [B, L, ...], 0 on padding."
+        return x[at].masked_fill_(pad.view(*pad.shape, *[1] * (x.ndim - 1)), 0)
+
     present = take(d.present)
     return Batch(
         {m: take(x) for m, x in d.features.items()},
@@ -410,7 +416,11 @@ def flat(
     if not b.pack:
         return b
     rows = b.valid.flatten().nonzero()[:, 0]
-    cut = lambda x: x.flatten(0, 1).index_select(0, rows)[:, None]
+
+    def cut(x):
+        "[B, L, ...] -> [n, 1, ...]"
+        return x.flatten(0, 1).index_select(0, rows)[:, None]
+
     index = b.combination[:, None].expand(b.shape) if b.combination.ndim == 1 else b.combination
     return replace(
         b,
@@ -430,13 +440,11 @@ def unflat(
     b: Batch,  # the batch before
 ) -> Tensor:  # [B, L, C], zeros on padding
     "Back into the places of the batch."
-    return (
-        x.new_zeros(b.valid.numel(), x.shape[-1])
-        .index_copy(0, b.valid.flatten().nonzero()[:, 0], x[:, 0])
-        .view(*b.shape, -1)
-        if b.pack
-        else x
-    )
+    if not b.pack:
+        return x
+    rows = b.valid.flatten().nonzero()[:, 0]
+    places = x.new_zeros(b.valid.numel(), x.shape[-1])
+    return places.index_copy(0, rows, x[:, 0]).view(*b.shape, -1)
 
 # %% ../../nbs/basics/01_dialogues.ipynb #279e9ec0
 def batches(
@@ -457,21 +465,22 @@ def batches(
     for group in order.split(max(size, 1)):
         if pool > 1 or not generator:
             group = group[lengths[group].argsort(stable=True)]
-        start, longest = 0, 0
-        for i in range(len(group)):
-            longest = max(longest, int(lengths[group[i]]))
-            if i > start and (
-                i - start >= max_dialogues
-                or (max_utterances and (i - start + 1) * longest > max_utterances)
-            ):
-                out.append(group[start:i])
-                start, longest = i, int(lengths[group[i]])
-        out.append(group[start:])
-    return (
-        [out[i] for i in torch.randperm(len(out), generator=generator).tolist()]
-        if generator
-        else out
-    )
+        out += _cut(group, lengths, max_dialogues, max_utterances)
+    if not generator:
+        return out
+    return [out[i] for i in torch.randperm(len(out), generator=generator).tolist()]
+
+
+def _cut(group, lengths, max_dialogues, max_utterances):  # batches, in the order of `group`
+    out, start, longest = [], 0, 0
+    for i in range(len(group)):
+        longest = max(longest, int(lengths[group[i]]))
+        full = i - start >= max_dialogues
+        wide = max_utterances and (i - start + 1) * longest > max_utterances
+        if i > start and (full or wide):
+            out.append(group[start:i])
+            start, longest = i, int(lengths[group[i]])
+    return [*out, group[start:]]
 
 # %% ../../nbs/basics/01_dialogues.ipynb #561d3c24
 @dataclass(frozen=True)
@@ -489,6 +498,41 @@ def folds(d: Dialogues) -> list[str]:
     parts = sorted(set(d.part))
     return ['test'] if 'test' in parts else parts
 
+# %% ../../nbs/basics/01_dialogues.ipynb #deabed61
+def _strata(d):  # [N]
+    if d.task.classes:
+        return d.label.numpy()
+    middle = d.label.median() if d.task.middle is None else d.task.middle
+    return (d.label - middle).sign().numpy()
+
+
+def _held_out(d, n_val, seed, name):  # which dialogues to train on, and which are held out
+    # here, because it takes a second to import
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    y, group = _strata(d), np.repeat(np.arange(len(d)), d.lengths.numpy())
+    n = min(n_val, len(d), int(np.unique(y, return_counts=True)[1].max()))
+    if n < 2:
+        raise DataError(
+            f'{d.task.name}: found no label twice outside {name!r}, expected enough '
+            'utterances to hold some out for validation'
+        )
+    parts = StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(group, y, group)
+    fit, held = next(parts)
+    return np.unique(group[fit]), np.unique(group[held])
+
+# %% ../../nbs/basics/01_dialogues.ipynb #6b0f684a
+def _held_session(d, name, seed):  # its name
+    sessions = [n for n in folds(d) if n != name]
+    official = 'val' in d.part
+    if official or len(sessions) < 2:
+        raise DataError(
+            f'hold: found session, with {len(sessions)} sessions of {d.task.name} outside {name!r}'
+            + ' and an official validation part' * official
+            + ', expected at least two and no such part'
+        )
+    return sessions[seed % len(sessions)]
+
 # %% ../../nbs/basics/01_dialogues.ipynb #bd4ef3fe
 def split(
     d: Dialogues,  # all dialogues
@@ -502,16 +546,13 @@ def split(
 ) -> Splits:
     """Train, validation and test dialogues of one fold. Raises `DataError` if there is no such
     fold, or nothing to train on."""
-    # here, because it takes a second to import
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    names = folds(d)
+    names, part = folds(d), np.array(d.part)
     if not 1 <= fold <= len(names):
         raise DataError(
             f'fold: found {fold}, expected 1 to {len(names)} ({d.task.name} tests on '
             f'{", ".join(names)})'
         )
-    name, part = names[fold - 1], np.array(d.part)
+    name = names[fold - 1]
     test, val = (part == name).nonzero()[0], (part == 'val').nonzero()[0]
     rest = ((part != name) & (part != 'val')).nonzero()[0]
     if len(rest) < 2:
@@ -520,36 +561,9 @@ def split(
             'expected at least 2 to train on'
         )
     if hold == 'session':
-        sessions = [n for n in names if n != name]
-        if len(val) or len(sessions) < 2:
-            raise DataError(
-                (
-                    f'hold: found session, with {len(sessions)} sessions of {d.task.name} '
-                    f'outside {name!r}'
-                )
-                + ' and an official validation part' * bool(len(val))
-                + ', expected at least two and no such part'
-            )
-        held = part == sessions[seed % len(sessions)]
-        val, rest = held.nonzero()[0], rest[~held[rest]]
+        own = part == _held_session(d, name, seed)
+        val, rest = own.nonzero()[0], rest[~own[rest]]
     if not len(val):
-        r = select(d, rest)
-        y = (
-            r.label.numpy()
-            if d.task.classes
-            else (r.label - (r.label.median() if d.task.middle is None else d.task.middle))
-            .sign()
-            .numpy()
-        )
-        group = np.repeat(np.arange(len(r)), r.lengths.numpy())
-        n = min(n_val, len(rest), int(np.unique(y, return_counts=True)[1].max()))
-        if n < 2:
-            raise DataError(
-                f'{d.task.name}: found no label twice outside {name!r}, expected enough '
-                'utterances to hold some out for validation'
-            )
-        fit, held = next(
-            StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(group, y, group)
-        )
-        val, rest = rest[np.unique(group[held])], rest[np.unique(group[fit])]
+        fit, held = _held_out(select(d, rest), n_val, seed, name)
+        val, rest = rest[held], rest[fit]
     return Splits(select(d, rest), select(d, val), select(d, test), name)

@@ -114,21 +114,13 @@ def save_sealed(
     before=None,  # where the file that is replaced goes; None: nowhere
 ):
     "One safetensors file with a sha256 over all that is in it. Raises `OutputError`."
-    meta, tensors = (
-        json.dumps(about),
-        {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-    )
-    # a file wants tensors that share nothing
-    tensors = {
-        k: v if v.untyped_storage().nbytes() == v.nbytes else v.clone() for k, v in tensors.items()
-    }
-    write_atomically(
-        path,
-        lambda tmp: save_file(
-            tensors, str(tmp), metadata={'about': meta, 'sha256': _digest(tensors, meta)}
-        ),
-        before,
-    )
+    meta, own = json.dumps(about), {}
+    for k, x in tensors.items():
+        v = x.detach().cpu().contiguous()
+        # a file wants tensors that share nothing
+        own[k] = v if v.untyped_storage().nbytes() == v.nbytes else v.clone()
+    said = {'about': meta, 'sha256': _digest(own, meta)}
+    write_atomically(path, lambda tmp: save_file(own, str(tmp), metadata=said), before)
 
 # %% ../../nbs/basics/02_files.ipynb #2df4b9a3
 def load_sealed(

@@ -25,6 +25,28 @@ def highest_rate(
     "The largest share of entries that can be missing while every utterance keeps one modality."
     return (n_modalities - 1) / n_modalities
 
+# %% ../../nbs/basics/03_masking.ipynb #5c115669
+def _check_rate(rate, M):
+    each = rate if isinstance(rate, tuple) else (rate,)
+    if not all(0 <= x < 1 for x in each):
+        raise ValueError(f'rate: found {rate}, expected at least 0 and below 1')
+    if isinstance(rate, tuple) and (len(rate) != M or sum(rate) > M - 1 + 1e-9):
+        raise ValueError(
+            f'rate: found {rate}, expected {M} shares with a sum of at most '
+            f'{M - 1}: every utterance keeps one modality'
+        )
+
+
+def _spared(rate, N, M, g):  # [N, 1] the modality that stays; the chance that another one goes
+    if isinstance(rate, tuple):
+        eta = torch.tensor(rate)
+        # modalities of an utterance that stay, on average
+        S = (1 - eta).sum().clamp(min=1)
+        one = torch.multinomial((1 - eta) / S, N, replacement=True, generator=g)[:, None]
+        return one, (eta * S / (S - 1 + eta)).nan_to_num(0)
+    one = torch.randint(M, (N, 1), generator=g)
+    return one, min(rate / highest_rate(M), 1.0) if M > 1 else 0.0
+
 # %% ../../nbs/basics/03_masking.ipynb #a2d91910
 def random_mask(
     n_utterances: int,  # N
@@ -38,36 +60,17 @@ def random_mask(
 ) -> Tensor:  # [N, M] bool: what stays
     """Random missing protocol: every utterance keeps at least one modality that it has, a share
     `rate` of all entries is gone. Raises `ValueError` for rates that cannot be had."""
-    if not all(0 <= x < 1 for x in (rate if isinstance(rate, tuple) else (rate,))):
-        raise ValueError(f'rate: found {rate}, expected at least 0 and below 1')
-    if isinstance(rate, tuple) and (
-        len(rate) != n_modalities or sum(rate) > n_modalities - 1 + 1e-9
-    ):
-        raise ValueError(
-            f'rate: found {rate}, expected {n_modalities} shares with a sum of at most '
-            f'{n_modalities - 1}: every utterance keeps one modality'
-        )
+    _check_rate(rate, n_modalities)
     g = torch.Generator().manual_seed(seed)
-    if isinstance(rate, tuple):
-        eta = torch.tensor(rate)
-        # modalities of an utterance that stay, on average
-        S = (1 - eta).sum().clamp(min=1)
-        one, p = (
-            torch.multinomial((1 - eta) / S, n_utterances, replacement=True, generator=g)[:, None],
-            (eta * S / (S - 1 + eta)).nan_to_num(0),
-        )
-    else:
-        one, p = (
-            torch.randint(n_modalities, (n_utterances, 1), generator=g),
-            min(rate / highest_rate(n_modalities), 1.0) if n_modalities > 1 else 0.0,
-        )
+    one, p = _spared(rate, n_utterances, n_modalities, g)
     stays = one == torch.arange(n_modalities)
     luck = torch.rand(n_utterances, n_modalities, generator=g) >= p
-    # the one that stays is not there: another that is
-    if present is not None and (again := ~(stays & present).any(-1) & present.any(-1)).any():
-        stays[again] = torch.multinomial(present[again].float(), 1, generator=g) == torch.arange(
-            n_modalities
-        )
+    if present is not None:
+        # the one that stays is not there: another that is
+        again = ~(stays & present).any(-1) & present.any(-1)
+        if again.any():
+            other = torch.multinomial(present[again].float(), 1, generator=g)
+            stays[again] = other == torch.arange(n_modalities)
     return stays | luck
 
 # %% ../../nbs/basics/03_masking.ipynb #cde2a92c

@@ -24,11 +24,10 @@ def members(
         raise ValueError(
             f'n_modalities: found {n_modalities}, expected 1 to 10 (there are 2^M - 1 combinations)'
         )
-    rows = [
-        [k in s for k in range(n_modalities)]
-        for size in range(1, n_modalities + 1)
-        for s in subsets(range(n_modalities), size)
-    ]
+    rows = []
+    for size in range(1, n_modalities + 1):
+        for s in subsets(range(n_modalities), size):
+            rows.append([k in s for k in range(n_modalities)])
     return torch.tensor(rows)
 
 # %% ../../nbs/basics/00_modalities.ipynb #b55aeb07
@@ -48,10 +47,11 @@ def labels(
     names = list(names)
     if len(set(names)) != len(names) or not all(names):
         raise ValueError(f'modality names: found {names}, expected different, non-empty names')
-    return tuple(
-        join_names([n for n, has in zip(names, row) if has], names)
-        for row in members(len(names)).tolist()
-    )
+
+    def label(row):
+        return join_names([n for n, has in zip(names, row) if has], names)
+
+    return tuple(label(row) for row in members(len(names)).tolist())
 
 # %% ../../nbs/basics/00_modalities.ipynb #19e934ad
 @cache

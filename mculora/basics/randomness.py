@@ -78,10 +78,8 @@ def random_integers(
     "Noise for every place. The next call gives other noise."
     state = _now.get() or [int(torch.randint(2**31, ())), 0]
     state[1] += 1
-    row, each = (
-        scramble(place.int() * _GOLD + (state[0] + (state[1] * _CALL & 0x7FFFFFFF))),
-        32 // torch.iinfo(dtype).bits,
-    )
+    row = scramble(place.int() * _GOLD + (state[0] + (state[1] * _CALL & 0x7FFFFFFF)))
+    each = 32 // torch.iinfo(dtype).bits
     column = torch.arange(-(-n // each), dtype=torch.int32, device=place.device) * _COLUMN
     return _split(scramble(row[..., None] + column), dtype)[..., :n]
 

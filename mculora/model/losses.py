@@ -11,15 +11,15 @@ from torch import Tensor
 
 # %% ../../nbs/model/04_losses.ipynb #fe0b898e
 def task_loss(
-    output: Tensor,  # [B, L, C] logits, or [B, L, 1] scores
+    output: Tensor,  # [B, L, C] logits, or [B, L, 1] scores: y_last
     label: Tensor,  # [B, L] long: classes, or float: scores
     valid: Tensor,  # [B, L] bool: what is not padding
 ) -> Tensor:  # scalar
     "L_task: mean cross-entropy (eq. 5) or squared error (eq. 6) over the utterances."
     if label.is_floating_point():
-        each = (output[..., 0] - label).square()
+        each = (output[..., 0] - label).square()  # eq. 6
     else:
-        each = F.cross_entropy(output.movedim(-1, 1), label, reduction='none')
+        each = F.cross_entropy(output.movedim(-1, 1), label, reduction='none')  # eq. 5
     return (each * valid).sum() / valid.sum().clamp(min=1)
 
 # %% ../../nbs/model/04_losses.ipynb #48154606
@@ -28,5 +28,5 @@ def total_loss(
     orthogonality: Tensor,  # L_ort
     beta: float = 0.001,  # weight of the second, section 4.1
 ) -> Tensor:  # scalar
-    "L_total = L_task + beta L_ort (eq. 7)."
-    return task + beta * orthogonality
+    "L_total (eq. 7)."
+    return task + beta * orthogonality  # eq. 7
