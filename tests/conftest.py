@@ -1,4 +1,5 @@
-"What all tests share: which of them run, who shares a process, and, at the end, where the time went and what the faults did."
+"""What all tests share: which of them run, who shares a process, and, at the end, where the time
+went and what the faults did."""
 
 import gc
 import json

@@ -1,4 +1,5 @@
-"""Runs in processes of their own, and what is done to them there. Each process is a fork of one that has imported everything: 20 ms and not 5 s."""
+"""Runs in processes of their own, and what is done to them there. Each process is a fork of one
+that has imported everything: 20 ms and not 5 s."""
 
 import functools
 import gc

@@ -1,13 +1,15 @@
 """Small faults, put into the code one at a time: does a test notice?
 
-    make test-mutants                          # all of tests/mutants.yaml: 15 to 30 seconds a fault and core
-    make test-mutants ARGS="--review"          # those that an earlier suite missed
-    make test-mutants ARGS="--module dpft"     # those of one module; --fault WORDS: those whose name has them
+    make test-mutants                        # all of mutants.yaml: 15 to 30 s a fault and core
+    make test-mutants ARGS="--review"        # those that an earlier suite missed
+    make test-mutants ARGS="--module dpft"   # those of one module
+    make test-mutants ARGS="--fault WORDS"   # those whose name has these words
 
-Mutation tools change a module and run the tests. Here most tests are cells of the notebook that the module is exported from,
-and such a cell runs the notebook's own copy of the code. So a fault is put into both, the module and the exported cell, in a
-copy of the repository. First the notebook runs, then the tests that `mutants.yaml` names, until one fails. All of them are
-part of `make test`."""
+Mutation tools change a module and run the tests. Here most tests are cells of the notebook that
+the module is exported from, and such a cell runs the notebook's own copy of the code. So a fault
+is put into both, the module and the exported cell, in a copy of the repository. First the
+notebook runs, then the tests that `mutants.yaml` names, until one fails. All of them are part of
+`make test`."""
 
 import argparse
 import ast

@@ -1,9 +1,10 @@
-"""Notebooks for the tests, each in a fork of one process that has imported what they need: a fork costs milliseconds, a new
-interpreter with torch, IPython, pandas and matplotlib five seconds.
+"""Notebooks for the tests, each in a fork of one process that has imported what they need: a fork
+costs milliseconds, a new interpreter with torch, IPython, pandas and matplotlib five seconds.
 
-That process has imported nothing of `mculora`, since a notebook that exports a module defines it anew. For notebooks that only
-use the package it forks another, which has imported it and read the committed results: some thirty notebooks ask for them. A
-notebook sees nothing of the one before it."""
+That process has imported nothing of `mculora`, since a notebook that exports a module defines it
+anew. For notebooks that only use the package it forks another, which has imported it and read
+the committed results: some thirty notebooks ask for them. A notebook sees nothing of the one
+before it."""
 
 import atexit
 import faulthandler
@@ -140,6 +141,24 @@ def passes(notebook, parameters=None, **how):
     if not ran.whole:
         pytest.fail(f'{notebook}: exit code {ran.code}\n{ran.text}', pytrace=False)
     return ran
+
+
+def papermill(out, **parameters):
+    "The training notebook, by the command that README.md gives."
+    given = []
+    for name, value in parameters.items():
+        text = isinstance(value, str)
+        given += ['-p', name, value] if text else ['-y', json.dumps({name: value})]
+    command = [sys.executable, '-m', 'papermill', 'nbs/train.ipynb', str(out)]
+    outside = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
+    return subprocess.run(
+        [*command, '-k', 'python3', '--no-progress-bar', *given],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=400,
+        env=outside | {'OMP_NUM_THREADS': '1', 'JUPYTER_PREFER_ENV_PATH': '1'},
+    )
 
 
 # --- in the process that forks ---

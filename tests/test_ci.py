@@ -1,4 +1,5 @@
-"The public CI: valid, pinned, with the least rights, and every step a command that anybody can run here."
+"""The public CI: valid, pinned, with the least rights, and every step a command that anybody can
+run here."""
 
 import re
 import subprocess

@@ -1,4 +1,5 @@
-"From raw clips to the layout on disk: files of every kind, models with all and with some of their weights, interrupted extraction, the whole way to a probability."
+"""From raw clips to the layout on disk: files of every kind, models with all and with some of their
+weights, interrupted extraction, the whole way to a probability."""
 
 import json
 import os

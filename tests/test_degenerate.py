@@ -1,4 +1,5 @@
-"Data as it comes: of any length, constant, huge, broken, of one class. Every dataset is refused in words before work starts, or gives finite numbers."
+"""Data as it comes: of any length, constant, huge, broken, of one class. Every dataset is refused
+in words before work starts, or gives finite numbers."""
 
 from collections import Counter
 from dataclasses import replace
@@ -6,6 +7,7 @@ import math, tempfile
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
+from small import small
 from mculora.basics.dialogues import (
     DataError,
     Splits,
@@ -26,26 +28,6 @@ from mculora.experiments.runs import RunConfig, new_method, prepare
 from mculora.data.sources import example, fit_scale, read_layout, scale, write_layout
 from mculora.training.trainer import fit
 
-SMALL = dict(
-    width=8,
-    depth=1,
-    rank=1,
-    epochs=2,
-    lr=1e-2,
-    batch_size=4,
-    C=0.01,
-    heads=1,
-    blocks=1,
-    couplings=1,
-    steps=2,
-)
-
-
-def small(method, **more):
-    return {
-        k: v for k, v in {**SMALL, **more}.items() if k in methods()[method].Settings.model_fields
-    }
-
 
 def examples(n):
     return settings(
@@ -57,8 +39,7 @@ def examples(n):
     )
 
 
-# --- any dataset
-# ---------------------------------------------------------------------------------------------------------------------------------------
+# --- any dataset ---
 
 VALUES = {  # what a column of features may be like
     'noise': lambda x: x,
@@ -343,8 +324,7 @@ def test_broken_datasets_are_counted(campaign):
         assert trained(x, 'zero-fill') == 'refused'
 
 
-# --- a few epochs on degenerate data
-# -------------------------------------------------------------------------------------------------------------------
+# --- a few epochs on degenerate data ---
 
 PARTS = ('train',) * 4 + ('val', 'test')
 

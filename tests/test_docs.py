@@ -1,7 +1,8 @@
-"""What the documents say is so: every block of Python runs, every command is one, every name that can be imported can be.
+"""What the documents say is so: every block of Python runs, every command is one, every name that
+can be imported can be.
 
-Commands are not all run: some take hours, open a server or a browser, or change the environment. Each of these is checked as far
-as that goes without running it, and `CHECKED` says how and why."""
+Commands are not all run: some take hours, open a server or a browser, or change the environment.
+Each of these is checked as far as that goes without running it, and `CHECKED` says how and why."""
 
 import importlib
 import inspect
@@ -60,11 +61,13 @@ def test_every_block_is_of_a_known_kind():
 
 # --- Python ---
 
+# what the commands before the block leave behind, of a smaller model
 BEFORE = {
-    'README.md': """                              # what the commands before the block leave behind, of a smaller model
+    'README.md': """
 from mculora.use.artefact import from_run, save
 from mculora.experiments.runs import RunConfig, run
-save(from_run(run(RunConfig(size='tiny', device='cpu', options=dict(width=16, depth=1, epochs=2)), progress=False)[1]), 'model')
+config = RunConfig(size='tiny', device='cpu', options=dict(width=16, depth=1, epochs=2))
+save(from_run(run(config, progress=False)[1]), 'model')
 """
 }
 
@@ -87,8 +90,8 @@ def test_python_blocks_run_in_order(page, tmp_path):
     if page.name == 'new-method.md':
         row = next(line for line in printed.splitlines() if line.startswith('| `votes`'))
         floor = next(line for line in printed.splitlines() if line.startswith('| `majority`'))
-        mean = lambda line: float(line.split('|')[-3].split('±')[0])
-        assert mean(row) > mean(floor) + 5, 'a method that learns nothing'
+        mean, least = (float(line.split('|')[-3].split('±')[0]) for line in (row, floor))
+        assert mean > least + 5, 'a method that learns nothing'
 
 
 # --- commands ---

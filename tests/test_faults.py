@@ -1,4 +1,5 @@
-"Faults on purpose: runs that are killed, starved of disk, given damaged files or each other's company must end as if nothing had been. The whole campaign: `make test-faults`."
+"""Faults on purpose: runs that are killed, starved of disk, given damaged files or each other's
+company must end as if nothing had been. The whole campaign: `make test-faults`."""
 
 import os
 import random
@@ -370,15 +371,16 @@ def reading(place, data):
     "For each kind of file: where one is, and what a reader sees in it."
     key = read_result(folder := place.results[0].parent).config_hash
     test = prepare(RunConfig(data_root=str(data), device='cpu'))[0].test
-    load = lambda p: (lambda t, about: ({k: v.tolist() for k, v in t.items()}, about))(
-        *load_sealed(p)
-    )
-    model = lambda p: (
-        lambda m, s: (
-            {k: v.tolist() for k, v in m.state_dict().items()},
-            {k: [x.tolist() for x in v] for k, v in s.items()},
-        )
-    )(*load_method(p.parent))
+
+    def load(p):
+        tensors, about = load_sealed(p)
+        return {k: v.tolist() for k, v in tensors.items()}, about
+
+    def model(p):
+        m, stats = load_method(p.parent)
+        weights = {k: v.tolist() for k, v in m.state_dict().items()}
+        return weights, {k: [x.tolist() for x in v] for k, v in stats.items()}
+
     return {
         'stage': (place.one('*pretrain*.safetensors'), load),
         'cache': (next((place.path / 'cache').iterdir()), lambda p: fingerprint(load_dialogues(p))),

@@ -1,14 +1,15 @@
 """What a few epochs on a simulated twin gave when the code was last known to be right.
 
-A test by hand says what one function does; this one notices when a run as a whole no longer does what it did: order of
-batches, draws, dropout, first weights, decay, masks. Where a change is meant, `python tests/test_golden.py` writes the
-numbers anew; say in the commit why they moved."""
+A test by hand says what one function does; this one notices when a run as a whole no longer does
+what it did: order of batches, draws, dropout, first weights, decay, masks. Where a change is
+meant, `python tests/test_golden.py` writes the numbers anew; say in the commit why they moved."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from small import known
 
 from mculora.basics.dialogues import Splits, split
 from mculora.training.evaluation import predictions
@@ -62,16 +63,11 @@ def parts():
     return Splits(*(scale(p, stats) for p in (s.train, s.val, s.test)), s.name)
 
 
-def fitting(name, options):
-    known = methods()[name].Settings.model_fields
-    return {k: v for k, v in (SMALL | options).items() if k in known}
-
-
 def numbers(run, s):
     "All losses of all epochs, and how large the final predictions are under each condition."
     name, options = RUNS[run]
     torch.manual_seed(1)
-    method = create(name, s.train.task, s.train.widths, fitting(name, options))
+    method = create(name, s.train.task, s.train.widths, known(name, SMALL | options))
     history = fit(method, s, 1, progress=False)
     losses = [{k: v for k, v in row.items() if k.startswith('train/')} for row in history]
     said = predictions(method, s.test).clamp(min=-1e3).abs().mean((1, 2)).tolist()
@@ -80,7 +76,7 @@ def numbers(run, s):
 
 def drawn(s):
     "What a seed decides: who validates, who sits in which batch, what is dropped."
-    method = create('mculora', s.train.task, s.train.widths, fitting('mculora', {}))
+    method = create('mculora', s.train.task, s.train.widths, known('mculora', SMALL))
     steps = plan_epoch(s.train, method.stages()[0], method.q, 3)
     return dict(
         val=list(s.val.ids),

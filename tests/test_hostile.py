@@ -1,4 +1,6 @@
-"Files from strangers' drives: no code runs, nothing outside the data root is read, memory and time stay bounded, the message names the file. Every bad file is made here, and read in a process of its own that is watched."
+"""Files from strangers' drives: no code runs, nothing outside the data root is read, memory and
+time stay bounded, the message names the file. Every bad file is made here, and read in a process of
+its own that is watched."""
 
 import ast, fcntl, gc, hashlib, json, os, pickle, resource, socket, struct, subprocess, sys, time
 from pathlib import Path
@@ -6,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small import known
 from typer.testing import CliRunner
 
 from mculora.use.cli import app
@@ -15,8 +18,7 @@ from mculora.experiments.runs import load_method, save_method
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# --- the watched process: `python test_hostile.py FOLDER` reads every FOLDER/<case>/ in a fork
-# --------------------------------------------------
+# --- the watched process: `python test_hostile.py FOLDER` reads every FOLDER/<case>/ in a fork ---
 
 HARM = (
     'os.system',
@@ -172,8 +174,7 @@ if __name__ == '__main__':
     worker(sys.argv[1])
     sys.exit()
 
-# --- pickles
-# -----------------------------------------------------------------------------------------------------------------------------------
+# --- pickles ---
 
 CASES = {}  # name -> (kind, how its folder is filled)
 EVERY_WAY = set()  # those of the long campaign alone
@@ -544,8 +545,7 @@ CASES['pickle: a terabyte'] = 'pickle', lambda p: sparse(p / 'x.pkl', 2**40, b'\
 CASES['pickle: a pipe'] = 'pickle', lambda p: os.mkfifo(p / 'x.pkl')
 CASES['pickle: a folder'] = 'pickle', lambda p: (p / 'x.pkl').mkdir()
 
-# --- label tables of the wrong content: the pickle is sound, what it says is not
-# ------------------------------------------------------------------
+# --- label tables of the wrong content: the pickle is sound, what it says is not ---
 
 LABELS = 'CMUMOSI_features_raw_2way.pkl'
 
@@ -590,8 +590,7 @@ for name, data in {
 }.items():
     pickled(name, data, 'labels', LABELS)
 
-# --- releases: a data root that wants out, or never ends
-# --------------------------------------------------------------------------------------------
+# --- releases: a data root that wants out, or never ends ---
 
 
 def release(p, change=lambda data, text, secret: None, **tables_):
@@ -759,8 +758,7 @@ def bound(path):  # a socket; its name may not be long
     os.chdir(here)
 
 
-# --- .npy files
-# -------------------------------------------------------------------------------------------------------------------------------------
+# --- .npy files ---
 
 
 def raw(text, version=(1, 0), length=None):  # a header as it is written by hand
@@ -835,8 +833,7 @@ for name, data in {
 }.items():
     pickled(name, data, 'npy', 'x.npy')
 
-# --- what a run leaves behind: safetensors with a JSON header, result.json
-# ------------------------------------------------------------------------------
+# --- what a run leaves behind: safetensors with a JSON header, result.json ---
 
 
 # a safetensors file as it is written by hand: name -> (dtype, shape, bytes)
@@ -1043,8 +1040,7 @@ for name, data in {
 }.items():
     pickled(name, data if isinstance(data, bytes) else data.encode(), 'result', 'result.json')
 
-# --- what came of it
-# -----------------------------------------------------------------------------------------------------------------------------------
+# --- what came of it ---
 
 pickled('os.system', b'cos\nsystem\n(S"touch harm"\ntR.', 'control')
 pickled('open', b'', 'control open')
@@ -1163,14 +1159,7 @@ def test_a_call_is_refused_in_every_way_that_a_pickle_has(seen_every_way, campai
 
 @pytest.mark.parametrize('method', sorted(methods()))
 def test_a_sound_model_file_of_every_method_is_read(tmp_path, method):
-    task, options = (
-        Task('t', ('x', 'y')),
-        {
-            k: v
-            for k, v in dict(width=16, depth=1, rank=2).items()
-            if k in methods()[method].Settings.model_fields
-        },
-    )
+    task, options = Task('t', ('x', 'y')), known(method, dict(width=16, depth=1, rank=2))
     m = create(method, task, {'a': 3, 't': 4}, options)
     save_method(
         m,
@@ -1208,8 +1197,7 @@ def test_options_from_the_command_line_are_refused_in_words(campaign):
         ), (options[:20], said.output)
 
 
-# --- the package itself
-# -------------------------------------------------------------------------------------------------------------------------------
+# --- the package itself ---
 
 LOADERS = {
     f'{m}.{f}'

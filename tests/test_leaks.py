@@ -1,8 +1,8 @@
 """What a run may depend on.
 
-Nothing but the test scores may depend on the test part: not the weights, the scale, the masks, the epoch that is kept,
-the probabilities of DPFT or the temperatures. And a stage may be shared by runs only if they agree in all that its
-weights depend on."""
+Nothing but the test scores may depend on the test part: not the weights, the scale, the masks,
+the epoch that is kept, the probabilities of DPFT or the temperatures. And a stage may be shared
+by runs only if they agree in all that its weights depend on."""
 
 from dataclasses import replace
 from typing import Literal, get_args, get_origin
@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from small import small
 
 import mculora.experiments.runs
 from mculora.training.calibration import calibrate, calibration_report
@@ -20,26 +21,8 @@ from mculora.data.tables import open_data
 from mculora.experiments.runs import RunConfig, load_method, prepare, run
 from mculora.training.trainer import fit
 
-SMALL = dict(
-    width=8,
-    depth=1,
-    rank=2,
-    epochs=2,
-    lr=1e-2,
-    batch_size=4,
-    C=0.01,
-    heads=1,
-    blocks=1,
-    couplings=1,
-    steps=2,
-)
 PARTS = ('train',) * 5 + ('val', 'test', 'test')
 METHODS = sorted(methods())
-
-
-def small(method, **more):
-    known = methods()[method].Settings.model_fields
-    return {k: v for k, v in (SMALL | more).items() if k in known}
 
 
 def another(d):
@@ -79,7 +62,7 @@ def test_training_never_sees_the_test_part(name):
             name,
             s.train.task,
             s.train.widths,
-            small(name, epochs=1 + (name in ('mculora', 'mculora-plus'))),
+            small(name, rank=2, epochs=1 + (name in ('mculora', 'mculora-plus'))),
         )
         history = fit(method, parts, 1, progress=False)
         ends.append((method.state_dict(), history))
@@ -128,7 +111,7 @@ def pair(request, tmp_path_factory):
                 device='cpu',
                 missing=0.2,
                 out_dir=str(tmp_path_factory.mktemp('run')),
-                options=small(request.param),
+                options=small(request.param, rank=2),
             )
             result, folder = run(c, progress=False)
             out.append((result, folder, fitted.pop().temperature))
@@ -248,7 +231,7 @@ def first_stage(name, options, s):
 @pytest.mark.parametrize('name', [m for m in METHODS if methods()[m].depends is not Method.depends])
 def test_what_a_stage_does_not_depend_on_changes_no_bit_of_it(name):
     s = split(random_dialogues((5, 9, 3, 7, 4, 6, 8, 5), parts=PARTS, missing=0.2))
-    base = small(name, dropout=0.2)
+    base = small(name, rank=2, dropout=0.2)
     key, weights = first_stage(name, base, s)
     expected, free = weights(), []
     for setting, field in methods()[name].Settings.model_fields.items():

@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from small import known
 
 from mculora.basics.dialogues import DataError, batch, keep, random_dialogues, split
 from mculora.training.evaluation import evaluate, predictions, predictions_of
@@ -52,14 +53,8 @@ def data(name, lengths=(5, 9, 3, 12, 7, 4, 6, 8, 10, 5, 3, 7)):
 def trained(method, name, seed=1, **options):
     d = data(name)
     s = split(d)
-    known = methods()[method].Settings.model_fields
     torch.manual_seed(seed)
-    m = create(
-        method,
-        d.task,
-        d.widths,
-        {k: v for k, v in {**SMALL, **MORE.get(method, {}), **options}.items() if k in known},
-    )
+    m = create(method, d.task, d.widths, known(method, SMALL | MORE.get(method, {}) | options))
     history = fit(m, s, seed, progress=False)
     return m, s, history
 
@@ -222,13 +217,7 @@ def test_degenerate_labels(method, parts, labels):
     if labels != 'one class':
         label[d.offset[5] :] = 3
     d = replace(d, label=label)
-    known = methods()[method].Settings.model_fields
-    m = create(
-        method,
-        d.task,
-        d.widths,
-        {k: v for k, v in {**SMALL, **MORE.get(method, {})}.items() if k in known},
-    )
+    m = create(method, d.task, d.widths, known(method, SMALL | MORE.get(method, {})))
     if method.startswith('logistic') and labels == 'one class':
         with pytest.raises(DataError, match='found one class'):
             fit(m, split(d), progress=False)
@@ -272,14 +261,8 @@ def test_mculora_trains_on_anything_well_formed(lengths, missing, absent, scale,
 def shaken(method, name, seed=0):
     "An untrained model whose every parameter has moved, and its training part."
     d = data(name)
-    known = methods()[method].Settings.model_fields
     torch.manual_seed(seed)
-    m = create(
-        method,
-        d.task,
-        d.widths,
-        {k: v for k, v in {**SMALL, **MORE.get(method, {})}.items() if k in known},
-    )
+    m = create(method, d.task, d.widths, known(method, SMALL | MORE.get(method, {})))
     with torch.no_grad():
         [p.add_(torch.randn_like(p) * 0.1) for p in m.parameters()]
     return m.train(), split(d, seed=seed).train

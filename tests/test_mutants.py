@@ -1,4 +1,5 @@
-"The list of faults keeps pace with the code: each can still be put in. That they are noticed: `make test-mutants`."
+"""The list of faults keeps pace with the code: each can still be put in. That they are noticed:
+`make test-mutants`."""
 
 import ast
 import json

@@ -1,12 +1,11 @@
-"Data of one's own: any table is read or refused by name, real gaps are used as they are, nothing changes where there are none."
+"""Data of one's own: any table is read or refused by name, real gaps are used as they are, nothing
+changes where there are none."""
 
 import hashlib
 import json
 import os
 import pickle
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -16,6 +15,8 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from notebooks import papermill
+from small import known
 
 from mculora.use.artefact import from_run, load, save
 from mculora.basics.dialogues import DataError, batch, fingerprint, keep, random_dialogues, split
@@ -72,8 +73,7 @@ def gappy(kinds, n=24, widths=None, n_classes=3, seed=0):
     )
 
 
-# --- training draws what there is
-# --------------------------------------------------------------------------------------------------------
+# --- training draws what there is ---
 
 
 @settings(max_examples=40, deadline=None)
@@ -105,15 +105,11 @@ def test_what_is_drawn_can_be_had(M, per, missing, seed):
 def test_complete_data_draw_as_ever(per):
     d = random_dialogues((3, 5, 2, 4))
     q = torch.full((7,), 1 / 7)
-    g = lambda: torch.Generator().manual_seed(4)
     n = dict(dialogue=4, batch=1, utterance=20)[per]
-    assert (
-        torch.equal(
-            sample(q, (4, 5), per, g()),
-            sample(q, (4, 5), per, g(), torch.ones(n, 7, dtype=torch.bool)),
-        )
-        and d.can is None
-    )
+    one, other = (torch.Generator().manual_seed(4) for _ in range(2))
+    drawn = sample(q, (4, 5), per, one)
+    assert torch.equal(drawn, sample(q, (4, 5), per, other, torch.ones(n, 7, dtype=torch.bool)))
+    assert d.can is None
 
 
 @settings(max_examples=40, deadline=None)
@@ -168,11 +164,8 @@ def test_private_parts_of_what_never_occurs_stay_and_the_common_part_answers(kin
 @pytest.mark.parametrize('method', [m for m in methods() if m not in ('imder',)])
 def test_every_method_trains_where_nobody_is_complete(method):
     d = gappy([[1, 1, 0], [0, 1, 1]])
-    known = methods()[method].Settings.model_fields
     torch.manual_seed(0)
-    m = create(
-        method, d.task, d.widths, {k: v for k, v in dict(SMALL, epochs=1).items() if k in known}
-    )
+    m = create(method, d.task, d.widths, known(method, SMALL | dict(epochs=1)))
     history = fit(m, split(d), progress=False)
     y = predictions(m, split(d).test)
     assert y.isfinite().all() and all(
@@ -239,8 +232,7 @@ def test_masks_are_of_the_gaps_they_were_drawn_for(tmp_path):
     assert all(0 <= v['WA'] <= 1 for v in scores.values())
 
 
-# --- tables
-# ------------------------------------------------------------------------------------------------------------------------------
+# --- tables ---
 
 
 @settings(max_examples=25, deadline=None)
@@ -516,7 +508,10 @@ def test_a_changed_file_of_a_vector_is_read_again(tmp_path):
         np.save(tmp_path / f'{k}.npy', np.array([float(k), 1.0]))
     talks(text=[f'{k}.npy' for k in range(6)]).to_parquet(tmp_path / 'own.parquet')
     talks().to_parquet(tmp_path / 'lists.parquet')
-    one = lambda name='own': load_own(tmp_path / f'{name}.parquet', cache_dir=tmp_path / 'cache')
+
+    def one(name='own'):
+        return load_own(tmp_path / f'{name}.parquet', cache_dir=tmp_path / 'cache')
+
     before = fingerprint(one())
     np.save(tmp_path / '0.npy', np.array([9.0, 1.0]))
     assert (
@@ -584,8 +579,7 @@ def test_yes_and_no_are_classes(dtype):
     assert not bad and d.task.classes == ('False', 'True') and d.label.tolist() == [1, 0] * 3
 
 
-# --- the pickles of MMSA
-# -----------------------------------------------------------------------------------------------------------------
+# --- the pickles of MMSA ---
 
 
 def mmsa(seed=0, T=4):
@@ -673,8 +667,7 @@ def test_a_damaged_field_is_read_or_named(tmp_path_factory, part, field, value):
         assert 'damaged.pkl' in str(e) and 'found' in str(e)
 
 
-# --- the harness
-# -------------------------------------------------------------------------------------------------------------------------
+# --- the harness ---
 
 
 @pytest.mark.parametrize(
@@ -786,39 +779,13 @@ def test_the_training_notebook_takes_a_table_with_gaps(tmp_path):
     as_table(replace(d, task=replace(d.task, middle=None))).rename(
         columns=dict(label='joy')
     ).to_parquet(tmp_path / 'noise-simulated.parquet')
-    done = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'papermill',
-            'nbs/train.ipynb',
-            str(tmp_path / 'out.ipynb'),
-            '-k',
-            'python3',
-            '--no-progress-bar',
-            '-p',
-            'dataset',
-            str(tmp_path / 'noise-simulated.parquet'),
-            '-p',
-            'out_dir',
-            str(tmp_path / 'runs'),
-            '-y',
-            'table: {label: joy}',
-            '-y',
-            f'options: {json.dumps(dict(SMALL, batch_size=8))}',
-            '-p',
-            'device',
-            'cpu',
-        ],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=400,
-        env={
-            **{k: v for k, v in os.environ.items() if k != 'IN_TEST'},
-            'OMP_NUM_THREADS': '1',
-            'JUPYTER_PREFER_ENV_PATH': '1',
-        },
+    done = papermill(
+        tmp_path / 'out.ipynb',
+        dataset=str(tmp_path / 'noise-simulated.parquet'),
+        out_dir=str(tmp_path / 'runs'),
+        table=dict(label='joy'),
+        options=SMALL | dict(batch_size=8),
+        device='cpu',
     )
     assert done.returncode == 0, done.stderr[-3000:]
     r = read_result(next((tmp_path / 'runs').rglob('result.json')))

@@ -1,4 +1,5 @@
-"""The workflow: every notebook of a table or figure is in it, the committed output is what it makes, and a missing run is named.
+"""The workflow: every notebook of a table or figure is in it, the committed output is what it
+makes, and a missing run is named.
 
 `python tests/test_paper.py` writes `figures/README.md` anew, the page that shows every picture."""
 

@@ -1,11 +1,9 @@
-"Whole runs: killed and resumed, on files in the field's layout, with a disk that fails, through papermill."
+"""Whole runs: killed and resumed, on files in the field's layout, with a disk that fails, through
+papermill."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +11,9 @@ import pandas as pd
 import pytest
 import torch
 from forks import EPOCH, Place, die_after, outcome, small_files
-from notebooks import passes
+from notebooks import papermill, passes
 from safetensors.torch import load_file
+from small import known
 from typer.testing import CliRunner
 
 from mculora.use.cli import app
@@ -196,15 +195,13 @@ LESS = dict(
 
 
 def learns_from_what_is_left(tmp_path, method, missing, options):
-    known = methods()[method].Settings.model_fields
-    options = {k: v for k, v in options.items() if k in known}
     c = RunConfig(
         size='tiny',
         method=method,
         missing=missing,
         out_dir=str(tmp_path),
         device='cpu',
-        options=options,
+        options=known(method, options),
     )
     r, _ = run(c, progress=False)
     s, *_ = prepare(c)
@@ -346,31 +343,6 @@ def test_gaps_are_part_of_what_a_run_is(tmp_path):
     ).config['missing'] == {'v': 0.5}
 
 
-def papermill(out, *args):
-    return subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'papermill',
-            'nbs/train.ipynb',
-            str(out),
-            '-k',
-            'python3',
-            '--no-progress-bar',
-            *map(str, args),
-        ],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=400,
-        env={
-            **{k: v for k, v in os.environ.items() if k != 'IN_TEST'},
-            'OMP_NUM_THREADS': '1',
-            'JUPYTER_PREFER_ENV_PATH': '1',
-        },
-    )
-
-
 def trained_notebook(folder, printed):
     "What the training notebook has left, of three epochs on the tiny twin of CMU-MOSEI."
     (r,) = folder.rglob('result.json')
@@ -404,17 +376,10 @@ def test_train_notebook_with_parameters(tmp_path):
 def test_train_notebook_by_papermill(tmp_path):
     done = papermill(
         tmp_path / 'out.ipynb',
-        '-p',
-        'size',
-        'tiny',
-        '-p',
-        'dataset',
-        'mosei',
-        '-p',
-        'out_dir',
-        tmp_path / 'runs',
-        '-y',
-        'options: {epochs: 3}',
+        size='tiny',
+        dataset='mosei',
+        out_dir=str(tmp_path / 'runs'),
+        options=dict(epochs=3),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     trained_notebook(tmp_path / 'runs', (tmp_path / 'out.ipynb').read_text())
@@ -424,20 +389,11 @@ def test_train_notebook_by_papermill(tmp_path):
 def test_train_notebook_with_a_model_per_condition(tmp_path):
     done = papermill(
         tmp_path / 'out.ipynb',
-        '-p',
-        'size',
-        'tiny',
-        '-p',
-        'dataset',
-        'mosi',
-        '-p',
-        'method',
-        'mctn-per-condition',
-        '-p',
-        'out_dir',
-        tmp_path / 'runs',
-        '-y',
-        'options: {epochs: 2}',
+        size='tiny',
+        dataset='mosi',
+        method='mctn-per-condition',
+        out_dir=str(tmp_path / 'runs'),
+        options=dict(epochs=2),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (r,) = (tmp_path / 'runs').rglob('result.json')
@@ -447,9 +403,7 @@ def test_train_notebook_with_a_model_per_condition(tmp_path):
 
 
 def test_papermill_refuses(tmp_path):
-    done = papermill(
-        tmp_path / 'out.ipynb', '-p', 'out_dir', tmp_path / 'runs', '-p', 'datset', 'mosei'
-    )
+    done = papermill(tmp_path / 'out.ipynb', out_dir=str(tmp_path / 'runs'), datset='mosei')
     assert done.returncode != 0 and 'datset: found' in re.sub(r'\x1b\[[0-9;]*m', '', done.stderr)
     assert not (tmp_path / 'runs').exists()
 

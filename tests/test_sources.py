@@ -1,4 +1,5 @@
-"Feature files on disk: every fault is said by name, no pickle runs code, the cache is the fresh read."
+"""Feature files on disk: every fault is said by name, no pickle runs code, the cache is the fresh
+read."""
 
 from dataclasses import replace
 import builtins, collections, io, os, pickle, struct, subprocess
@@ -60,8 +61,7 @@ def mosi(tmp_path):
     return write_layout(tmp_path, example('mosi'))
 
 
-# --- pickles
-# ---------------------------------------------------------------------------------------------------------------------------
+# --- pickles ---
 
 
 class Calls:  # pickles as a call of any function
@@ -305,14 +305,16 @@ def test_scalars_object_arrays_and_ordered_dicts_come_back(tmp_path, protocol):
 
 def test_a_pickle_of_python_2_comes_back(tmp_path):
     floats = np.array([0.5, -2.0])
-    head = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I2\ntcnumpy\ndtype\n(S'f8'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS"
+    head = (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+        b"(I1\n(I2\ntcnumpy\ndtype\n(S'f8'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS"
+    )
     data = b"'" + ''.join(f'\\x{b:02x}' for b in floats.tobytes()).encode() + b"'\ntb."
     np.testing.assert_array_equal(read_pickle(written(tmp_path / 'x.pkl', head + data)), floats)
     assert read_pickle(written(tmp_path / 'x.pkl', b"(lp0\nS'caf\\xe9'\na.")) == ['café']
 
 
-# --- labels
-# ----------------------------------------------------------------------------------------------------------------------------
+# --- labels ---
 
 D, U = 'Ses02F_impro01', 'Ses02F_impro01_001'
 
@@ -468,8 +470,7 @@ def test_the_order_of_dialogues_and_sets_does_not_matter(mosi):
     assert fingerprint(read_layout(mosi, 'mosi')[0]) == before
 
 
-# --- feature files
-# ---------------------------------------------------------------------------------------------------------------------
+# --- feature files ---
 
 
 def problem(folder, dataset='mosi'):  # the one problem there is
@@ -668,8 +669,7 @@ def test_without_speakers_all_frame_files_are_averaged(tmp_path):
     assert not bad and torch.equal(back.features['v'][i], torch.ones(5))
 
 
-# --- which folder is which modality, and what is missing
-# -------------------------------------------------------------------------------
+# --- which folder is which modality, and what is missing ---
 
 
 def test_folders_are_recognised_or_chosen(tmp_path):
@@ -776,8 +776,7 @@ def test_a_picture_of_the_sound_is_not_called_a_face(tmp_path):
     assert 'a picture of the sound, not a face' in describe(*read_layout(folder, 'iemocap'))
 
 
-# --- cache
-# -----------------------------------------------------------------------------------------------------------------------------
+# --- cache ---
 
 
 @pytest.fixture
@@ -801,9 +800,9 @@ def test_the_cache_is_the_fresh_read(iemocap, tmp_path, counted):
 
 
 def test_the_cache_is_left_when_any_source_changes(mosi, tmp_path, counted):
-    load = lambda features=None: load_layout(
-        tmp_path, 'mosi', features, cache_dir=tmp_path / 'cache'
-    )
+    def load(features=None):
+        return load_layout(tmp_path, 'mosi', features, cache_dir=tmp_path / 'cache')
+
     load()
     file = mosi / 'features' / 'manet_UTT' / f'{V}.npy'
     # same size, other content
@@ -885,8 +884,7 @@ def test_saved_dialogues_need_not_be_contiguous_or_apart(tmp_path):
     )
 
 
-# --- scale
-# -----------------------------------------------------------------------------------------------------------------------------
+# --- scale ---
 
 
 def test_the_scale_comes_from_the_training_part_only():
@@ -927,8 +925,7 @@ def test_constant_and_absent_features_keep_their_unit():
     ).all()
 
 
-# --- report and command line
-# -----------------------------------------------------------------------------------------------------------
+# --- report and command line ---
 
 
 def test_the_report_counts_what_is_odd(tmp_path):
@@ -953,7 +950,9 @@ def test_the_report_counts_what_is_odd(tmp_path):
 
 
 def test_the_exit_code_says_sound_problems_or_nothing(tmp_path, mosi, iemocap):
-    check = lambda *args: CliRunner().invoke(app, ['data', 'check', *map(str, args)])
+    def check(*args):
+        return CliRunner().invoke(app, ['data', 'check', *map(str, args)])
+
     sound = check(tmp_path)
     assert sound.exit_code == 0 and 'iemocap: ' in sound.output and 'mosi: ' in sound.output
     (mosi / 'features' / 'deberta-UTT' / f'{V}.npy').unlink()

@@ -1,4 +1,5 @@
-"The notebooks are the source of everything, they are clean, and the files that install and run them agree with each other."
+"""The notebooks are the source of everything, they are clean, and the files that install and run
+them agree with each other."""
 
 import ast
 import configparser

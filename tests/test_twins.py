@@ -51,7 +51,10 @@ TWO = Spec(
     rho=0.2,
 )
 ONE = Spec(prior=(0.5, 0.5), classes=('no', 'yes'), common={'x': 1.0}, rho=0.0)
-metric = lambda s: 'WA' if s.classes else 'ACC'
+
+
+def metric(s):
+    return 'WA' if s.classes else 'ACC'
 
 
 @pytest.fixture(scope='module')

@@ -16,14 +16,15 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-import hashlib, importlib, importlib.metadata, importlib.util, json, os, re, tempfile, warnings, wave
+import hashlib, importlib, importlib.metadata, importlib.util, json, os, re
+import tempfile, warnings, wave
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 from ..basics.dialogues import DataError, Dialogues, Task, resolve_device
 from ..basics.files import shown, write_atomically
-from .sources import layout, read_labels, write_layout, _plain
+from .sources import layout, listed, read_labels, require, write_layout, _plain
 
 # %% ../../nbs/data/04_clips.ipynb #e551cdd1
 def need(
@@ -80,9 +81,11 @@ def sketch(
 ) -> np.ndarray:  # [size, size, 3] uint8, RGB
     "A drawn face, shaded enough for a detector of real ones."
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
-    blob = lambda cx, cy, rx, ry, soft=6.0: (
-        1 / (1 + np.exp(np.clip(soft * (((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 - 1), -50, 50)))
-    )
+
+    def blob(cx, cy, rx, ry, soft=6.0):
+        outside = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 - 1
+        return 1 / (1 + np.exp(np.clip(soft * outside, -50, 50)))
+
     face = 90 + 115 * blob(0, 0, 0.62, 0.82, 8)
     for s in (-1, 1):
         # sockets and eyes
@@ -100,25 +103,15 @@ def sketch(
 LONGEST = 3600  # seconds; an utterance is not an hour long, and a header may claim anything
 
 
-def read_wav(
-    path,  # .wav, .flac, .ogg, .mp3
-) -> np.ndarray:  # [T] float32, mono, 16 kHz
-    "The sound of a file. Raises `DataError` with what was found and what was expected."
-    sf, path = need('soundfile'), Path(path)
-    if not path.is_file():
-        raise DataError(f'{path}: found no such file, expected a sound file')
+def _samples(sf, path):  # [T] float32, the mean of the channels; how many there are a second
     try:
         about = sf.info(str(path))
-        if not 1000 <= about.samplerate <= 768000:
-            raise DataError(
-                f'{path}: found {about.samplerate} samples a second, expected 1000 to 768000'
-            )
-        if about.frames > LONGEST * about.samplerate:
-            raise DataError(
-                f'{path}: found {about.frames / about.samplerate:.0f} s, expected one '
-                f'utterance of at most {LONGEST} s'
-            )
-        x = sf.read(str(path), dtype='float32', always_2d=True)[0].mean(1)
+        rate, seconds = about.samplerate, about.frames / max(about.samplerate, 1)
+        good = 1000 <= rate <= 768000
+        require(good, f'{path}', f'{rate} samples a second', '1000 to 768000')
+        short = about.frames <= LONGEST * rate
+        require(short, f'{path}', f'{seconds:.0f} s', f'one utterance of at most {LONGEST} s')
+        return sf.read(str(path), dtype='float32', always_2d=True)[0].mean(1), rate
     except DataError:
         raise
     except (RuntimeError, TypeError, ValueError, OSError) as e:
@@ -126,15 +119,22 @@ def read_wav(
             f'{path}: found no sound file ({str(e).split(": ")[-1]:.80}), expected .wav, '
             '.flac, .ogg or .mp3'
         ) from e
-    if not len(x):
-        raise DataError(f'{path}: found no samples, expected sound')
-    if not np.isfinite(x).all():
-        raise DataError(f'{path}: found NaN or infinity among the samples, expected numbers')
-    if about.samplerate == RATE:
+
+
+def read_wav(
+    path,  # .wav, .flac, .ogg, .mp3
+) -> np.ndarray:  # [T] float32, mono, 16 kHz
+    "The sound of a file. Raises `DataError` with what was found and what was expected."
+    sf, path = need('soundfile'), Path(path)
+    require(path.is_file(), f'{path}', 'no such file', 'a sound file')
+    x, rate = _samples(sf, path)
+    require(len(x), f'{path}', 'no samples', 'sound')
+    require(np.isfinite(x).all(), f'{path}', 'NaN or infinity among the samples', 'numbers')
+    if rate == RATE:
         return x
     from scipy.signal import resample_poly
 
-    r = Fraction(RATE, about.samplerate)
+    r = Fraction(RATE, rate)
     return resample_poly(x, r.numerator, r.denominator).astype(np.float32)
 
 # %% ../../nbs/data/04_clips.ipynb #0c0a017e
@@ -180,20 +180,16 @@ def read_frames(
     cv2, path = need('cv2'), Path(path)
     if path.is_dir():
         names = sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURES), key=_in_order)
-        if not names:
-            raise DataError(f'{path}: found no pictures, expected frames as {", ".join(PICTURES)}')
-        names = [names[k] for k in spread(len(names), most)]
-        out = [cv2.imread(str(p), cv2.IMREAD_COLOR) for p in names]
-        if bad := [p for p, x in zip(names, out) if x is None]:
-            raise DataError(f'{bad[0]}: found no picture that can be read, expected one')
-    elif path.is_file():
-        out = [x for x in _video(path, most) if x is not None]
-        if not out:
-            raise DataError(f'{path}: found no frames that can be decoded, expected a video')
+        require(names, f'{path}', 'no pictures', f'frames as {", ".join(PICTURES)}')
+        chosen = [names[k] for k in spread(len(names), most)]
+        out = [cv2.imread(str(p), cv2.IMREAD_COLOR) for p in chosen]
+        for p, x in zip(chosen, out):
+            require(x is not None, f'{p}', 'no picture that can be read', 'one')
     else:
-        raise DataError(
-            f'{path}: found no such file or folder, expected a video or a folder of frames'
-        )
+        what = 'a video or a folder of frames'
+        require(path.is_file(), f'{path}', 'no such file or folder', what)
+        out = [x for x in _video(path, most) if x is not None]
+        require(out, f'{path}', 'no frames that can be decoded', 'a video')
     return [np.ascontiguousarray(x[..., ::-1]) for x in out]
 
 # %% ../../nbs/data/04_clips.ipynb #0f7dda41
@@ -339,9 +335,8 @@ def load_model(
     model, info = _load(
         'AutoModel', where, revision, use_safetensors=True, output_loading_info=True
     )
-    gaps = [k for k in info['missing_keys'] if not UNUSED.search(k)] + [
-        str(k[0] if isinstance(k, tuple) else k) for k in info.get('mismatched_keys', ())
-    ]
+    gaps = [k for k in info['missing_keys'] if not UNUSED.search(k)]
+    gaps += [str(k[0] if isinstance(k, tuple) else k) for k in info.get('mismatched_keys', ())]
     if gaps:
         raise DataError(
             f'{where}: found no weights for '
@@ -355,23 +350,37 @@ def weights_hash(model: nn.Module) -> str:
     "Hash of all weights and buffers: 16 hexadecimal digits."
     h = hashlib.sha256()
     for k, x in sorted(model.state_dict().items()):
-        h.update(
-            f'{k} {tuple(x.shape)} {x.dtype}'.encode()
-            + x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        )
+        values = x.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        h.update(f'{k} {tuple(x.shape)} {x.dtype}'.encode() + values.numpy().tobytes())
     return h.hexdigest()[:16]
 
-
-def _layers(output, layers):  # sum of some hidden states, [1, T, D]
-    return torch.stack([output.hidden_states[k] for k in layers]).sum(0)
-
-
+# %% ../../nbs/data/04_clips.ipynb #3900892a
 # 'deberta-large-4-UTT', as the field names it
 def _named(where, layers):
     return Path(str(where)).name + (f'-{len(layers)}' if len(layers) > 1 else '') + '-UTT'
 
+
+class _Layers(Extractor):
+    "A model of `transformers` that reads a sequence: sum of some of its layers."
+
+    def __init__(self, where, revision, layers, name, device):
+        self.model = load_model(where, revision, device)
+        self.layers = layers  # hidden states that are summed
+        self.name = name or _named(where, layers)
+        self.device = device
+
+    def states(self, **inputs):  # of one sequence: [T, D] float64
+        hidden = self.model(**inputs, output_hidden_states=True).hidden_states
+        return torch.stack([hidden[k] for k in self.layers]).sum(0)[0].double()
+
 # %% ../../nbs/data/04_clips.ipynb #8dd6fd6d
-class Wav2Vec(Extractor):
+def _pieces(x, longest):  # sound in equal pieces of at most `longest` samples
+    for part in np.array_split(x, max(1, -(-len(x) // longest))):
+        # of 0.1 s at least: the convolutions need some
+        yield np.pad(part, (0, max(0, RATE // 10 - len(part))))
+
+# %% ../../nbs/data/04_clips.ipynb #8886ec63
+class Wav2Vec(_Layers):
     """wav2vec 2.0 and its relatives (HuBERT, WavLM): sum of some layers, mean over time. Longer
     sound is cut into pieces that do not see each other."""
 
@@ -388,56 +397,52 @@ class Wav2Vec(Extractor):
         name: str | None = None,
         device='cpu',  #
     ):
-        self.model, self.layers, self.piece, self.name, self.device = (
-            load_model(where, revision, device),
-            layers,
-            int(seconds * RATE),
-            name or _named(where, layers),
-            device,
-        )
+        super().__init__(where, revision, layers, name, device)
+        self.longest = int(seconds * RATE)
         self.front = _load('AutoFeatureExtractor', where, revision)
-        if self.front.sampling_rate != RATE:
-            raise DataError(
-                f'{where}: found a model for {self.front.sampling_rate} Hz, expected {RATE}'
-            )
-        self.key = _key(
-            self.name,
-            'transformers',
-            'torch',
-            'soundfile',
-            layers=layers,
-            seconds=seconds,
-            weights=weights_hash(self.model),
-            front=self.front.to_dict(),
-        )
+        rate = self.front.sampling_rate
+        require(rate == RATE, f'{where}', f'a model for {rate} Hz', f'{RATE}')
+        weights, front = weights_hash(self.model), self.front.to_dict()
+        about = dict(layers=layers, seconds=seconds, weights=weights, front=front)
+        self.key = _key(self.name, 'transformers', 'torch', 'soundfile', **about)
 
     @torch.inference_mode()
     def __call__(self, source):
-        x, total, n = read_wav(source), 0.0, 0
-        # a piece of 0.1 s at least: the convolutions need some
-        least = RATE // 10
-        cuts = np.array_split(x, max(1, -(-len(x) // self.piece)))
-        for part in cuts:
-            part = np.pad(part, (0, max(0, least - len(part))))
+        total, n = 0.0, 0
+        for part in _pieces(read_wav(source), self.longest):
             inputs = self.front(part, sampling_rate=RATE, return_tensors='pt').to(self.device)
-            h = _layers(self.model(inputs.input_values, output_hidden_states=True), self.layers)[
-                0
-            ].double()
+            h = self.states(input_values=inputs.input_values)
             total, n = total + h.sum(0), n + len(h)
         return (total / n).float().cpu().numpy()
 
 # %% ../../nbs/data/04_clips.ipynb #efdf5799
+def _words(sentence):
+    pieces = re.split(r'([\s,])', sentence.lower())
+    kept = (re.sub(r"[^\w',]", '', p) for p in pieces)
+    return [w for w in kept if w]
+
+
 def sentences(
     text: str,  # transcript
 ) -> list[list[str]]:  # words of each sentence
     "A transcript as the field cuts it."
-    clean = lambda s: [
-        c for w in re.split(r'([\s,])', s.lower()) if (c := re.sub(r"[^\w',]", '', w))
-    ]
-    return [w for s in re.split('[.!?]', text) if (w := clean(s))]
+    return [words for s in re.split('[.!?]', text) if (words := _words(s))]
 
 # %% ../../nbs/data/04_clips.ipynb #cb971d5b
-class Text(Extractor):
+def _tokenizer(where, revision, words):
+    more = dict(add_prefix_space=True) if words else {}
+    cut = _load('AutoTokenizer', where, revision, **more)
+    what = 'one that tells which word a token is of (tokenizer.json)'
+    require(cut.is_fast, f'{where}', 'a slow tokenizer', what)
+    return cut
+
+
+def _word_means(h, of):  # [T, D] states, [T] word of each token (None: of none) -> a [D] per word
+    for word in sorted({w for w in of if w is not None}):
+        yield h[[k for k, w in enumerate(of) if w == word]].mean(0)
+
+# %% ../../nbs/data/04_clips.ipynb #35cd4974
+class Text(_Layers):
     "A language model: sum of some layers, mean over words."
 
     column = 'transcript'
@@ -453,42 +458,18 @@ class Text(Extractor):
         name: str | None = None,
         device='cpu',  #
     ):
-        self.model, self.layers, self.words, self.name, self.device = (
-            load_model(where, revision, device),
-            layers,
-            words,
-            name or _named(where, layers),
-            device,
-        )
-        self.cut = _load(
-            'AutoTokenizer', where, revision, **(dict(add_prefix_space=True) if words else {})
-        )
-        if not self.cut.is_fast:
-            raise DataError(
-                f'{where}: found a slow tokenizer, expected one that tells which word a '
-                'token is of (tokenizer.json)'
-            )
-        self.longest = min(
-            self.cut.model_max_length,
-            getattr(self.model.config, 'max_position_embeddings', 512) or 512,
-        )
-        self.key = _key(
-            self.name,
-            'transformers',
-            'torch',
-            layers=layers,
-            words=words,
-            weights=weights_hash(self.model),
-            tokens=hashlib.sha256(self.cut.backend_tokenizer.to_str().encode()).hexdigest()[:16],
-        )
+        super().__init__(where, revision, layers, name, device)
+        self.words, self.cut = words, _tokenizer(where, revision, words)
+        positions = getattr(self.model.config, 'max_position_embeddings', 512) or 512
+        self.longest = min(self.cut.model_max_length, positions)
+        tokens = hashlib.sha256(self.cut.backend_tokenizer.to_str().encode()).hexdigest()[:16]
+        about = dict(layers=layers, words=words, weights=weights_hash(self.model), tokens=tokens)
+        self.key = _key(self.name, 'transformers', 'torch', **about)
 
-    def _read(self, text, **more):  # hidden states [T, D] and the word of each token
-        tokens = self.cut(
-            text, return_tensors='pt', truncation=True, max_length=self.longest, **more
-        )
-        return _layers(
-            self.model(**tokens.to(self.device), output_hidden_states=True), self.layers
-        )[0].double(), tokens.word_ids(0)
+    def read(self, text, **more):  # hidden states [T, D], and the word of each token
+        more |= dict(truncation=True, max_length=self.longest)
+        tokens = self.cut(text, return_tensors='pt', **more)
+        return self.states(**tokens.to(self.device)), tokens.word_ids(0)
 
     @torch.inference_mode()
     def __call__(self, source):
@@ -496,16 +477,11 @@ class Text(Extractor):
         if not parts:
             return None
         if not self.words:
-            return (
-                nn.functional.normalize(self._read(source)[0].mean(0), dim=0).float().cpu().numpy()
-            )
+            mean = self.read(source)[0].mean(0)
+            return nn.functional.normalize(mean, dim=0).float().cpu().numpy()
         out = []
         for s in parts:
-            h, of = self._read(s, is_split_into_words=True)
-            out += [
-                h[[k for k, w in enumerate(of) if w == word]].mean(0)
-                for word in sorted({w for w in of if w is not None})
-            ]
+            out += _word_means(*self.read(s, is_split_into_words=True))
         return torch.stack(out).mean(0).float().cpu().numpy()
 
 # %% ../../nbs/data/04_clips.ipynb #cc2610c1
@@ -527,7 +503,14 @@ def minilm() -> Text:
     return Text(folder, layers=(-1,), words=False, name='minilm-UTT')
 
 # %% ../../nbs/data/04_clips.ipynb #b3328ec2
-class Faces(Extractor):
+def _one_each(h):  # what a model gives for n pictures -> [n, D]
+    h = getattr(h, 'last_hidden_state', h)
+    # [n, positions, D], or [n, D, height, width]
+    over = {3: 1, 4: (2, 3)}
+    return h.mean(over[h.ndim]) if h.ndim in over else h
+
+# %% ../../nbs/data/04_clips.ipynb #510f3b1b
+class _Faces(Extractor):
     "A model of face pictures, mean over the frames in which a face was found."
 
     column = 'frames'
@@ -545,29 +528,47 @@ class Faces(Extractor):
         face: Callable = find_face,  # (frame, size) -> face or None: another detector
         device='cpu',  #
     ):
-        self.model, self.name, self.size, self.most, self.face, self.device = (
-            model.eval().to(device),
-            name,
-            size,
-            most,
-            face,
-            device,
-        )
+        self.model, self.name, self.device = model.eval().to(device), name, device
+        self.size, self.most, self.face = size, most, face
         self.mean, self.std = (
             torch.tensor(x, device=device, dtype=torch.float32)[:, None, None] for x in (mean, std)
         )
-        self.key = _key(
-            name,
-            'opencv-python-headless',
-            'torch',
-            size=size,
-            mean=list(mean),
-            std=list(std),
-            most=most,
-            face=f'{face.__module__}.{face.__qualname__}',
-            model=type(model).__name__,
-            weights=weights_hash(model),
-        )
+        about = dict(size=size, mean=list(mean), std=list(std), most=most)
+        about |= dict(face=f'{face.__module__}.{face.__qualname__}')
+        about |= dict(model=type(model).__name__, weights=weights_hash(model))
+        self.key = _key(name, 'opencv-python-headless', 'torch', **about)
+
+    @torch.inference_mode()
+    def __call__(self, source):
+        found = [self.face(x, self.size) for x in read_frames(source, self.most)]
+        faces = [f for f in found if f is not None]
+        if not faces:
+            return None
+        x = torch.from_numpy(np.stack(faces)).to(self.device).permute(0, 3, 1, 2) / 255
+        h = _one_each(self.model((x - self.mean) / self.std))
+        return h.double().mean(0).float().cpu().numpy()
+
+# %% ../../nbs/data/04_clips.ipynb #280d08ae
+def _pictures_of(where, revision):  # the size of the pictures, mean and deviation of their values
+    mixin = need('transformers.image_processing_base').ImageProcessingMixin
+    try:
+        p = mixin.get_image_processor_dict(str(where), revision=revision or 'main')[0]
+        size = p.get('size', 224)
+        if isinstance(size, dict):
+            size = size.get('height') or size.get('shortest_edge')
+        mean, std = ([float(x) for x in p[k]] for k in ('image_mean', 'image_std'))
+        return dict(size=int(size), mean=mean, std=std)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise DataError(
+            f'{where}: found no preprocessor_config.json of an image model '
+            f'({type(e).__name__}: {str(e).splitlines()[0]:.80}), expected size, mean '
+            'and deviation of the pictures'
+        ) from e
+
+
+class Faces(_Faces):
+    """A model of face pictures, your own or one of `transformers` (`Faces.of`): mean over the
+    frames in which a face was found."""
 
     @classmethod
     def of(
@@ -580,48 +581,9 @@ class Faces(Extractor):
         """An image model of `transformers`, with the size and scale of values that it was trained
         with."""
         need('transformers')
-        mixin = need('transformers.image_processing_base').ImageProcessingMixin
         model = load_model(where, revision, device)
-        try:
-            p = mixin.get_image_processor_dict(str(where), revision=revision or 'main')[0]
-            size = p.get('size', 224)
-            size = int(
-                size.get('height') or size.get('shortest_edge') if isinstance(size, dict) else size
-            )
-            mean, std = ([float(x) for x in p[k]] for k in ('image_mean', 'image_std'))
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise DataError(
-                f'{where}: found no preprocessor_config.json of an image model '
-                f'({type(e).__name__}: {str(e).splitlines()[0]:.80}), expected size, mean '
-                'and deviation of the pictures'
-            ) from e
-        return cls(
-            model,
-            size=size,
-            mean=mean,
-            std=std,
-            device=device,
-            **{'name': f'{Path(str(where)).name}-face_UTT', **more},
-        )
-
-    @torch.inference_mode()
-    def __call__(self, source):
-        faces = [
-            f for x in read_frames(source, self.most) if (f := self.face(x, self.size)) is not None
-        ]
-        if not faces:
-            return None
-        x = (
-            torch.from_numpy(np.stack(faces)).to(self.device).permute(0, 3, 1, 2) / 255 - self.mean
-        ) / self.std
-        h = self.model(x)
-        # [n, D], [n, positions, D] or [n, D, height, width]
-        h = getattr(h, 'last_hidden_state', h)
-        if h.ndim == 3:
-            h = h.mean(1)
-        if h.ndim == 4:
-            h = h.mean((2, 3))
-        return h.double().mean(0).float().cpu().numpy()
+        named = {'name': f'{Path(str(where)).name}-face_UTT', **more}
+        return cls(model, device=device, **_pictures_of(where, revision), **named)
 
 # %% ../../nbs/data/04_clips.ipynb #d072808a
 def extractors(
@@ -641,17 +603,14 @@ def extractors(
         't': (text, minilm, Text),
         'v': (face, HogFace, Faces.of),
     }
-    out = {
-        m: small()
-        if what == 'light'
-        else large(
-            what.rpartition('@')[0] or what,
-            what.rpartition('@')[2] if '@' in what else None,
-            device=device,
-        )
-        for m, (what, small, large) in make.items()
-        if what != 'none'
-    }
+    out = {}
+    for m, (what, light, model) in make.items():
+        if what == 'light':
+            out[m] = light()
+        elif what != 'none':
+            before, at, after = what.rpartition('@')
+            where, revision = (before, after) if at else (what, None)
+            out[m] = model(where or what, revision, device=device)
     if not out:
         raise DataError('extractors: found none for audio, text and face, expected one at least')
     return out
@@ -671,84 +630,77 @@ class Clip:
     split: str = ''  # 'train', 'val', 'test', or a fold
 
 
-NEEDED, SOURCES, OTHERS = (
-    ('utterance', 'dialogue'),
-    ('wav', 'transcript', 'frames'),
-    ('speaker', 'label', 'split'),
-)
+NEEDED = 'utterance', 'dialogue'
+SOURCES = 'wav', 'transcript', 'frames'
+OTHERS = 'speaker', 'label', 'split'
 
 
 def _cells(path):  # rows of a table as text; an empty or null cell is ''
     import pandas as pd
 
     try:
-        t = (
-            pd.read_parquet(path)
-            if path.suffix == '.parquet'
-            else pd.read_csv(path, dtype=str, keep_default_na=False)
-        )
+        if path.suffix == '.parquet':
+            t = pd.read_parquet(path)
+        else:
+            t = pd.read_csv(path, dtype=str, keep_default_na=False)
     except Exception as e:
         raise DataError(
             f'{path}: found no table ({type(e).__name__}: {str(e).splitlines()[0]:.80}), '
             'expected .csv or .parquet'
         ) from e
-    return list(t.columns), [
-        {k: '' if v is None or v != v else str(v).strip() for k, v in row.items()}
-        for row in t.to_dict('records')
-    ]
+
+    def text(v):
+        return '' if v is None or v != v else str(v).strip()
+
+    rows = t.to_dict('records')
+    return list(t.columns), [{k: text(v) for k, v in row.items()} for row in rows]
 
 # %% ../../nbs/data/04_clips.ipynb #712c3ba3
+def _check_table(path, columns, rows):  # of a manifest, before its cells are looked at
+    needed, sources, every = (', '.join(x) for x in (NEEDED, SOURCES, NEEDED + SOURCES + OTHERS))
+    for c in NEEDED:
+        require(c in columns, f'{path}', f'no column {c!r}', f'{needed} and one of {sources}')
+    for c in columns:
+        known = c in NEEDED + SOURCES + OTHERS
+        require(known, f'{path}', f'the column {shown(c)}', f'one of {every}')
+    some = set(SOURCES) & set(columns)
+    require(some, f'{path}', f'none of the columns {sources}', 'at least one')
+    require(rows, f'{path}', 'no rows', 'at least one clip')
+
+
+# sound and frames of a row, None where the cell is empty; problems
+def _paths(r, folder):
+    paths = {k: folder / r[k] if r.get(k) else None for k in ('wav', 'frames')}
+    bad = []
+    for k, p in paths.items():
+        if p and not (p.is_file() or (k == 'frames' and p.is_dir())):
+            what = 'a file or folder' if k == 'frames' else 'a file'
+            bad.append(
+                f'found no {k} at {p}, expected {what}; leave the cell empty if there is none'
+            )
+    return paths, bad
+
+# %% ../../nbs/data/04_clips.ipynb #c9871f66
 def read_manifest(
     path,  # .csv or .parquet
 ) -> list[Clip]:  # in the order of the rows
     "The clips of a table. Raises `DataError` with the first problems and their number."
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f'{path}: found no such file, expected a table of clips')
+    require(path.is_file(), f'{path}', 'no such file', 'a table of clips')
     columns, rows = _cells(path)
-    if lost := [c for c in NEEDED if c not in columns]:
-        raise DataError(
-            f'{path}: found no column {lost[0]!r}, expected {", ".join(NEEDED)} and one of '
-            f'{", ".join(SOURCES)}'
-        )
-    if odd := [c for c in columns if c not in NEEDED + SOURCES + OTHERS]:
-        raise DataError(
-            f'{path}: found the column {shown(odd[0])}, expected one of '
-            f'{", ".join(NEEDED + SOURCES + OTHERS)}'
-        )
-    if not set(SOURCES) & set(columns):
-        raise DataError(
-            f'{path}: found none of the columns {", ".join(SOURCES)}, expected at least one'
-        )
-    if not rows:
-        raise DataError(f'{path}: found no rows, expected at least one clip')
+    _check_table(path, columns, rows)
     bad, clips, seen = [], [], {}
     for n, r in enumerate(rows, 1):
-        at = f'row {n}, utterance {shown(r["utterance"])}'
-        bad += [
-            f'{at}: found {k} {shown(r[k])}, expected a plain file name'
-            for k in NEEDED
-            if not _plain(r[k])
-        ]
-        if (u := r['utterance']) in seen:
-            bad.append(f'{at}: found the same utterance in row {seen[u]}, expected different names')
+        u, odd = r['utterance'], [k for k in NEEDED if not _plain(r[k])]
+        new = [f'found {k} {shown(r[k])}, expected a plain file name' for k in odd]
+        if u in seen:
+            new.append(f'found the same utterance in row {seen[u]}, expected different names')
         seen.setdefault(u, n)
-        for k in ('wav', 'frames'):
-            if r.get(k):
-                r[k] = path.parent / r[k]
-            if r.get(k) and not (r[k].is_file() or (k == 'frames' and r[k].is_dir())):
-                bad.append(
-                    f'{at}: found no {k} at {r[k]}, expected a '
-                    f'file{" or folder" * (k == "frames")}; leave the cell empty if there '
-                    'is none'
-                )
-        clips.append(Clip(**{k: v or None if k in ('wav', 'frames') else v for k, v in r.items()}))
+        paths, lost = _paths(r, path.parent)
+        bad += [f'row {n}, utterance {shown(u)}: {p}' for p in new + lost]
+        clips.append(Clip(**r | paths))
     if bad:
-        raise DataError(
-            f'{path}: {len(bad)} problem{"s" * (len(bad) > 1)}: '
-            + '; '.join(bad[:5])
-            + '; ...' * (len(bad) > 5)
-        )
+        raise listed(f'{path}', bad)
     return clips
 
 # %% ../../nbs/data/04_clips.ipynb #e2c1adcf
@@ -768,6 +720,25 @@ _SAID = {
 }
 
 # %% ../../nbs/data/04_clips.ipynb #ce8f99d7
+def _write_wav(path, x):  # [T] from -1 to 1
+    with wave.open(str(path), 'wb') as w:
+        w.setnchannels(1)
+        w.setsampwidth(2)
+        w.setframerate(RATE)
+        w.writeframes((32767 * x).astype('<i2').tobytes())
+
+
+def _write_frames(folder, mood, g):  # four, of a talking face; mood None: of nobody
+    cv2 = need('cv2')
+    folder.mkdir(parents=True, exist_ok=True)
+    for f in range(4):
+        if mood is None:
+            picture = np.full((120, 120, 3), 128, np.uint8)
+        else:
+            picture = sketch(mood, g.uniform(0, 0.6))
+        cv2.imwrite(str(folder / f'{f}.png'), picture)
+
+# %% ../../nbs/data/04_clips.ipynb #7505bed6
 def write_clips(
     folder,  # where to
     # utterances per dialogue; dialogue k is of session k mod 5 + 1
@@ -779,32 +750,21 @@ def write_clips(
     faces that go with the label."""
     import pandas as pd
 
-    cv2, g, folder, rows = need('cv2'), np.random.default_rng(seed), Path(folder), []
+    g, folder, rows = np.random.default_rng(seed), Path(folder), []
     for k, n in enumerate(lengths):
+        dialogue = f'Ses0{k % 5 + 1}_{k:02}'
         for j in range(n):
-            label, i, session = list(MOODS)[len(rows) % 4], len(rows), f'Ses0{k % 5 + 1}'
-            mood, u = np.array(MOODS[label]) + g.uniform(-0.2, 0.2, 2), f'{session}_{k:02}_{j}'
-            x, said = (
-                (32767 * buzz(mood, g.uniform(0.5, 0.8), i)).astype('<i2'),
-                _SAID[label][int(g.integers(3))],
-            )
-            (folder / 'frames' / u).mkdir(parents=True, exist_ok=True)
-            for f in range(4):
-                cv2.imwrite(
-                    str(folder / 'frames' / u / f'{f}.png'),
-                    np.full((120, 120, 3), 128, np.uint8)
-                    if gaps and i % 7 == 0
-                    else sketch(mood, g.uniform(0, 0.6)),
-                )
-            with wave.open(str(folder / f'{u}.wav'), 'wb') as w:
-                w.setnchannels(1)
-                w.setsampwidth(2)
-                w.setframerate(RATE)
-                w.writeframes(x.tobytes())
+            i, u = len(rows), f'{dialogue}_{j}'
+            label = list(MOODS)[i % 4]
+            mood = np.array(MOODS[label]) + g.uniform(-0.2, 0.2, 2)
+            sound = buzz(mood, g.uniform(0.5, 0.8), i)
+            said = _SAID[label][int(g.integers(3))]
+            _write_frames(folder / 'frames' / u, None if gaps and i % 7 == 0 else mood, g)
+            _write_wav(folder / f'{u}.wav', sound)
             rows.append(
                 dict(
                     utterance=u,
-                    dialogue=f'{session}_{k:02}',
+                    dialogue=dialogue,
                     speaker='FM'[j % 2],
                     label=label,
                     wav='' if gaps and i == 2 else f'{u}.wav',
@@ -824,6 +784,11 @@ def _source(s):
     return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
 
 
+def _digest(x, source):  # of all that a feature depends on
+    about = json.dumps([x.key, _source(source)])
+    return hashlib.sha256(about.encode()).hexdigest()[:16]
+
+
 def _journal(path):  # utterance -> digest of the last line about it; a torn line is no line
     out = {}
     with suppress(FileNotFoundError):
@@ -834,12 +799,6 @@ def _journal(path):  # utterance -> digest of the last line about it; a torn lin
     return out
 
 
-def _clear(top, u):  # no trace of an utterance
-    (top / f'{u}.npy').unlink(missing_ok=True)
-    with suppress(FileNotFoundError):
-        (top / u).rmdir()
-
-
 def _own(path, mark):  # `path` may be written below: it is new, or was written here before
     if path.exists() and not mark.is_file() and (path.is_file() or any(path.iterdir())):
         raise DataError(
@@ -847,20 +806,34 @@ def _own(path, mark):  # `path` may be written below: it is new, or was written 
             'folder of their own'
         )
 
+# %% ../../nbs/data/04_clips.ipynb #d77702b0
+def _clear(top, u):  # no trace of an utterance
+    (top / f'{u}.npy').unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        (top / u).rmdir()
+
 
 def _save(path, x):
     with open(path, 'wb') as f:
         np.save(f, x)
 
+
+def _store(top, u, v):  # the vector of an utterance, or that it has none
+    _clear(top, u)
+    if v is None:
+        (top / u).mkdir()
+    else:
+        write_atomically(top / f'{u}.npy', lambda p: _save(p, v.astype(np.float32)))
+
 # %% ../../nbs/data/04_clips.ipynb #d43f9c28
 def _vector(x, source):  # the checked features of one clip
     v = x(source) if source else None
-    if v is not None and (v.ndim != 1 or not len(v)):
+    if v is None:
+        return None
+    if v.ndim != 1 or not len(v):
         raise DataError(f'found features of shape {v.shape}, expected one vector')
-    if v is not None and not np.isfinite(v).all():
-        raise DataError(
-            f'{source}: found NaN or infinity in its features, expected numbers; is it long enough?'
-        )
+    what = 'numbers; is it long enough?'
+    require(np.isfinite(v).all(), f'{source}', 'NaN or infinity in its features', what)
     return v
 
 # %% ../../nbs/data/04_clips.ipynb #d2649234
@@ -876,32 +849,24 @@ def extract(
     bad = []
     for x in by.values():
         top = Path(folder) / 'features' / x.name
-        _own(top, top / 'journal.jsonl')
+        journal = top / 'journal.jsonl'
+        _own(top, journal)
         top.mkdir(parents=True, exist_ok=True)
-        known = _journal(top / 'journal.jsonl')
-        with open(top / 'journal.jsonl', 'a') as log:
+        known = _journal(journal)
+        with open(journal, 'a') as log:
             for c in tqdm(clips, desc=x.name, disable=not progress, delay=1, leave=False):
                 u, source = c.utterance, getattr(c, x.column)
                 try:
-                    digest = hashlib.sha256(
-                        json.dumps([x.key, _source(source)]).encode()
-                    ).hexdigest()[:16]
-                    if known.get(u) == digest and (
-                        (top / f'{u}.npy').is_file() or (top / u).is_dir()
-                    ):
+                    digest = _digest(x, source)
+                    there = (top / f'{u}.npy').is_file() or (top / u).is_dir()
+                    if there and known.get(u) == digest:
                         continue
                     v = _vector(x, source)
                 except (DataError, OSError) as e:
                     _clear(top, u)
                     bad.append(f'utterance {u}: {e}')
                     continue
-                _clear(top, u)
-                if v is None:
-                    (top / u).mkdir()
-                else:
-                    write_atomically(
-                        top / f'{u}.npy', lambda p, v=v: _save(p, v.astype(np.float32))
-                    )
+                _store(top, u, v)
                 # on a line of its own, whatever a killed pass left
                 log.write('\n' + json.dumps(dict(utterance=u, digest=digest)) + '\n')
                 log.flush()
@@ -914,56 +879,60 @@ def _label(c, l):  # the label of a clip as a number
     try:
         return float(c.label)
     except ValueError:
-        raise DataError(
-            f'utterance {c.utterance}: found '
-            f'{"no label" if not c.label else "label " + shown(c.label)}, expected '
-            f'{" or ".join([", ".join(l.classes), "its number"]) if l.classes else "a score from -3 to 3"}'
-        ) from None
+        found = f'label {shown(c.label)}' if c.label else 'no label'
+        classes = f'{", ".join(l.classes)} or its number'
+        what = classes if l.classes else 'a score from -3 to 3'
+        raise DataError(f'utterance {c.utterance}: found {found}, expected {what}') from None
 
 # %% ../../nbs/data/04_clips.ipynb #8550580e
+def _part_of(dialogue, clips):  # the one part that all of its clips say
+    parts = {c.split for c in clips}
+    found = f'the parts {", ".join(sorted(parts))}'
+    require(len(parts) == 1, f'dialogue {dialogue}', found, 'one')
+    return next(iter(parts))
+
+
+def _labels(clips, l):  # [N] long or float32
+    y = torch.tensor([_label(c, l) for c in clips], dtype=torch.float64)
+    if not l.classes:
+        return y.to(torch.float)
+    for i in (y != y.round()).nonzero().flatten().tolist():
+        require(False, f'utterance {clips[i].utterance}', f'label {y[i]:g}', 'a whole number')
+    return y.to(torch.long)
+
+
 def _arranged(clips, dataset, l):  # clips as dialogues without features
     groups = {}
     for c in clips:
         groups.setdefault(c.dialogue, []).append(c)
     flat = [c for g in groups.values() for c in g]
-    parts = {k: {c.split for c in g} for k, g in groups.items()}
-    if mixed := [k for k, p in parts.items() if len(p) > 1]:
-        raise DataError(
-            f'dialogue {mixed[0]}: found the parts {", ".join(sorted(parts[mixed[0]]))}, '
-            'expected one'
-        )
-    if l.speakers and (odd := [c for c in flat if c.speaker not in tuple(l.speakers)]):
-        raise DataError(
-            f'utterance {odd[0].utterance}: found speaker {shown(odd[0].speaker)}, expected '
-            f'{" or ".join(l.speakers)}'
-        )
-    y = torch.tensor([_label(c, l) for c in flat], dtype=torch.float64)
-    if l.classes and (e := y != y.round()).any():
-        raise DataError(
-            f'utterance {flat[int(e.nonzero()[0])].utterance}: found label {y[e][0]:g}, '
-            'expected a whole number'
-        )
+    part = tuple(_part_of(k, g) for k, g in groups.items())
+    for c in flat:
+        known = not l.speakers or c.speaker in tuple(l.speakers)
+        found, expected = f'speaker {shown(c.speaker)}', ' or '.join(l.speakers)
+        require(known, f'utterance {c.utterance}', found, expected)
     return Dialogues(
         Task(dataset, l.classes),
         {},
         torch.zeros(len(flat), 0, dtype=torch.bool),
         torch.tensor([l.speakers.index(c.speaker) if l.speakers else 0 for c in flat]),
-        y.to(torch.long if l.classes else torch.float),
+        _labels(flat, l),
         torch.tensor([0, *map(len, groups.values())]).cumsum(0),
         tuple(groups),
         tuple(c.utterance for c in flat),
-        tuple(next(iter(parts[k])) for k in groups),
-    )
-
-
-def _listed(bad, what):
-    return DataError(
-        f'{what}: {len(bad)} problem{"s" * (len(bad) > 1)}: '
-        + '; '.join(bad[:5])
-        + '; ...' * (len(bad) > 5)
+        part,
     )
 
 # %% ../../nbs/data/04_clips.ipynb #80953182
+# the label file, in a folder beside the dataset's; raises `DataError` if it cannot be read back
+def _write_labels(part, d, l):
+    (part / l.folder).mkdir()
+    write_layout(part, d)
+    if bad := read_labels(part / l.folder, d.task.name)[1]:
+        raise listed('labels', bad)
+    return part / l.folder / l.labels
+
+# %% ../../nbs/data/04_clips.ipynb #55f3b07b
 def to_layout(
     clips: list[Clip],  # of `read_manifest`
     by: dict[str, Extractor],  # modality -> extractor
@@ -982,26 +951,19 @@ def to_layout(
     _own(folder / l.labels, folder / 'clips.json')
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix='.labels') as part:
-        (Path(part) / l.folder).mkdir()
-        write_layout(part, d)
-        if bad := read_labels(Path(part) / l.folder, dataset)[1]:
-            raise _listed(bad, 'labels')
-        write_atomically(
-            folder / 'clips.json',
-            lambda p: p.write_text(
-                json.dumps({m: json.loads(x.key) for m, x in by.items()}, indent=1)
-            ),
-        )
+        labels = _write_labels(Path(part), d, l)
+        about = json.dumps({m: json.loads(x.key) for m, x in by.items()}, indent=1)
+        write_atomically(folder / 'clips.json', lambda p: p.write_text(about))
         # no dataset until all is there
         (folder / l.labels).unlink(missing_ok=True)
         bad = extract(clips, by, folder, progress)
         if bad and not skip:
-            raise _listed(bad, f'{dataset} (what could be extracted is kept)')
+            raise listed(f'{dataset} (what could be extracted is kept)', bad)
         for x in by.values():
             for c in clips:
                 if not (folder / 'features' / x.name / f'{c.utterance}.npy').exists():
                     (folder / 'features' / x.name / c.utterance).mkdir(exist_ok=True)
-        os.replace(Path(part) / l.folder / l.labels, folder / l.labels)
+        os.replace(labels, folder / l.labels)
     return folder, bad
 
 # %% ../../nbs/data/04_clips.ipynb #59a72cde
@@ -1021,17 +983,16 @@ def to_table(
     folder = Path(folder)
     bad = extract(clips, by, folder, progress)
     if bad and not skip:
-        raise _listed(bad, 'clips (what could be extracted is kept)')
-    place = lambda x, u: p if (folder / (p := f'features/{x.name}/{u}.npy')).exists() else ''
-    t = pd.DataFrame(
-        [
-            {k: getattr(c, k) for k in NEEDED}
-            | dict(position=0)
-            | {k: getattr(c, k) for k in OTHERS}
-            | {m: place(x, c.utterance) for m, x in by.items()}
-            for c in clips
-        ]
-    )
+        raise listed('clips (what could be extracted is kept)', bad)
+    rows = []
+    for c in clips:
+        row = {k: getattr(c, k) for k in NEEDED} | dict(position=0)
+        row |= {k: getattr(c, k) for k in OTHERS}
+        for m, x in by.items():
+            name = f'features/{x.name}/{c.utterance}.npy'
+            row[m] = name if (folder / name).exists() else ''
+        rows.append(row)
+    t = pd.DataFrame(rows)
     # in the order of the rows
     t['position'] = t.groupby('dialogue', sort=False).cumcount()
     # what no clip has is no column

@@ -27,7 +27,7 @@ def _simple(xs, where):  # only what takes no time to hash or compare
                 f'{where}, expected short texts and plain numbers'
             )
 
-
+# %% ../../nbs/data/00_pickles.ipynb #09465c45
 class _DType:
     "Stands for `numpy.dtype` inside a pickle."
 
@@ -77,14 +77,9 @@ def _fits(data, dtype, shape):
         _simple(data, 'in an array')
     return data, real
 
-# %% ../../nbs/data/00_pickles.ipynb #4f36f7ac
-_containers = {f'builtins.{x.__name__}': x for x in (set, frozenset, list, dict)} | {
-    'collections.OrderedDict': OrderedDict
-}
-
-# %% ../../nbs/data/00_pickles.ipynb #ea6bb47e
-class _Unpickler(pickle._Unpickler):
-    "Reads containers and NumPy arrays, of NumPy 1 or 2, pickled by Python 2 or 3."
+# %% ../../nbs/data/00_pickles.ipynb #703ab019
+class _Bounded(pickle._Unpickler):
+    "Room for what a file makes, by the length of the file."
 
     dispatch = dict(pickle._Unpickler.dispatch)  # what each opcode does
 
@@ -97,10 +92,53 @@ class _Unpickler(pickle._Unpickler):
         if self.room < 0:
             raise DataError('asks for far more than the file holds')
 
+# %% ../../nbs/data/00_pickles.ipynb #4f36f7ac
+class _Maker(_Bounded):
+    "Makes containers and NumPy arrays, of NumPy 1 or 2, pickled by Python 2 or 3."
+
+    def container(self, cls, items):
+        if not isinstance(items, (list, tuple)):
+            raise DataError(
+                f'makes a {cls.__name__} of a {type(items).__name__}, expected of a list'
+            )
+        self.spend(128 * len(items))
+        if cls in (set, frozenset):
+            _simple(items, f'in a {cls.__name__}')
+        elif cls is not list:
+            _simple([k for k, _ in items], f'in a {cls.__name__}')
+        return cls(items)
+
+    def array(self, *_):
+        a = np.ndarray.__new__(_Array, (0,))
+        a.spend = self.spend
+        return a
+
+    def frombuffer(self, data, dtype, shape, order, axes=None):  # pickle protocol 5
+        self.spend(len(data))
+        flat = np.frombuffer(*_fits(data, dtype, shape))
+        x = flat.reshape(shape, order='F' if order == 'F' else 'C')
+        return x.transpose(axes) if axes else x
+
+    def scalar(self, dtype, data):
+        raw = data.encode('latin1') if isinstance(data, str) else data
+        return self.frombuffer(raw, dtype, (1,), 'C')[0]
+
+    def encode(self, text, encoding):  # bytes in protocols 0 to 2
+        self.spend(len(text))
+        return text.encode('latin1')
+
+# %% ../../nbs/data/00_pickles.ipynb #ea6bb47e
+_containers = {f'builtins.{x.__name__}': x for x in (set, frozenset, list, dict)} | {
+    'collections.OrderedDict': OrderedDict
+}
+
+
+class _Unpickler(_Maker):
+    "Reads a pickle that names only what `_Maker` makes."
+
     def find_class(self, module, name):
-        full = f'{module}.{name}'.replace('__builtin__.', 'builtins.').replace(
-            'numpy._core.', 'numpy.core.'
-        )
+        full = f'{module}.{name}'.replace('__builtin__.', 'builtins.')
+        full = full.replace('numpy._core.', 'numpy.core.')
         if full in _containers:
             return lambda items=(): self.container(_containers[full], items)
         known = {
@@ -118,39 +156,6 @@ class _Unpickler(pickle._Unpickler):
                 'NumPy arrays'
             )
         return known[full]
-
-    def container(self, cls, items):
-        if not isinstance(items, (list, tuple)):
-            raise DataError(
-                f'makes a {cls.__name__} of a {type(items).__name__}, expected of a list'
-            )
-        self.spend(128 * len(items))
-        if cls is not list:
-            _simple(
-                items if cls in (set, frozenset) else [k for k, _ in items], f'in a {cls.__name__}'
-            )
-        return cls(items)
-
-    def array(self, *_):
-        a = np.ndarray.__new__(_Array, (0,))
-        a.spend = self.spend
-        return a
-
-    def frombuffer(self, data, dtype, shape, order, axes=None):  # pickle protocol 5
-        self.spend(len(data))
-        x = np.frombuffer(*_fits(data, dtype, shape)).reshape(
-            shape, order='F' if order == 'F' else 'C'
-        )
-        return x.transpose(axes) if axes else x
-
-    def scalar(self, dtype, data):
-        return self.frombuffer(
-            data.encode('latin1') if isinstance(data, str) else data, dtype, (1,), 'C'
-        )[0]
-
-    def encode(self, text, encoding):  # bytes in protocols 0 to 2
-        self.spend(len(text))
-        return text.encode('latin1')
 
 # %% ../../nbs/data/00_pickles.ipynb #97f3fdbb
 def _build(self):  # sets the state of an array or a type, and of nothing else
@@ -208,29 +213,23 @@ def _guarded(op, load):  # an opcode that pays, and looks at what it is given
     return guarded
 
 
-_Unpickler.dispatch |= (
-    {op[0]: _guarded(op, _Unpickler.dispatch[op[0]]) for op in _price | _keys}
-    | {pickle.BUILD[0]: _build, pickle.BYTEARRAY8[0]: _bytearray}
-    | dict.fromkeys(
-        [
-            op[0]
-            for op in (
-                pickle.INST,
-                pickle.OBJ,
-                pickle.NEWOBJ,
-                pickle.NEWOBJ_EX,
-                pickle.EXT1,
-                pickle.EXT2,
-                pickle.EXT4,
-                pickle.PERSID,
-                pickle.BINPERSID,
-                pickle.NEXT_BUFFER,
-                pickle.READONLY_BUFFER,
-            )
-        ],
-        _refused,
-    )
+_gone = (
+    pickle.INST,
+    pickle.OBJ,
+    pickle.NEWOBJ,
+    pickle.NEWOBJ_EX,
+    pickle.EXT1,
+    pickle.EXT2,
+    pickle.EXT4,
+    pickle.PERSID,
+    pickle.BINPERSID,
+    pickle.NEXT_BUFFER,
+    pickle.READONLY_BUFFER,
 )
+_does = _Unpickler.dispatch
+_does |= {op[0]: _guarded(op, _does[op[0]]) for op in _price | _keys}
+_does |= {pickle.BUILD[0]: _build, pickle.BYTEARRAY8[0]: _bytearray}
+_does |= {op[0]: _refused for op in _gone}
 
 # %% ../../nbs/data/00_pickles.ipynb #9ec10006
 # `x` itself, unless its containers hold each other so often that to walk through it would never end
@@ -255,7 +254,7 @@ def _unfolded(x, most):
             todo += [(y, True), *((z, False) for z in held)]
     return x
 
-
+# %% ../../nbs/data/00_pickles.ipynb #7c8473e7
 def read_pickle(
     path,  # a pickle of containers and NumPy arrays
     # bytes that are read, at most: the labels of the largest dataset are a tenth of it

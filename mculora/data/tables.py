@@ -13,15 +13,15 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-import hashlib, json, os, re, warnings
+import hashlib, json, os, re
 import numpy as np
 import torch
 from torch import Tensor
-from platformdirs import user_cache_dir
 from pydantic import BaseModel, ConfigDict, Field
 from ..basics.dialogues import DataError, Dialogues, Task, problems
 from .pickles import read_pickle
-from .sources import LAYOUTS, load_dialogues, read_npy, save_dialogues
+from .sources import LAYOUTS, listed, load_dialogues, read_npy, require
+from .sources import _cache_folder, _keep, _stacked, _usual_width
 from .twins import open_dataset, repo_root
 
 if TYPE_CHECKING:  # annotations alone need it here
@@ -65,33 +65,27 @@ class Columns(BaseModel):
 def _mean(frames):  # [T, D] -> [D], over what was measured
     there = ~np.isnan(frames)
     n = there.sum(0)
-    return np.where(
-        n, np.where(there, frames, 0).sum(0, dtype=np.float64) / np.maximum(n, 1), np.nan
-    )
+    total = np.where(there, frames, 0).sum(0, dtype=np.float64)
+    return np.where(n, total / np.maximum(n, 1), np.nan)
 
 
 def _numbers(x):  # an array, a tensor or a list -> [D] float32, NaN where not measured
     try:
-        x = np.array(
-            [np.asarray(row, dtype=np.float64) for row in x] if len(x) and np.ndim(x[0]) else x,
-            dtype=np.float64,
-        )
+        rows = [np.asarray(row, dtype=np.float64) for row in x] if len(x) and np.ndim(x[0]) else x
+        y = np.array(rows, dtype=np.float64)
     except (TypeError, ValueError, LookupError, OverflowError, RuntimeError):
         raise DataError(f'found {x!r:.60}, expected a list of numbers') from None
-    if x.ndim not in (1, 2) or min(x.shape) < 1:
-        raise DataError(f'found shape {x.shape}, expected (width,) or (frames, width)')
-    x[~np.isfinite(x)] = np.nan
+    if y.ndim not in (1, 2) or min(y.shape) < 1:
+        raise DataError(f'found shape {y.shape}, expected (width,) or (frames, width)')
+    y[~np.isfinite(y)] = np.nan
     with np.errstate(over='ignore'):
-        return (_mean(x) if x.ndim == 2 else x).astype(np.float32)
+        return (_mean(y) if y.ndim == 2 else y).astype(np.float32)
 
 
-# an empty cell
-def _nothing(x):
-    return (
-        x is None
-        or (np.isscalar(x) and (x != x or (isinstance(x, str) and not x)))
-        or type(x).__name__ == 'NAType'
-    )
+def _nothing(x):  # is a cell empty?
+    if x is None or type(x).__name__ == 'NAType':
+        return True
+    return np.isscalar(x) and (x != x or (isinstance(x, str) and not x))
 
 # %% ../../nbs/data/03_tables.ipynb #8b364d8e
 # a cell -> [D] float32, NaN where not measured; None if there is nothing
@@ -133,37 +127,76 @@ def _column(cells, where, name, base, nonfinite, width=None):  # [N, D], [N], pr
     found, bad = {}, []
     for i, cell in enumerate(cells):
         try:
-            if (x := _vector(cell, base)) is not None and (
-                x := _measured(x, nonfinite, width)
-            ) is not None:
+            x = _vector(cell, base)
+            if x is not None:
+                x = _measured(x, nonfinite, width)
+            if x is not None:
                 found[i] = x
         except DataError as e:
             bad.append(f'column {name!r}, {where(i)}: {e}')
-    width = width or (Counter(map(len, found.values())).most_common(1)[0][0] if found else 0)
+    width = width or _usual_width(found.values())
     bad += [
         f'column {name!r}, {where(i)}: found width {len(x)}, expected {width} as in most rows'
         for i, x in found.items()
         if len(x) != width
     ]
-    out, present = torch.zeros(len(cells), width), torch.zeros(len(cells), dtype=torch.bool)
-    if good := [i for i, x in found.items() if len(x) == width]:
-        out[good], present[good] = (
-            torch.from_numpy(np.stack([found[i] for i in good]).astype(np.float32)),
-            True,
-        )
-    return out, present, bad
+    vectors, present = _stacked(found, len(cells), width)
+    return vectors, present, bad
 
 # %% ../../nbs/data/03_tables.ipynb #6045b8a6
 def _number(x):  # a class as text: 1, 1.0 and '1' are one name
-    return (
-        str(int(x))
-        if isinstance(x, (int, float, np.number))
-        and not isinstance(x, (bool, np.bool_))
-        and float(x).is_integer()
-        else str(x)
-    )
+    number = isinstance(x, (int, float, np.number)) and not isinstance(x, (bool, np.bool_))
+    return str(int(x)) if number and float(x).is_integer() else str(x)
 
 # %% ../../nbs/data/03_tables.ipynb #c59ac784
+def _whole_numbers(y):  # is every value of a column a whole number?
+    from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
+
+    if not is_numeric_dtype(y) or is_bool_dtype(y):
+        return False
+    return is_integer_dtype(y) or bool((np.isfinite(y) & (y == np.floor(y))).all())
+
+
+def _are_scores(y, c):  # are the values of a column scores, or classes?
+    from pandas.api.types import is_float_dtype
+
+    if c.task == 'score' or c.cuts:
+        return True
+    if c.task == 'classes' or c.classes:
+        return False
+    return y.nunique() > 20 if _whole_numbers(y) else is_float_dtype(y)
+
+
+def _as_classes(y, where, c):  # class names, [N] long, problems; rows without a label are class 0
+    rows = y.notna().to_numpy().nonzero()[0]
+    text = [_number(x) for x in y.iloc[rows]]
+    order = float if _whole_numbers(y.iloc[rows]) else None
+    names = c.classes or tuple(sorted(set(text), key=order))
+    if not c.classes and len(names) > 100:
+        raise DataError(
+            f'column {c.label!r}: found {len(names)} different labels, such as '
+            f'{names[0]!r}, expected at most 100 classes, or scores'
+        )
+    at = {x: k for k, x in enumerate(names)}
+    bad = [
+        f'column {c.label!r}, {where(i)}: found {x!r:.40}, expected one of {", ".join(names)}'
+        for i, x in zip(rows, text)
+        if x not in at
+    ]
+    label = torch.zeros(len(y), dtype=torch.long)
+    label[torch.from_numpy(rows)] = torch.tensor([at.get(x, 0) for x in text], dtype=torch.long)
+    return names, label, bad
+
+# %% ../../nbs/data/03_tables.ipynb #37a9740d
+def _between(cuts):  # names of the classes that cuts make
+    middle = [f'{a:g} to {b:g}' for a, b in zip(cuts, cuts[1:])]
+    return f'up to {cuts[0]:g}', *middle, f'above {cuts[-1]:g}'
+
+
+def _end(given, scores, extreme):  # an end of the range: as given, else the extreme of the scores
+    return float(extreme(scores)) if given is None and len(scores) else float(given or 0)
+
+# %% ../../nbs/data/03_tables.ipynb #b850e99b
 def read_labels_of(
     y: 'pd.Series',  # a column
     where,  # number of a row -> which it is, in words
@@ -172,69 +205,28 @@ def read_labels_of(
     views: dict,  # modality -> what it is, in words
 ) -> tuple[Task, Tensor, list[str]]:  # the task, [N] long or float32, problems
     "Classes or scores, whichever the column holds."
-    from pandas.api.types import is_bool_dtype, is_float_dtype, is_integer_dtype, is_numeric_dtype
+    from pandas.api.types import is_numeric_dtype
 
-    missing = y.isna()
+    missing = y.isna().to_numpy()
     bad = [
         f'column {c.label!r}, {where(i)}: found no label, expected one'
-        for i in missing.to_numpy().nonzero()[0]
+        for i in missing.nonzero()[0]
     ]
-    known = y[~missing]
-    numbers = is_numeric_dtype(known) and not is_bool_dtype(known)
-    whole = numbers and (
-        is_integer_dtype(known) or (np.isfinite(known) & (known == np.floor(known))).all()
-    )
-    scores = (
-        c.task == 'score'
-        or c.cuts
-        or (
-            c.task == 'auto'
-            and not c.classes
-            and numbers
-            and ((is_float_dtype(known) and not whole) or (whole and known.nunique() > 20))
-        )
-    )
     about: dict[str, Any] = dict(name=name, simulated='simulated' in name, views=views)
-    if not scores:
-        text = [_number(x) for x in known]
-        names = c.classes or tuple(sorted(set(text), key=float if whole else None))
-        if not c.classes and len(names) > 100:
-            raise DataError(
-                f'column {c.label!r}: found {len(names)} different labels, such as '
-                f'{names[0]!r}, expected at most 100 classes, or scores'
-            )
-        at = {x: k for k, x in enumerate(names)}
-        rows = (~missing).to_numpy().nonzero()[0]
-        bad += [
-            f'column {c.label!r}, {where(i)}: found {x!r:.40}, expected one of {", ".join(names)}'
-            for i, x in zip(rows, text)
-            if x not in at
-        ]
-        label = torch.zeros(len(y), dtype=torch.long)
-        label[torch.from_numpy(rows)] = torch.tensor([at.get(x, 0) for x in text], dtype=torch.long)
-        return Task(classes=names, **about), label, bad
+    known = y[~missing]
+    if not _are_scores(known, c):
+        names, label, more = _as_classes(y, where, c)
+        return Task(classes=names, **about), label, bad + more
     if not is_numeric_dtype(known):
         raise DataError(f'column {c.label!r}: found {str(known.iloc[0])!r:.40}, expected numbers')
     x = torch.tensor(y.fillna(0).to_numpy(np.float64), dtype=torch.float32)
     if c.cuts:
-        if sorted(set(c.cuts)) != list(c.cuts):
-            raise DataError(f'cuts: found {c.cuts}, expected growing numbers')
-        names = (
-            f'up to {c.cuts[0]:g}',
-            *(f'{a:g} to {b:g}' for a, b in zip(c.cuts, c.cuts[1:])),
-            f'above {c.cuts[-1]:g}',
-        )
+        require(sorted(set(c.cuts)) == list(c.cuts), 'cuts', str(c.cuts), 'growing numbers')
         # both float32: a score at a cut is not above it
-        return (
-            Task(classes=c.classes or names, **about),
-            torch.bucketize(x, torch.tensor(c.cuts)),
-            bad,
-        )
-    span = x[torch.tensor((~missing).tolist()) & x.isfinite()]
-    low, high = (
-        float(f(span)) if given is None and len(span) else float(given or 0)
-        for f, given in ((torch.min, c.low), (torch.max, c.high))
-    )
+        side = torch.bucketize(x, torch.tensor(c.cuts))
+        return Task(classes=c.classes or _between(c.cuts), **about), side, bad
+    span = x[torch.from_numpy(~missing) & x.isfinite()]
+    low, high = _end(c.low, span, torch.min), _end(c.high, span, torch.max)
     return Task(low=low, high=high, middle=c.middle, **about), x, bad
 
 # %% ../../nbs/data/03_tables.ipynb #b2258f7c
@@ -307,18 +299,13 @@ def _frame(source, c=Columns()):
         return source.to_pandas(), 'the table'
     if isinstance(source, Mapping):
         return pd.DataFrame({k: pd.Series(list(v)) for k, v in source.items()}), 'the table'
-    path = Path(source)
-    if not path.is_file():
-        raise DataError(f'{path}: found no such file, expected a table ({", ".join(KINDS)})')
-    if (kind := path.suffix.lower()) not in KINDS:
-        raise DataError(
-            f'{path}: found a file with the ending {path.suffix!r}, expected one of '
-            f'{", ".join(KINDS)}'
-        )
+    path, kinds = Path(source), ', '.join(KINDS)
+    require(path.is_file(), f'{path}', 'no such file', f'a table ({kinds})')
+    found = f'a file with the ending {path.suffix!r}'
+    require(path.suffix.lower() in KINDS, f'{path}', found, f'one of {kinds}')
+    read = {'.parquet': pd.read_parquet, '.csv': lambda p: _csv(p, c), '.jsonl': _json_lines}
     try:
-        return {'.parquet': pd.read_parquet, '.csv': lambda p: _csv(p, c), '.jsonl': _json_lines}[
-            kind
-        ](path), path.name
+        return read[path.suffix.lower()](path), path.name
     except Exception as e:
         raise DataError(
             f'{path}: found no readable table ({type(e).__name__}: {e!s:.80}), expected a '
@@ -329,20 +316,24 @@ def _frame(source, c=Columns()):
 ROLES = 'dialogue', 'position', 'utterance', 'speaker', 'label', 'split'
 
 # %% ../../nbs/data/03_tables.ipynb #9f3b6505
+def _is_vector(x):  # a list or an array; or text that is one, or the name of a .npy file
+    if not isinstance(x, str):
+        return isinstance(x, (list, tuple, np.ndarray))
+    # words may begin with a bracket too
+    numbers = re.match(r'\s*\[[\s\[]*([-.\d\]]|null|NaN|Infinity)', x)
+    return x.endswith('.npy') or bool(numbers)
+
+
 # modality -> column: those that have no role, and a vector in the first cell that is not empty
 def _vectors(frame, c):
-    def has(col):
-        x = next((x for x in frame[col] if not _nothing(x)), None)
-        # words may begin with a bracket too
-        return isinstance(x, (list, tuple, np.ndarray)) or (
-            isinstance(x, str)
-            and (
-                x.endswith('.npy') or bool(re.match(r'\s*\[[\s\[]*([-.\d\]]|null|NaN|Infinity)', x))
-            )
-        )
-
     roles = {getattr(c, r) for r in ROLES}
-    return {str(col): col for col in frame.columns if col not in roles and has(col)}
+    out = {}
+    for col in frame.columns:
+        if col not in roles:
+            first = next((x for x in frame[col] if not _nothing(x)), None)
+            if _is_vector(first):
+                out[str(col)] = col
+    return out
 
 
 def _modalities(frame, c, features):  # modality -> column
@@ -356,46 +347,119 @@ def _modalities(frame, c, features):  # modality -> column
     for m, col in features.items():
         if col not in frame.columns:
             raise DataError(f'features {m!r}: found no column {col!r}; the table has {there}')
-        if not re.fullmatch(r'\w[\w-]*', m):
-            raise DataError(
-                f'features: found the modality name {m!r}, expected letters, digits, _ and -'
-            )
+        plain = re.fullmatch(r'\w[\w-]*', m)
+        require(plain, 'features', f'the modality name {m!r}', 'letters, digits, _ and -')
     return features
 
-
+# %% ../../nbs/data/03_tables.ipynb #4307f408
 def _float(x):  # a position; NaN if it is no number
     try:
         return float(x) if not isinstance(x, (bool, np.bool_)) and np.isfinite(float(x)) else np.nan
     except (TypeError, ValueError, OverflowError):
         return np.nan
 
-# %% ../../nbs/data/03_tables.ipynb #4307f408
-# a position, as one writes it
-def _short(x):
+
+def _short(x):  # a position, as one writes it
     return int(x) if float(x).is_integer() else float(x)
 
 
 # N dialogue names, [N] positions, [N] rows by both, number of a row -> which it is, in words
 def _order(f, c):
-    n, has = len(f), lambda r: getattr(c, r) in f.columns
-    text = next(
-        ([str(x) for x in f[getattr(c, r)]] for r in ('dialogue', 'utterance') if has(r)), None
-    )
-    dialogue = text or [f'{i:0{len(str(n - 1))}}' for i in range(n)]
-    place = (
-        np.array([_float(x) for x in f[c.position]])
-        if has('position')
-        else np.arange(n, dtype=float)
-    )
-    where = lambda i: (
-        f'row {i}'
-        + f' (dialogue {dialogue[i]!r}' * has('dialogue')
-        + f', position {_short(place[i])}' * has('position')
-        + ')' * has('dialogue')
-    )
+    n, has_dialogue, has_position = len(f), c.dialogue in f.columns, c.position in f.columns
+    if has_dialogue or c.utterance in f.columns:
+        dialogue = [str(x) for x in f[c.dialogue if has_dialogue else c.utterance]]
+    else:
+        dialogue = [f'{i:0{len(str(n - 1))}}' for i in range(n)]
+    if has_position:
+        place = np.array([_float(x) for x in f[c.position]])
+    else:
+        place = np.arange(n, dtype=float)
+
+    def where(i):
+        position = f', position {_short(place[i])}' if has_position else ''
+        return (
+            f'row {i} (dialogue {dialogue[i]!r}{position})'
+            if has_dialogue
+            else f'row {i}{position}'
+        )
+
     return dialogue, place, np.lexsort((place, np.array(dialogue))), where
 
 # %% ../../nbs/data/03_tables.ipynb #01adaa0f
+def _roles(f, c, asked):  # role -> column; raises `DataError` if one that must be there is not
+    roles = {r: getattr(c, r) for r in (ROLES[:4] if asked else ROLES)}
+    for r, col in roles.items():
+        if col not in f.columns and (r == 'label' or r in c.model_fields_set):
+            raise DataError(
+                f'found no column {col!r} for {r}; the table has {", ".join(map(str, f.columns))}'
+            )
+    return {r: col for r, col in roles.items() if col in f.columns}
+
+
+def _empty_cells(f, roles):  # problems
+    return [
+        f'column {col!r}, row {i}: found nothing, expected a value'
+        for r, col in roles.items()
+        if r != 'label'  # has its own words, see `read_labels_of`
+        for i in f[col].isna().to_numpy().nonzero()[0]
+    ]
+
+
+def _misplaced(f, roles, dialogue, place, order, where):  # problems
+    bad = []
+    for i in np.isnan(place).nonzero()[0]:
+        col = roles['position']
+        if f[col].notna()[i]:
+            bad.append(f'column {col!r}, row {i}: found {f[col][i]!r:.40}, expected a number')
+    for a, b in zip(order, order[1:]):
+        if dialogue[a] == dialogue[b] and place[a] == place[b]:
+            bad.append(
+                f'{where(b)}: found the same dialogue and position as row {a}, expected '
+                'different ones'
+            )
+    return bad
+
+# %% ../../nbs/data/03_tables.ipynb #41305d67
+def _read_parts(f, roles, c, ids, offset, order):  # K parts, problems
+    if 'split' not in roles:
+        return _dealt_parts(np.diff(offset), c.folds) if len(ids) > 1 else ['train'], []
+    column = f'column {roles["split"]!r}'
+    said = np.array([str(x) for x in f[roles['split']]])[order]
+    bad = []
+    for d, a, b in zip(ids, offset, offset[1:]):
+        if len(other := set(said[a:b])) > 1:
+            bad.append(
+                f'{column}, dialogue {d!r}: found {", ".join(sorted(other))}, expected one part '
+                'for a whole dialogue'
+            )
+    part, more = _named_parts(said[offset[:-1]])
+    return part, bad + [f'{column}: {p}' for p in more]
+
+
+def _speakers(f, roles, offset, order):  # N numbers, in each dialogue as they first speak
+    if 'speaker' not in roles:
+        return [0] * len(f)
+    who = np.array([str(x) for x in f[roles['speaker']]])[order]
+    out = []
+    for a, b in zip(offset, offset[1:]):
+        first = list(dict.fromkeys(who[a:b]))
+        out += [first.index(x) for x in who[a:b]]
+    return out
+
+
+def _utterances(f, roles, dialogue, place, order):  # N names, problems
+    if 'utterance' not in roles:
+        alone = 'dialogue' not in roles
+        return [dialogue[i] if alone else f'{dialogue[i]}_{_short(place[i])}' for i in order], []
+    column = f[roles['utterance']]
+    names = [str(column[i]) for i in order]
+    return names, [
+        f'column {roles["utterance"]!r}: found {u!r} {k} times, expected different names'
+        for u, k in Counter(names).items()
+        if k > 1
+    ]
+
+# %% ../../nbs/data/03_tables.ipynb #20546905
 def read_table(
     # a .parquet, .csv or .jsonl file, a pandas frame, a mapping of columns, or what has `to_pandas`
     source,
@@ -413,116 +477,65 @@ def read_table(
     """Read a table. Raises `DataError` where there is nothing to read: no table, no label column,
     no vectors. With `task`, labels are 0 and all is the part `test`."""
     f, what = _frame(source, columns)
-    name, c = (
-        name or (Path(source).stem if isinstance(source, (str, os.PathLike)) else 'table'),
-        columns,
-    )
-    base = base or (Path(source).parent if isinstance(source, (str, os.PathLike)) else '.')
+    path = Path(source) if isinstance(source, (str, os.PathLike)) else None
+    name = name or (path.stem if path else 'table')
+    base = base or (path.parent if path else '.')
+    f = f.reset_index(drop=True)
     try:
-        return _read(f.reset_index(drop=True), name, base, c, features, task, widths or {})
+        if task is None:
+            _check_name(name)
+        if not len(f):
+            raise DataError('found no rows, expected at least one')
+        return _read(f, name, base, columns, features, task, widths or {})
     except DataError as e:
         raise DataError(f'{what}: {e}') from None
 
-# %% ../../nbs/data/03_tables.ipynb #69e4afb5
-def _read(f, name, base, c, features, task, widths):
-    if task is None and (not re.fullmatch(r'[\w.-]+', name) or name in LAYOUTS):
+
+def _check_name(name):  # a dataset of one's own goes by no release's name
+    if not re.fullmatch(r'[\w.-]+', name) or name in LAYOUTS:
         raise DataError(
             f'found the name {name!r}, expected letters, digits, _, - and . and none of '
             f'{", ".join(LAYOUTS)}: those are the releases'
         )
-    if not len(f):
-        raise DataError('found no rows, expected at least one')
-    roles = {r: getattr(c, r) for r in (ROLES if task is None else ROLES[:4])}
-    for r, col in roles.items():
-        if col not in f.columns and (r == 'label' or r in c.model_fields_set):
-            raise DataError(
-                f'found no column {col!r} for {r}; the table has {", ".join(map(str, f.columns))}'
-            )
-    features, n, bad = _modalities(f, c, features), len(f), []
-    has = lambda r: r in roles and roles[r] in f.columns
-    get = lambda r: f[roles[r]]
-    for r in roles:
-        if r != 'label' and has(r):
-            bad += [
-                f'column {roles[r]!r}, row {i}: found nothing, expected a value'
-                for i in get(r).isna().to_numpy().nonzero()[0]
-            ]
-    text = lambda r: [str(x) for x in get(r)]
+
+# %% ../../nbs/data/03_tables.ipynb #69e4afb5
+# the dialogues of a frame, and its problems; `task`: what a model predicts, None: read labels
+def _read(f, name, base, c, features, task, widths):
+    asked = task is not None
+    roles = _roles(f, c, asked)
+    columns = _modalities(f, c, features)
     dialogue, place, order, where = _order(f, c)
-    bad += [
-        (
-            f'column {roles["position"]!r}, row {i}: found {get("position")[i]!r:.40}, expected '
-            'a number'
-        )
-        for i in np.isnan(place).nonzero()[0]
-        if get('position').notna()[i]
-    ]
-    same = [
-        (a, b)
-        for a, b in zip(order, order[1:])
-        if dialogue[a] == dialogue[b] and place[a] == place[b]
-    ]
-    bad += [
-        f'{where(b)}: found the same dialogue and position as row {a}, expected different ones'
-        for a, b in same
-    ]
+    bad = _empty_cells(f, roles) + _misplaced(f, roles, dialogue, place, order, where)
     cols = {
         m: _column(f[col].tolist(), where, col, base, c.nonfinite, widths.get(m))
-        for m, col in features.items()
+        for m, col in columns.items()
     }
-    if asked := task is not None:
-        label, more = torch.zeros(n, dtype=torch.long if task.classes else torch.float), []
-    else:
-        task, label, more = read_labels_of(
-            get('label'), where, c, name, {m: f'column {col}' for m, col in features.items()}
-        )
-    bad += more + [p for _, _, ps in cols.values() for p in ps]
-    ids, start = np.unique(np.array(dialogue)[order], return_index=True)
-    ids, offset = ids.tolist(), [*start.tolist(), n]
     if asked:
-        part = ['test'] * len(ids)
-    elif not has('split'):
-        part = _dealt_parts(np.diff(offset), c.folds) if len(ids) > 1 else ['train']
+        label = torch.zeros(len(f), dtype=torch.long if task.classes else torch.float)
     else:
-        said = np.array(text('split'))[order]
-        for k, d in enumerate(ids):
-            if len(other := set(said[offset[k] : offset[k + 1]])) > 1:
-                bad.append(
-                    f'column {roles["split"]!r}, dialogue {d!r}: found '
-                    f'{", ".join(sorted(other))}, expected one part for a whole dialogue'
-                )
-        part, more = _named_parts(said[start])
-        bad += [f'column {roles["split"]!r}: {p}' for p in more]
-    who = np.array(text('speaker'))[order] if has('speaker') else np.array([''] * n)
-    speaker = [
-        k
-        for a, b in zip(offset, offset[1:])
-        for at in [list(dict.fromkeys(who[a:b]))]
-        for k in map(at.index, who[a:b])
-    ]
-    utterances = [
-        str(get('utterance')[i])
-        if has('utterance')
-        else f'{dialogue[i]}_{_short(place[i])}'
-        if has('dialogue')
-        else dialogue[i]
-        for i in order
-    ]
-    bad += [
-        f'column {roles["utterance"]!r}: found {u!r} {k} times, expected different names'
-        for u, k in Counter(utterances).items()
-        if k > 1 and has('utterance')
-    ]
+        views = {m: f'column {col}' for m, col in columns.items()}
+        task, label, more = read_labels_of(f[roles['label']], where, c, name, views)
+        bad += more
+    for _, _, more in cols.values():
+        bad += more
+    ids, start = np.unique(np.array(dialogue)[order], return_index=True)
+    ids, offset = tuple(ids.tolist()), [*start.tolist(), len(f)]
+    part = ['test'] * len(ids)
+    if not asked:
+        part, more = _read_parts(f, roles, c, ids, offset, order)
+        bad += more
+    speaker = _speakers(f, roles, offset, order)
+    utterances, more = _utterances(f, roles, dialogue, place, order)
+    bad += more
     at = torch.from_numpy(order.copy())
-    present = torch.stack([p for _, p, _ in cols.values()], -1)[at]
     d = Dialogues(
         task,
         {m: x[at] for m, (x, _, _) in cols.items()},
-        present,
+        torch.stack([p for _, p, _ in cols.values()], -1)[at],
         torch.tensor(speaker),
         label[at],
         torch.tensor(offset),
-        tuple(ids),
+        ids,
         tuple(utterances),
         tuple(part),
     )
@@ -558,18 +571,92 @@ def pool(
     lengths=None,  # N numbers of frames, or None
 ) -> list:  # N times [D], or None where no frame counts
     "The mean over the frames that count: within the length and not all zeros."
-    x = np.where(np.isfinite(x), x, np.nan).astype(np.float64)
-    if x.ndim == 2:
-        x, lengths = x[:, None], None
-    within = (
-        np.arange(x.shape[1])
-        < (np.full(len(x), x.shape[1]) if lengths is None else np.asarray(lengths))[:, None]
-    )
+    frames = np.where(np.isfinite(x), x, np.nan).astype(np.float64)
+    if frames.ndim == 2:
+        frames, lengths = frames[:, None], None
+    N, T, _ = frames.shape
+    until = np.full(N, T) if lengths is None else np.asarray(lengths)
+    within = np.arange(T) < until[:, None]
     # NaN is not 0: a frame of holes counts, and has nothing to say
-    counts = within & (x != 0).any(-1)
-    return [_mean(f[c]) if c.any() else None for f, c in zip(x, counts)]
+    counts = within & (frames != 0).any(-1)
+    return [_mean(f[c]) if c.any() else None for f, c in zip(frames, counts)]
 
 # %% ../../nbs/data/03_tables.ipynb #e80073bc
+def _names_and_labels(p, one, where):  # N names, [N] labels
+    ids, y = (
+        np.array(p[k], object) if isinstance(p[k], (list, tuple)) else np.asarray(p[k])
+        for k in ('id', one)
+    )
+    n = len(ids) if ids.ndim == 1 else 0
+    require(n, f'{where}, id', f'shape {ids.shape}', 'one name per utterance')
+    fits = y.size == n and y.ndim <= 2
+    require(fits, f'{where}, {one}', f'shape {y.shape}', f'({n},) as there are ids')
+    y = y.reshape(n)
+    if one == 'regression_labels':
+        numbers = all(isinstance(v, (int, float)) for v in y.tolist())
+        require(numbers, f'{where}, {one}', f'{y[0]!r:.40}', 'numbers')
+    return [str(i) for i in ids], y
+
+
+def _field_lengths(p, field, n, where):  # N numbers of frames; None: all of them
+    mask = p.get('text_bert') if field == 'text' else None
+    if np.ndim(mask) == 3 and np.asarray(mask).dtype.kind in 'fiu':
+        lengths = np.asarray(mask)[:, 1].sum(-1)
+    else:
+        lengths = p.get(f'{field}_lengths')
+    if lengths is not None:
+        shape, dtype = np.shape(lengths), np.asarray(lengths).dtype
+        good = shape == (n,) and dtype.kind in 'fiu'
+        found = f'shape {shape} of {dtype}'
+        require(good, f'{where}, {field}_lengths', found, f'({n},) numbers')
+    return lengths
+
+
+def _pooled(p, field, n, where):  # N vectors, None where no frame counts
+    x = np.asarray(p[field])
+    good = x.dtype.kind in 'fiu' and x.ndim in (2, 3) and len(x) == n
+    found = f'shape {x.shape} of {x.dtype}'
+    require(good, f'{where}, {field}', found, f'({n}, frames, width)')
+    return pool(x, _field_lengths(p, field, n, where))
+
+# %% ../../nbs/data/03_tables.ipynb #4f9d477a
+def _by_number(clip):  # clip 9 before clip 10
+    return not clip.isdigit(), int(clip) if clip.isdigit() else 0, clip
+
+
+# column -> N cells; the labels are field `one` of the pickle and column `label` of the table
+def _part_rows(p, part, one, label, fields, where):
+    for k in ('id', one, *fields.values()):
+        if k not in p:
+            raise DataError(f'{where}: found no {k!r}, expected it beside {", ".join(map(str, p))}')
+    ids, y = _names_and_labels(p, one, where)
+    pooled = {f'field {m}': _pooled(p, k, len(ids), where) for m, k in fields.items()}
+    names = [(video, clip) for video, _, clip in (i.rpartition('$_$') for i in ids)]
+    clips = {}
+    for video, clip in names:
+        clips.setdefault(video, []).append(clip)
+    for own in clips.values():
+        own.sort(key=_by_number)
+    return {
+        'dialogue': [f'{video or clip} {part}' for video, clip in names],
+        'position': [clips[video].index(clip) for video, clip in names],
+        'utterance': [f'{v}_{clip} {part}' if v else f'{clip} {part}' for v, clip in names],
+        'split': [part] * len(ids),
+        label: y.tolist(),
+        **pooled,
+    }
+
+# %% ../../nbs/data/03_tables.ipynb #936fd841
+def _mmsa_columns(columns, y):  # `columns` for the table; y: the scores, None where it has classes
+    if y is not None:
+        edge = 1.0 if max(map(abs, y), default=0) <= 1 else 3.0
+        usual = dict(task='score', low=-edge, high=edge, middle=0.0)
+        unsaid = {k: v for k, v in usual.items() if k not in columns.model_fields_set}
+        columns = columns.model_copy(update=unsaid)
+    fixed = {'dialogue', 'position', 'utterance', 'split', 'speaker'}
+    return Columns(**columns.model_dump(exclude_unset=True, exclude=fixed))
+
+# %% ../../nbs/data/03_tables.ipynb #cf587f30
 def read_mmsa(
     path,  # a .pkl file of MMSA
     columns: Columns = Columns(),  # `label` names another field, the rest as for tables
@@ -578,117 +665,27 @@ def read_mmsa(
     name: str | None = None,  # of the data; None: of the file
 ) -> tuple[Dialogues, list[str]]:  # as `read_table`
     "Read a pickle in the layout of MMSA. Raises `DataError` if it is something else."
-    path, parts = Path(path), read_pickle(path, most=2**34)
-    if (
-        not isinstance(parts, dict)
-        or not parts
-        or not all(isinstance(p, dict) for p in parts.values())
-    ):
-        raise DataError(
-            f'{path}: found a {type(parts).__name__}, expected parts such as train, valid, '
-            'test with their fields'
-        )
+    path = Path(path)
+    parts = read_pickle(path, most=2**34)
+    good = isinstance(parts, dict) and parts and all(isinstance(p, dict) for p in parts.values())
+    expected = 'parts such as train, valid, test with their fields'
+    require(good, f'{path}', f'a {type(parts).__name__}', expected)
     one = columns.label if 'label' in columns.model_fields_set else 'regression_labels'
-    fields = features or {
-        m: m for m in ('text', 'audio', 'vision') if all(m in p for p in parts.values())
-    }
-    rows = {
-        k: []
-        for k in (
-            'dialogue',
-            'position',
-            'utterance',
-            'split',
-            columns.label,
-            *(f'field {m}' for m in fields),
-        )
-    }
+    usual = [m for m in ('text', 'audio', 'vision') if all(m in p for p in parts.values())]
+    fields = features or {m: m for m in usual}
+    rows = {}
     for part, p in parts.items():
-        if gone := [k for k in ('id', one, *fields.values()) if k not in p]:
-            raise DataError(
-                f'{path}, part {part!r}: found no {gone[0]!r}, expected it beside '
-                f'{", ".join(map(str, p))}'
-            )
-        ids, y = (
-            np.array(p[k], object) if isinstance(p[k], (list, tuple)) else np.asarray(p[k])
-            for k in ('id', one)
-        )
-        n = len(ids) if ids.ndim == 1 else 0
-        if not n:
-            raise DataError(
-                f'{path}, part {part!r}, id: found shape {ids.shape}, expected one name per '
-                'utterance'
-            )
-        if y.size != n or y.ndim > 2:
-            raise DataError(
-                f'{path}, part {part!r}, {one}: found shape {y.shape}, expected ({n},) as '
-                'there are ids'
-            )
-        if one == 'regression_labels' and not all(
-            isinstance(v, (int, float)) for v in y.reshape(n).tolist()
-        ):
-            raise DataError(
-                f'{path}, part {part!r}, {one}: found {y.reshape(n)[0]!r:.40}, expected numbers'
-            )
-        for m, k in fields.items():
-            x = np.asarray(p[k])
-            if x.dtype.kind not in 'fiu' or x.ndim not in (2, 3) or len(x) != n:
-                raise DataError(
-                    f'{path}, part {part!r}, {k}: found shape {x.shape} of {x.dtype}, '
-                    f'expected ({n}, frames, width)'
-                )
-            mask = p.get('text_bert') if k == 'text' else None
-            length = (
-                p.get(f'{k}_lengths')
-                if mask is None or np.ndim(mask) != 3 or np.asarray(mask).dtype.kind not in 'fiu'
-                else np.asarray(mask)[:, 1].sum(-1)
-            )
-            if length is not None and (
-                np.shape(length) != (n,) or np.asarray(length).dtype.kind not in 'fiu'
-            ):
-                raise DataError(
-                    f'{path}, part {part!r}, {k}_lengths: found shape {np.shape(length)} of '
-                    f'{np.asarray(length).dtype}, expected ({n},) numbers'
-                )
-            rows[f'field {m}'] += pool(x, length)
-        names = [str(i).rpartition('$_$') for i in ids]
-        clips = {
-            v: sorted(
-                (c for w, _, c in names if w == v),
-                key=lambda c: (not c.isdigit(), int(c) if c.isdigit() else 0, c),
-            )
-            for v, _, _ in names
-        }
-        rows['dialogue'] += [f'{v or c} {part}' for v, _, c in names]
-        rows['position'] += [clips[v].index(c) for v, _, c in names]
-        rows['utterance'] += [f'{v}_{c} {part}' if v else f'{c} {part}' for v, _, c in names]
-        rows['split'] += [part] * n
-        rows[columns.label] += y.reshape(n).tolist()
-    y = rows[columns.label]
-    if one == 'regression_labels':
-        edge = 1.0 if max(map(abs, y), default=0) <= 1 else 3.0
-        columns = columns.model_copy(
-            update={
-                k: v
-                for k, v in dict(task='score', low=-edge, high=edge, middle=0.0).items()
-                if k not in columns.model_fields_set
-            }
-        )
-    ways = Columns(
-        **columns.model_dump(
-            exclude_unset=True, exclude={'dialogue', 'position', 'utterance', 'split', 'speaker'}
-        )
-    )
+        new = _part_rows(p, part, one, columns.label, fields, f'{path}, part {part!r}')
+        for column, cells in new.items():
+            rows.setdefault(column, []).extend(cells)
+    scores = rows[columns.label] if one == 'regression_labels' else None
+    ways = _mmsa_columns(columns, scores)
     try:
         d, bad = read_table(rows, ways, {m: f'field {m}' for m in fields}, name or path.stem)
     except DataError as e:
         raise DataError(f'{path}: {str(e).removeprefix("the table: ")}') from None
-    return replace(
-        d,
-        task=replace(
-            d.task, views={m: f'{k}, mean over the frames that count' for m, k in fields.items()}
-        ),
-    ), bad
+    views = {m: f'{k}, mean over the frames that count' for m, k in fields.items()}
+    return replace(d, task=replace(d.task, views=views)), bad
 
 # %% ../../nbs/data/03_tables.ipynb #a1c8af0d
 FILES = dict.fromkeys(KINDS, read_table) | {'.pkl': read_mmsa, '.pickle': read_mmsa}
@@ -730,29 +727,18 @@ def load_own(
     """Load a file of one's own, from the cache if it is unchanged. Raises `DataError` with the
     first problems and their number."""
     path = Path(path).resolve()
-    if not path.is_file():
-        raise DataError(f'{path}: found no such file, expected a table or a pickle')
+    require(path.is_file(), f'{path}', 'no such file', 'a table or a pickle')
     key = hashlib.sha256(repr((str(path), columns, features)).encode()).hexdigest()[:16]
+    cache = _cache_folder(cache_dir) / f'{path.stem}-{key}.safetensors'
     # 2: how it is read
-    cache, stamp = (
-        Path(cache_dir or os.environ.get('MCULORA_CACHE') or user_cache_dir('mculora'))
-        / f'{path.stem}-{key}.safetensors',
-        f'2 {path.stat().st_size} {path.stat().st_mtime_ns}',
-    )
+    stamp = f'2 {path.stat().st_size} {path.stat().st_mtime_ns}'
     with suppress(DataError):
         return load_dialogues(cache, stamp)
     d, bad = read_own(path, columns, features)
     if bad:
-        raise DataError(
-            f'{path.name}: {len(bad)} problem{"s" * (len(bad) > 1)}: '
-            + '; '.join(bad[:5])
-            + '; ...' * (len(bad) > 5)
-        )
+        raise listed(path.name, bad)
     if _whole(path, [(features or {}).get(m, m) for m in d.modalities]):
-        try:
-            save_dialogues(d, cache, stamp)
-        except OSError as e:
-            warnings.warn(f'{cache.parent}: cannot keep a copy for next time ({e})')
+        _keep(d, cache, stamp)
     return d
 
 # %% ../../nbs/data/03_tables.ipynb #f03cce13

@@ -9,7 +9,7 @@ __all__ = ['NUISANCE', 'SIGMA', 'SPECS', 'SHAPES', 'Spec', 'places', 'columns', 
            'states', 'bayes_limit', 'repo_root', 'open_dataset']
 
 # %% ../../nbs/data/02_twins.ipynb #8b31ae6a
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from collections.abc import Callable
@@ -42,9 +42,8 @@ class Spec:
     pair_width: int = 4  # coordinates per pair and modality
 
     def __post_init__(self):
-        if len(self.prior) != len(self.classes or self.scores) or bool(self.classes) == bool(
-            self.scores
-        ):
+        one_kind = bool(self.classes) != bool(self.scores)
+        if not one_kind or len(self.prior) != len(self.classes or self.scores):
             raise DataError(
                 f'spec: found {len(self.prior)} states, {len(self.classes)} classes, '
                 f'{len(self.scores)} scores; expected a class or a score per state'
@@ -126,10 +125,8 @@ def draw_latents(
     rng: np.random.Generator,  # random state
 ) -> Tensor:  # [N, D] float64
     "Latents of utterances whose labels are known."
-    (mu, Sigma), e = (
-        moments(s),
-        torch.from_numpy(rng.standard_normal((len(y), sum(map(len, columns(s).values()))))),
-    )
+    mu, Sigma = moments(s)
+    e = torch.from_numpy(rng.standard_normal((len(y), mu.shape[1])))
     z, L = torch.empty_like(e), torch.linalg.cholesky(Sigma)
     for c in range(len(mu)):
         z[y == c] = mu[c] + e[y == c] @ L[c].T
@@ -205,12 +202,8 @@ def draw_turns(
     rng: np.random.Generator,  # random state
 ) -> tuple[Tensor, Tensor]:  # offset [K+1] and speaker [N]
     "Who speaks when."
-    offset = torch.cat(
-        [
-            torch.zeros(1).long(),
-            *[draw_lengths(n, total, shape, rng) for _, n, total in shape.parts],
-        ]
-    ).cumsum(0)
+    lengths = [draw_lengths(n, total, shape, rng) for _, n, total in shape.parts]
+    offset = torch.cat([torch.zeros(1).long(), *lengths]).cumsum(0)
     change = torch.from_numpy(rng.random(int(offset[-1])) >= shape.stay)
     return offset, change.cumsum(0) % shape.speakers
 
@@ -232,14 +225,11 @@ def frame(
         raise DataError(f'width of {m!r}: found {width}, expected at least {k} for its latents')
     rng = np.random.default_rng([2025, s.modalities.index(m), width])
     Q, R = torch.linalg.qr(torch.from_numpy(rng.standard_normal((width, k))))
-    power = (
-        (s.pi[:, None] * (mu[:, cols] ** 2 + Sigma.diagonal(dim1=1, dim2=2)[:, cols])).sum()
-        + NUISANCE
-        + SIGMA**2 * (width - k)
-    )
+    square = mu[:, cols] ** 2 + Sigma.diagonal(dim1=1, dim2=2)[:, cols]
+    power = (s.pi[:, None] * square).sum() + NUISANCE + SIGMA**2 * (width - k)
     return Q * R.diagonal().sign(), float((width / power) ** 0.5)
 
-
+# %% ../../nbs/data/02_twins.ipynb #e1594f19
 def features(
     s: Spec,  # latent model
     m: str,  # modality
@@ -248,7 +238,8 @@ def features(
     rng: np.random.Generator,  # random state
 ) -> Tensor:  # [N, width] float32
     "What a method sees of one modality."
-    (Q, c), own, out = frame(s, m, width), z[:, columns(s)[m]], torch.empty(len(z), width)
+    Q, c = frame(s, m, width)
+    own, out = z[:, columns(s)[m]], torch.empty(len(z), width)
     # in pieces: float64 of 23000 x 1024 would be 190 MB
     for at in range(0, len(z), 2048):
         x, zz = out[at : at + 2048], own[at : at + 2048]
@@ -313,20 +304,16 @@ def posterior(
     return forward_backward(s, log_likelihood(s, z, present), offset, speaker)
 
 # %% ../../nbs/data/02_twins.ipynb #0d5b2c2e
-def measure(
-    s: Spec,  # latent model
-    p: Tensor,  # [N, C] posterior
-    state: Tensor,  # [N] long, the true states
-) -> dict[str, float]:  # metric -> value, as fractions
-    "Every metric under its best decision."
-    if s.classes:
-        hit = (p / s.pi).argmax(-1) == state
-        return {
-            'WA': (p.argmax(-1) == state).double().mean().item(),
-            'UA': float(
-                torch.stack([hit[state == c].double().mean() for c in state.unique()]).mean()
-            ),
-        }
+def _of_classes(s, p, state):  # WA and UA
+    hit = (p / s.pi).argmax(-1) == state
+    recall = torch.stack([hit[state == c].double().mean() for c in state.unique()])
+    return {
+        'WA': (p.argmax(-1) == state).double().mean().item(),
+        'UA': float(recall.mean()),
+    }
+
+
+def _of_scores(s, p, state):  # ACC, F1, MAE and r
     score = torch.tensor(s.scores, dtype=torch.float64)
     y, mean = score[state], p @ score
     median = score[(p.cumsum(-1) < 0.5).sum(-1).clamp(max=len(score) - 1)]
@@ -346,6 +333,15 @@ def measure(
     }
 
 
+def measure(
+    s: Spec,  # latent model
+    p: Tensor,  # [N, C] posterior
+    state: Tensor,  # [N] long, the true states
+) -> dict[str, float]:  # metric -> value, as fractions
+    "Every metric under its best decision."
+    return _of_classes(s, p, state) if s.classes else _of_scores(s, p, state)
+
+# %% ../../nbs/data/02_twins.ipynb #6a23d82a
 def chance(s: Spec) -> float:
     "WA or ACC of always giving the most frequent answer."
     if s.classes:
@@ -355,6 +351,14 @@ def chance(s: Spec) -> float:
     return float(max(up, down) / (up + down))
 
 # %% ../../nbs/data/02_twins.ipynb #a2ec8a69
+def _fresh(s, shape, n, rng):  # n dialogues like those of `shape`: offset, speaker, state, latents
+    mean = sum(u for *_, u in shape.parts) / sum(k for _, k, _ in shape.parts)
+    alike = replace(shape, parts=(('fresh', n, round(n * mean)),))
+    offset, speaker = draw_turns(alike, rng)
+    state = draw_states(s, offset, speaker, rng)
+    return offset, speaker, state, draw_latents(s, state, rng)
+
+
 def limits(
     s: Spec,  # latent model
     shape: Shape,  # lengths and speakers
@@ -368,37 +372,16 @@ def limits(
     Carlo."""
     if n_dialogues < 40:
         raise DataError(f'n_dialogues: found {n_dialogues}, expected at least 40')
-    rng, groups, mean = (
-        np.random.default_rng([7, seed]),
-        40,
-        sum(u for *_, u in shape.parts) / sum(n for _, n, _ in shape.parts),
-    )
-    offset, speaker = draw_turns(
-        Shape(
-            (('fresh', n_dialogues, round(n_dialogues * mean)),),
-            {},
-            shape.low,
-            shape.high,
-            shape.spread,
-            shape.speakers,
-            shape.stay,
-        ),
-        rng,
-    )
-    state = draw_states(s, offset, speaker, rng)
-    z, cut = (
-        draw_latents(s, state, rng),
-        offset[torch.linspace(0, n_dialogues, groups + 1).round().long()],
-    )
+    groups, M = 40, len(s.common)
+    rng = np.random.default_rng([7, seed])
+    offset, speaker, state, z = _fresh(s, shape, n_dialogues, rng)
+    cut = offset[torch.linspace(0, n_dialogues, groups + 1).round().long()]
+    if present:
+        masks = present(len(z), M)
+    else:
+        rows = zip(labels(s.modalities), members(M))
+        masks = {name: row.expand(len(z), -1) for name, row in rows}
     out = {}
-    masks = (
-        present(len(z), len(s.common))
-        if present
-        else {
-            name: row.expand(len(z), -1)
-            for name, row in zip(labels(s.modalities), members(len(s.common)))
-        }
-    )
     for name, mask in masks.items():
         p = posterior(s, z, offset, speaker, mask)
         part = [measure(s, p[i:j], state[i:j]) for i, j in zip(cut[:-1], cut[1:])]
@@ -409,11 +392,9 @@ def limits(
     return out
 
 # %% ../../nbs/data/02_twins.ipynb #0a9796cf
-_wide, _narrow, _grid = (
-    {'a': 512, 't': 1024, 'v': 1024},
-    {'a': 24, 't': 32, 'v': 28},
-    (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0),
-)
+_wide = {'a': 512, 't': 1024, 'v': 1024}
+_narrow = {'a': 24, 't': 32, 'v': 28}
+_grid = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 _sessions = ((28, 1085), (30, 1023), (32, 1151), (30, 1031), (31, 1241))
 _videos = (('train', 24, 216), ('val', 6, 54), ('test', 8, 72))
 
@@ -496,24 +477,20 @@ def simulate(
     state = draw_states(s, offset, speaker, rng)
     z = draw_latents(s, state, rng)
     part = tuple(p for p, n, _ in shape.parts for _ in range(n))
-    ids, n = tuple(f'{p}_{k:04d}' for k, p in enumerate(part)), (offset[1:] - offset[:-1]).tolist()
-    task = Task(
-        name,
-        s.classes,
-        **(dict(low=min(s.scores), high=max(s.scores)) if s.scores else {}),
-        simulated=True,
-        views=dict.fromkeys(s.modalities, 'simulated'),
-    )
+    ids = tuple(f'{p}_{k:04d}' for k, p in enumerate(part))
+    size = (offset[1:] - offset[:-1]).tolist()
+    span = dict(low=min(s.scores), high=max(s.scores)) if s.scores else {}
+    views = dict.fromkeys(s.modalities, 'simulated')
     return checked(
         Dialogues(
-            task,
+            Task(name, s.classes, **span, simulated=True, views=views),
             {m: features(s, m, z, shape.widths[m], rng) for m in s.modalities},
             torch.ones(len(z), len(s.common), dtype=torch.bool),
             speaker,
             torch.tensor(s.scores)[state] if s.scores else state,
             offset,
             ids,
-            tuple(f'{i}_{j:03d}' for i, l in zip(ids, n) for j in range(l)),
+            tuple(f'{i}_{j:03d}' for i, n in zip(ids, size) for j in range(n)),
             part,
         )
     )
@@ -545,7 +522,7 @@ def spec_of(d: Dialogues) -> Spec:
         raise DataError(f'oracle: found encoded features of {d.task.name}, expected raw ones')
     return SPECS[name]
 
-
+# %% ../../nbs/data/02_twins.ipynb #883e522e
 def oracle(
     d: Dialogues,  # a twin, or part of one
     # what stays: a label such as 'tv', or a mask [M] or [N, M]; None: what is there
@@ -560,14 +537,13 @@ def oracle(
             f'oracle: found modalities {", ".join(d.modalities)}, expected '
             f'{", ".join(s.modalities)}; use `condition` to leave some out'
         )
+    M = len(s.common)
     if condition is None:
-        mask = torch.ones(len(s.common), dtype=torch.bool)
+        mask = torch.ones(M, dtype=torch.bool)
+    elif isinstance(condition, str):
+        mask = members(M)[combination(condition, s.modalities)]
     else:
-        mask = (
-            members(len(s.common))[combination(condition, s.modalities)]
-            if isinstance(condition, str)
-            else condition.cpu()
-        )
+        mask = condition.cpu()
     z = []
     for m, x in d.features.items():
         Q, c = frame(s, m, x.shape[1])
@@ -578,12 +554,10 @@ def oracle(
 # %% ../../nbs/data/02_twins.ipynb #e719e041
 def states(d: Dialogues, s: Spec | None = None) -> Tensor:  # [N] long
     "The state of each utterance: its class, or the place of its score on the grid."
-    s = s or spec_of(d)
-    return (
-        (d.label.cpu()[:, None] == torch.tensor(s.scores)).long().argmax(-1)
-        if s.scores
-        else d.label.cpu()
-    )
+    s, label = s or spec_of(d), d.label.cpu()
+    if not s.scores:
+        return label
+    return (label[:, None] == torch.tensor(s.scores)).long().argmax(-1)
 
 
 @cache
