@@ -9,8 +9,9 @@ __all__ = ['app', 'data', 'Features', 'Table', 'Device', 'Size', 'OutDir', 'AsTr
            'SideBySide', 'StudyData', 'MethodsOrAll', 'Studies', 'OneFold', 'OneSeed', 'Observe', 'Done', 'AsStudy',
            'OneMethod', 'Trials', 'TuningFolds', 'TuningSeeds', 'TuningDir', 'RunFolder', 'NewModel', 'DatasetOfRun',
            'DataRootOfRun', 'FeaturesOfRun', 'Temperatures', 'Programs', 'Input', 'Output', 'FeaturesOfInput',
-           'TableOfInput', 'Nonfinite', 'BenchDevice', 'Threads', 'BenchPrecision', 'BenchData', 'AsJson', 'extract',
-           'check', 'train', 'study', 'tune_', 'export', 'predict', 'explore', 'bench']
+           'TableOfInput', 'Nonfinite', 'BenchDevice', 'Threads', 'BenchPrecision', 'BenchData', 'AsJson', 'results',
+           'extract', 'check', 'train', 'study', 'tune_', 'export', 'predict', 'explore', 'bench', 'add_', 'list_',
+           'show']
 
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
 from contextlib import contextmanager
