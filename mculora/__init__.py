@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/00_start.ipynb #3892bfb1
+# %% ../nbs/00_start.ipynb #472d1ec4
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ _PLACES = {
     'DataError': 'basics.dialogues',
     'OutputError': 'basics.files',
 }
-__all__ = [*_PLACES]
+__all__ = list(_PLACES)
 
 # %% ../nbs/00_start.ipynb #4932246f
 def __getattr__(name: str) -> Any:
@@ -45,15 +45,21 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     return sorted([*globals(), *_PLACES])
 
-# %% ../nbs/00_start.ipynb #99617440
+# %% ../nbs/00_start.ipynb #eeb2e838
 if TYPE_CHECKING:
-    from mculora.basics.dialogues import DataError
-    from mculora.basics.files import OutputError
-    from mculora.basics.method import Method, Settings, Stage, methods, register
-    from mculora.data.sources import describe
-    from mculora.data.tables import open_data
-    from mculora.experiments.results import collect, compare
-    from mculora.experiments.runs import RunConfig, run
-    from mculora.training.evaluation import evaluate
-    from mculora.use.artefact import from_run, load, save
-    from mculora.use.prediction import Predictor
+    from mculora.basics.dialogues import DataError as DataError
+    from mculora.basics.files import OutputError as OutputError
+    from mculora.basics.method import (
+        Method as Method,
+        Settings as Settings,
+        Stage as Stage,
+        methods as methods,
+        register as register,
+    )
+    from mculora.data.sources import describe as describe
+    from mculora.data.tables import open_data as open_data
+    from mculora.experiments.results import collect as collect, compare as compare
+    from mculora.experiments.runs import RunConfig as RunConfig, run as run
+    from mculora.training.evaluation import evaluate as evaluate
+    from mculora.use.artefact import from_run as from_run, load as load, save as save
+    from mculora.use.prediction import Predictor as Predictor

@@ -643,10 +643,8 @@ def add_(
 ):
     """Add runs to the results that are kept. Exit code: 0 all are there, 2 something is wrong with
     one, and it is not added."""
-    try:
+    with _refusing():
         every, new = store.add(repo_root() / folder, repo_root() / to, keep or ())
-    except (ValueError, OSError) as e:
-        raise _refused(e) from None
     typer.echo(f'{to}: {len(new)} added, {len(every) - len(new)} were there')
 
 # %% ../../nbs/use/04_cli.ipynb #9f5796d8
@@ -661,11 +659,9 @@ def list_(
 ):
     """List runs: a line each, with the first metric on the mean of the incomplete conditions and
     on all. Without filters all runs. Exit code: 0 some, 1 none, 2 a result is damaged."""
-    try:
+    with _refusing():
         only = dict(dataset=data or (), method=method or (), fold=fold or (), seed=seed or ())
         rows = store.listed(repo_root() / root, _json(options, 'options'), **only)
-    except (ValueError, OSError) as e:
-        raise _refused(e) from None
     top = f'{repo_root()}/'
     if len(rows):
         rows = rows.assign(run=[r.removeprefix(top) for r in rows.run])
@@ -679,7 +675,5 @@ def show(
     run: Annotated[str, typer.Argument(help='Address of a run, as list prints it.')],
 ):
     "Show a run: what it was, and its scores. Exit code: 0 shown, 2 something is wrong with it."
-    try:
+    with _refusing():
         typer.echo(store.told(read_result(repo_root() / run)))
-    except (ValueError, OSError) as e:
-        raise _refused(e) from None
