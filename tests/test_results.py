@@ -13,7 +13,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from mculora.experiments.bench import markdown
-from mculora.basics.dialogues import DataError, Task
+from mculora.basics.dialogues import DataError
+from mculora.data.sources import described
 from mculora.basics.method import methods, settings_of
 from mculora.experiments.results import (
     STORE,
@@ -211,7 +212,7 @@ def test_bfloat16_is_not_told_from_float32():
     "Paired by seed, the interval of the difference contains 0: leading metric, real CMU-MOSI."
     t = collected()
     default = json.dumps(
-        settings_of('mculora', Task('mosi'))[1].model_dump(mode='json'), sort_keys=True
+        settings_of('mculora', described('mosi'))[1].model_dump(mode='json'), sort_keys=True
     )
     t = t[
         (t.dataset == 'mosi')
@@ -245,7 +246,7 @@ def test_the_learning_rate_in_use_is_the_best_of_the_grid(data, name):
         return
     score = validation_of(found)
     best = max(variants, key=lambda v: score[v.name])
-    assert settings_of(name, Task(data))[1].lr == best.options['lr'], score
+    assert settings_of(name, described(data))[1].lr == best.options['lr'], score
     assert best.options['lr'] < max(methods()[name].grid), 'the best may lie beyond the grid'
 
 
@@ -479,7 +480,7 @@ def test_a_tuning_study_is_whole(path):
     reported run's, and the journal beside it says the same."""
     about, trials = json.loads(path.read_text()), pd.read_csv(path.with_name('trials.csv'))
     assert len(trials) == about['trials'] and not set(about['seeds']) & set(FINAL)
-    own = settings_of(about['method'], Task(about['data']))[1].model_dump(mode='json')
+    own = settings_of(about['method'], described(about['data']))[1].model_dump(mode='json')
     assert all(trials[k][0] == own[k] for k in about['space'])
     for r in trials[trials.state == 'complete'].itertuples():
         assert len(runs := json.loads(r.runs)) == len(about['folds']) * len(about['seeds']) and sum(

@@ -541,13 +541,12 @@ class Flows(Recovering):
 
     @classmethod
     def published(cls, task):
-        data = task.name.split('-')[0]
         return dict(
             lr=1e-4,
             patience=10,
-            batch_size=18 if data == 'mosei' else 1,
+            batch_size=18 if task.release == 'mosei' else 1,
             sampling='batch',
-            width=32 if data == 'mosi' else 64,
+            width=32 if task.release == 'mosi' else 64,
             permute=False,
             floor=True,
             score_loss='mae',

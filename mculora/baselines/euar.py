@@ -154,7 +154,7 @@ class EUARParts(Baseline):
             lr=2e-5,
             epochs=200,
             patience=None,
-            batch_size=5 if task.name.startswith('mosei') else 1,
+            batch_size=5 if task.release == 'mosei' else 1,
             batch_gate=True,
             task_weight=10.0,
             score_loss='mae',

@@ -270,7 +270,7 @@ class Scores(Recovering):
         return dict(
             lr=2e-3,
             patience=20,
-            batch_size=18 if task.name.startswith('mosei') else 1,
+            batch_size=18 if task.release == 'mosei' else 1,
             sampling='batch',
             steps=100,
             condition_noise='same',

@@ -142,7 +142,7 @@ class MCTNParts(Baseline):
             epochs=200,
             patience=20,
             lr=1e-4,
-            batch_size=5 if task.name.startswith('mosei') else 1,
+            batch_size=5 if task.release == 'mosei' else 1,
             dropout=0.0,
             when_complete='translate',
             score_loss='mae',

@@ -176,7 +176,7 @@ class Imagining(Hidden):
 
     @classmethod
     def published(cls, task):
-        return PUBLISHED | dict(batch_size=BATCH.get(task.name.split('-')[0], 16))
+        return PUBLISHED | dict(batch_size=BATCH.get(task.release, 16))
 
     def copy(self):
         "The teacher: a frozen copy of what it shares with the student."

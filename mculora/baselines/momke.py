@@ -191,13 +191,12 @@ class MoMKEParts(Baseline):
 
     @classmethod
     def published(cls, task):
-        data = task.name.split('-')[0]
         return dict(
-            epochs={'mosi': 150, 'mosei': 50}.get(data, 100),
+            epochs={'mosi': 150, 'mosei': 50}.get(task.release, 100),
             lr=1e-4,
             weight_decay=1e-5,
             patience=None,
-            batch_size=32 if data in ('mosi', 'mosei') else 16,
+            batch_size=32 if task.release in ('mosi', 'mosei') else 16,
         )
 
 # %% ../../nbs/baselines/06_momke.ipynb #0039a335

@@ -41,7 +41,7 @@ class Baseline(Method):
 
     Settings = Recipe
     grid: tuple[float, ...] = GRID
-    # dataset -> the learning rate of `GRID` that was best on validation
+    # release -> the learning rate of `GRID` that was best on validation
     tuned: dict[str, float] = {}
 
     @classmethod
@@ -52,12 +52,12 @@ class Baseline(Method):
 
     @classmethod
     def recipe(cls, task, preset='fair'):
-        own, data = {}, task.name.split('-')[0]
+        own = {}
         if preset == 'as-published':
             own = cls.published(task)
-        elif preset == 'fair' and data in cls.tuned:
-            own = {'lr': cls.tuned[data]}
-        if not task.name.endswith('-tiny'):
+        elif preset == 'fair' and task.release in cls.tuned:
+            own = {'lr': cls.tuned[task.release]}
+        if not task.tiny:
             return own
         return own | {k: v for k, v in TINY.items() if k in cls.Settings.model_fields}
 

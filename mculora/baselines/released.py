@@ -342,17 +342,16 @@ class Released(ReleasedDPFT):
 
     @classmethod
     def published(cls, task):
-        data = task.name.split('-')[0]
         return dict(
-            epochs=200 if data == 'mosei' else 300,
+            epochs=200 if task.release == 'mosei' else 300,
             lr=1e-4,
             weight_decay=1e-5,
             patience=None,
-            batch_size=32 if data in ('mosi', 'mosei') else 16,
+            batch_size=32 if task.release in ('mosi', 'mosei') else 16,
             sampling='batch',
             adapter_index='first',
             dpft='bernoulli',
-            **(dict(step=0.00025, bounds=(0.445, 0.555)) if data == 'iemocap' else {}),
+            **(dict(step=0.00025, bounds=(0.445, 0.555)) if task.release == 'iemocap' else {}),
         )
 
     def stages(self):

@@ -37,6 +37,9 @@ class Task:
     simulated: bool = False  # True for the simulated twins
     # modality -> what it is, in words, e.g. the feature folder
     views: dict[str, str] = field(default_factory=dict)
+    # the release that this is, or is a twin of, whose recipes hold: 'mosei', ...; None: neither
+    release: str | None = None
+    tiny: bool = False  # a tiny twin, for small models
 
     @property
     # C: logits of the classes, or one score

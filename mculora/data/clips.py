@@ -912,7 +912,7 @@ def _arranged(clips, dataset, l):  # clips as dialogues without features
         found, expected = f'speaker {shown(c.speaker)}', ' or '.join(l.speakers)
         require(known, f'utterance {c.utterance}', found, expected)
     return Dialogues(
-        Task(dataset, l.classes),
+        Task(dataset, l.classes, release=dataset),
         {},
         torch.zeros(len(flat), 0, dtype=torch.bool),
         torch.tensor([l.speakers.index(c.speaker) if l.speakers else 0 for c in flat]),

@@ -503,17 +503,14 @@ def twin(
 ) -> Dialogues:
     "The simulated twin of a dataset: same seed, same bits."
     key = _known(dataset, size)
-    return simulate(
-        f'{dataset}-simulated' + ('-tiny' if size == 'tiny' else ''),
-        SPECS[dataset],
-        SHAPES[key],
-        seed,
-    )
+    tiny = size == 'tiny'
+    d = simulate(sources.data_name(dataset, True, tiny), SPECS[dataset], SHAPES[key], seed)
+    return replace(d, task=replace(d.task, release=dataset, tiny=tiny))
 
 # %% ../../nbs/data/02_twins.ipynb #d60702b8
 def spec_of(d: Dialogues) -> Spec:
     "The latent model that a twin was drawn from."
-    name = d.task.name.split('-')[0]
+    name = d.task.release
     if not d.task.simulated or name not in SPECS:
         raise DataError(
             f'oracle: found {d.task.name!r}, expected a simulated twin of {", ".join(SPECS)}'

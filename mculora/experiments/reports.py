@@ -18,6 +18,7 @@ from .results import against, beside, collect, file_of, interval, read_result
 from .runs import said_missing
 from ..basics.files import write_atomically
 from .studies import Sweep, Variant, find
+from ..data.sources import LAYOUTS, described
 from ..data.twins import bayes_limit, repo_root
 
 if TYPE_CHECKING:  # annotations alone need it here
@@ -99,7 +100,7 @@ class Report(_Finds):
         return _limit(self.dataset, self.size)
 
 # %% ../../nbs/experiments/03_reports.ipynb #81154800
-NAMES = {'iemocap': 'IEMOCAP', 'iemocap6': 'IEMOCAP-6', 'mosi': 'CMU-MOSI', 'mosei': 'CMU-MOSEI'}
+NAMES = {name: l.title for name, l in LAYOUTS.items()}
 # in colour where a picture would be too crowded with all; the tables have all
 FOCUS = (
     'mculora',
@@ -131,12 +132,13 @@ def describe_data(
     data: str,  # as results name it
 ) -> str:
     "What a title says of the data; of training data with gaps, which, if all rows have the same."
-    name, gaps = NAMES.get(data.split('-')[0]), list(found.missing.unique()) if len(found) else []
+    task, gaps = described(data), list(found.missing.unique()) if len(found) else []
     said = f', {said_missing(lacks)}' if len(gaps) == 1 and (lacks := json.loads(gaps[0])) else ''
-    if not name:
+    if not task.release:
         return f'{data}, a table of its own{said}'
-    if '-simulated' in data:
-        return f'simulated twin of {name}' + (', tiny' if data.endswith('-tiny') else '') + said
+    name = LAYOUTS[task.release].title
+    if task.simulated:
+        return f'simulated twin of {name}' + ', tiny' * task.tiny + said
     return f'{name}, {features_of(found)}{said}' if len(found) else name
 
 # %% ../../nbs/experiments/03_reports.ipynb #f7621972

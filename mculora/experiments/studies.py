@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import json
 from pydantic import Field
 from ..basics.dialogues import DataError, Task
+from ..data.sources import described
 from ..basics.method import Settings, methods, settings_of
 from ..beyond.plus import OFF
 from .results import read_result
@@ -120,7 +121,8 @@ def studies() -> dict[str, list[Variant]]:
         'published': [
             Variant(name=f'{name}, as published', method=name, options=dict(preset='as-published'))
             for name, cls in known.items()
-            if 'preset' in cls.Settings.model_fields and cls.recipe(Task('iemocap'), 'as-published')
+            if 'preset' in cls.Settings.model_fields
+            and cls.recipe(described('iemocap'), 'as-published')
         ],
         'grid': [
             Variant(name=f'{name}, lr {lr:g}', method=name, options=dict(lr=lr))
@@ -130,20 +132,25 @@ def studies() -> dict[str, list[Variant]]:
     }
 
 # %% ../../nbs/experiments/02_studies.ipynb #b3f3e0f0
-class _Named(Settings):  # what a dataset's name says
+class _Named(Settings):  # a dataset, by its name
     data: str  # as results name it
 
     @property
+    def task(self) -> Task:
+        return described(self.data)
+
+    @property
     def dataset(self) -> str:
-        return self.data.split('-')[0]
+        "The release, or the table of your own."
+        return self.task.release or self.data
 
     @property
     def simulated(self) -> bool:
-        return '-simulated' in self.data
+        return self.task.simulated
 
     @property
     def size(self) -> Literal['full', 'tiny']:
-        return 'tiny' if self.data.endswith('-tiny') else 'full'
+        return 'tiny' if self.task.tiny else 'full'
 
 # %% ../../nbs/experiments/02_studies.ipynb #48fb12f0
 class Sweep(_Named):
@@ -187,7 +194,7 @@ def _key(sweep, method, options, fold, seed):
     return (
         method,
         json.dumps(
-            settings_of(method, Task(sweep.data), options)[1].model_dump(mode='json'),
+            settings_of(method, sweep.task, options)[1].model_dump(mode='json'),
             sort_keys=True,
         ),
         fold,

@@ -7,13 +7,13 @@ __all__ = ['SPACE', 'FINAL', 'space_of', 'Tuning', 'trials_of', 'tune', 'chosen'
 
 # %% ../../nbs/experiments/04_tuning.ipynb #c8cae1f6
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 import json
 from pydantic import Field, field_validator
 import mculora
 from ..data.clips import need
-from ..basics.dialogues import Task
 from ..training.evaluation import AVERAGES, evaluate, metric_names
 from ..basics.method import Settings, create, methods, settings_of
 from .results import config_hash
@@ -134,7 +134,7 @@ def trials_of(
 
 # %% ../../nbs/experiments/04_tuning.ipynb #b591e44c
 def _tunable(t):  # the settings of the method as it is, and a space that has them in it
-    task, space = Task(t.data, ('x', 'y')), space_of(t.method)
+    task, space = replace(t.sweep.task, classes=('x', 'y')), space_of(t.method)
     if not space:
         raise ValueError(f'method: found {t.method!r}, expected one with settings to tune')
     last = create(t.method, task, dict(a=2, t=2)).stages()[-1:]

@@ -352,12 +352,12 @@ class MCULoRA(Rebalances):
 
     @classmethod
     def recipe(cls, task, preset='fair'):
-        if task.name.endswith('-tiny'):
+        if task.tiny:
             return dict(width=32, depth=1, epochs=30, lr=3e-3, batch_size=4)
-        if task.name.split('-')[0] == 'mosei':
+        if task.release == 'mosei':
             return dict(batch_size=32, epochs=200, bounds=(0.4, 0.6))
         # not in the paper; batch and epochs of the released script
-        if task.name.split('-')[0] == 'mosi':
+        if task.release == 'mosi':
             return dict(batch_size=32, bounds=(0.4, 0.6))
         return {}
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..basics.modalities import combination_index, labels
 from ..basics.dialogues import Batch, DataError, Dialogues, batch, batches, select
 from ..basics.files import write_atomically
-from ..data.sources import find_all, read_layout, scale
+from ..data.sources import described, find_all, read_layout, scale
 from mculora.data.tables import (
     KINDS,
     Columns,
@@ -261,7 +261,7 @@ class Stream:
 # %% ../../nbs/use/02_prediction.ipynb #6f1969ae
 def _release(path, task, features):  # a feature release as dialogues
     found = find_all(path)
-    own = [(n, f) for n, f in found if n == task.name.split('-')[0]] or found
+    own = [(n, f) for n, f in found if n == described(task.name).release] or found
     if not own:
         raise DataError(
             f'{path}: found no dataset, expected IEMOCAP, CMUMOSI or CMUMOSEI with a label '
