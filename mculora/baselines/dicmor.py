@@ -619,11 +619,11 @@ def conditional(
     width: int,  # D_m
 ) -> tuple[Tensor, Tensor]:  # [N, D_m] mean and [N, D_m, D_m] covariance of its features
     "What is known of a missing modality's features from the rest of the same utterance."
-    (mu, Sigma), cols, (Q, c) = moments(s), columns(s), frame(s, m, width)
-    S, own = (
-        torch.cat([cols[o] for o, here in zip(s.modalities, present.tolist()) if here]),
-        cols[m],
-    )
+    mu, Sigma = moments(s)
+    Q, c = frame(s, m, width)
+    cols = columns(s)
+    S = torch.cat([cols[o] for o, here in zip(s.modalities, present.tolist()) if here])
+    own = cols[m]
     # [C, |S|, k]
     K = torch.linalg.solve(Sigma[:, S][:, :, S], Sigma[:, S][:, :, own])
     # [C, N, k] of each class
@@ -635,6 +635,6 @@ def conditional(
     best = torch.einsum('nc,cnk->nk', p, mean)
     off = mean - best
     total = torch.einsum('nc,ckl->nkl', p, cov) + torch.einsum('nc,cnk,cnl->nkl', p, off, off)
-    Q, V = Q[:, : len(own)], Q[:, len(own) :]
-    noise = V @ V.T + SIGMA**2 * (torch.eye(width, dtype=torch.float64) - Q @ Q.T - V @ V.T)
-    return c * best @ Q.T, c * c * (Q @ total @ Q.T + noise)
+    Qm, V = Q[:, : len(own)], Q[:, len(own) :]
+    noise = V @ V.T + SIGMA**2 * (torch.eye(width, dtype=torch.float64) - Qm @ Qm.T - V @ V.T)
+    return c * best @ Qm.T, c * c * (Qm @ total @ Qm.T + noise)

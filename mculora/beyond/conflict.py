@@ -38,12 +38,9 @@ def gram(
     n: int,  # N
 ) -> Tensor:  # [N, N]
     "Inner products of the combinations' gradients of the common head."
-    i = (
-        combination if combination.ndim == 2 else combination[:, None].expand(error.shape[:2])
-    ).clamp(0)
-    g = torch.einsum(
-        'bln,blc,bld->ncd', F.one_hot(i, n).to(error.dtype), error, F.pad(token, (0, 1), value=1.0)
-    ).flatten(1)
+    each = combination if combination.ndim == 2 else combination[:, None].expand(error.shape[:2])
+    own = F.one_hot(each.clamp(0), n).to(error.dtype)
+    g = torch.einsum('bln,blc,bld->ncd', own, error, F.pad(token, (0, 1), value=1.0)).flatten(1)
     return g @ g.T
 
 
@@ -59,28 +56,23 @@ def weighed(
 class Projected(MCULoRA):
     "MCULoRA whose combinations' gradients on the common path are projected where they conflict."
 
-    def _agreed(self, b, y, y_com, token, share):  # y_com, weighed
-        with torch.no_grad():
-            error = (
-                y.softmax(-1) - F.one_hot(b.label, y.shape[-1])
-                if self.task.classes
-                else y - b.label[..., None]
-            )
-            c = surgery(
-                gram(
-                    share * error * b.present.any(-1, keepdim=True),
-                    token,
-                    b.combination,
-                    len(self.q),
-                )
-            )[b.combination.clamp(0)]
-        return weighed(y_com, c[..., None] if c.ndim == 2 else c[:, None, None])
+    @torch.no_grad()
+    def _counts(self, b, y, token, share):  # [B, 1, 1] or [B, L, 1] c of each utterance
+        if self.task.classes:
+            error = y.softmax(-1) - F.one_hot(b.label, y.shape[-1])
+        else:
+            error = y - b.label[..., None]
+        error = share * error * b.present.any(-1, keepdim=True)
+        c = surgery(gram(error, token, b.combination, len(self.q)))[b.combination.clamp(0)]
+        return c[..., None] if c.ndim == 2 else c[:, None, None]
 
     def _joint(self, b):
         token = self._tokens(stack(self._encode(b)), b)
         y = self.common_head(token, torch.zeros_like(b.combination))
-        return task_loss(self._agreed(b, y, y, token, 1.0), b.label, b.present.any(-1))
+        agreed = weighed(y, self._counts(b, y, token, 1.0))
+        return task_loss(agreed, b.label, b.present.any(-1))
 
     def _tuned(self, b, o):
-        y_com = self._agreed(b, o['y_last'], o['y_com'], o['token'], 1 - o['weight'])
-        return super()._tuned(b, o | dict(y_last=mix(y_com, o['y_prt'], o['weight'])))
+        c = self._counts(b, o['y_last'], o['token'], 1 - o['weight'])
+        y_last = mix(weighed(o['y_com'], c), o['y_prt'], o['weight'])
+        return super()._tuned(b, o | dict(y_last=y_last))
