@@ -1,11 +1,13 @@
-"The companion as HTML (`make html`): Sphinx over a copy of README.md, CHANGELOG.md, figures/ and nbs/ beside the pages of docs/; nothing is run."
+"""The companion as HTML (`make html`): Sphinx over a copy of README.md, CHANGELOG.md, figures/ and
+nbs/ beside the pages of docs/; nothing is run."""
+
 import configparser
 import json
 import re
 from pathlib import Path
 
 settings = configparser.ConfigParser()
-settings.read(Path(__file__).parent.parent/'settings.ini')
+settings.read(Path(__file__).parent.parent / 'settings.ini')
 settings = settings['DEFAULT']
 
 project, author, release = settings['title'], settings['author'], settings['version']
@@ -14,44 +16,65 @@ html_title = project
 language = 'en'
 
 extensions = ['myst_nb']
-exclude_patterns = ['README.md',              # is included in index.md
-                    'figures/*-tiny/**', '**/.ipynb_checkpoints', '**/Untitled*']
-nb_execution_mode = 'off'                     # what is stored in the notebooks is shown
-myst_enable_extensions = ['dollarmath']       # $...$ and $$...$$
-myst_dmath_double_inline = True               # $$...$$ within a paragraph, too
+exclude_patterns = [
+    'README.md',  # is included in index.md
+    'figures/*-tiny/**',
+    '**/.ipynb_checkpoints',
+    '**/Untitled*',
+]
+nb_execution_mode = 'off'  # what is stored in the notebooks is shown
+myst_enable_extensions = ['dollarmath']  # $...$ and $$...$$
+myst_dmath_double_inline = True  # $$...$$ within a paragraph, too
 
 html_theme = 'furo'
-html_copy_source = False                      # the notebooks are in the repository
-quiet = {'color-admonition-title': 'var(--color-background-border)',     # the bar of a collapsed cell
-         'color-admonition-title-background': 'var(--color-background-secondary)'}
-boxes = {f'mystnb-{part}-{kind}-color': f'var(--color-{colour})' for part in ('source', 'stdout')   # else light in the dark theme
-         for kind, colour in (('bg', 'code-background'), ('border', 'background-border'))}
+html_copy_source = False  # the notebooks are in the repository
+# the bar of a collapsed cell
+quiet = {
+    'color-admonition-title': 'var(--color-background-border)',
+    'color-admonition-title-background': 'var(--color-background-secondary)',
+}
+# else light in the dark theme
+boxes = {
+    f'mystnb-{part}-{kind}-color': f'var(--color-{colour})'
+    for part in ('source', 'stdout')
+    for kind, colour in (('bg', 'code-background'), ('border', 'background-border'))
+}
 html_theme_options = {'light_css_variables': quiet, 'dark_css_variables': quiet | boxes}
 # furo's column has room for 95 characters of code; where the window is wide, for 125
 WIDE = """<style>@media (min-width: 97em) {
-body .content { width: min(60em, 100vw - 37em) } body .sidebar-drawer { width: calc(50% - 33em) } }</style>"""
+body .content { width: min(60em, 100vw - 37em) }
+body .sidebar-drawer { width: calc(50% - 33em) } }</style>"""
 
 
 def prepare(app, docname, text):
     "Notebooks without nbdev's directives; tables with a title."
     path = app.env.doc2path(docname)
-    if path.suffix == '.ipynb': text[0] = readable(text[0])
-    elif path.parent == app.srcdir: link_notebooks(app, path, docname, text)
-    if path.parent.parent.name == 'figures':    # figures/README.md leads to them; the figure that belongs to a table has its name
+    if path.suffix == '.ipynb':
+        text[0] = readable(text[0])
+    elif path.parent == app.srcdir:
+        link_notebooks(app, path, docname, text)
+    # figures/README.md leads to them; the figure that belongs to a table has its name
+    if path.parent.parent.name == 'figures':
         figure = f'![]({path.stem}.svg)' if path.with_suffix('.svg').exists() else ''
         text[0] = f'---\norphan: true\n---\n# {path.stem}\n\n{figure}\n\n{text[0]}'
 
 
 def readable(text):
-    "A notebook without the lines `#| ...` and cells that are nothing else, cells marked `#| hide` collapsed."
+    """A notebook without the lines `#| ...` and cells that are nothing else, cells marked `#|
+    hide` collapsed."""
     nb = json.loads(text)
     for cell in nb['cells']:
         source = ''.join(cell['source'])
         if cell['cell_type'] == 'code':
-            if re.search(r'^#\| *hide\b', source, flags=re.M): cell['metadata'].setdefault('tags', []).append('hide-cell')
+            if re.search(r'^#\| *hide\b', source, flags=re.M):
+                cell['metadata'].setdefault('tags', []).append('hide-cell')
             source = re.sub(r'^#\|.*\n?', '', source, flags=re.M)
-        else:   # Sphinx puts math that has a \\ into `split`, where MathJax allows no \tag; \cr means the same
-            source = re.sub(r'\$\$.+?\$\$', lambda m: m[0].replace(r'\\', r'\cr '), source, flags=re.S)
+        else:
+            # Sphinx puts math that has a \\ into `split`, where MathJax allows no \tag; \cr means
+            # the same
+            source = re.sub(
+                r'\$\$.+?\$\$', lambda m: m[0].replace(r'\\', r'\cr '), source, flags=re.S
+            )
         cell['source'] = source
     nb['cells'] = [c for c in nb['cells'] if c['cell_type'] != 'code' or c['source'].strip()]
     return json.dumps(nb)
@@ -62,7 +85,8 @@ def link_notebooks(app, path, docname, text):
     text[0] = re.sub(r'`(nbs/[\w/-]+\.ipynb)`', r'[`\1`](\1)', text[0])
 
 
-def widen(app, pagename, templatename, context, doctree): context['metatags'] = context.get('metatags', '') + WIDE
+def widen(app, pagename, templatename, context, doctree):
+    context['metatags'] = context.get('metatags', '') + WIDE
 
 
 def setup(app):

@@ -92,8 +92,13 @@ def agrees(dom, ask, off, n):
 @browser
 def test_taking_modalities_away_changes_what_the_page_says_to_what_the_model_says(ask, tmp_path):
     html = page(explore(ask, D))
-    click = lambda m: f"document.querySelector('[data-modality={m}]').click();"
-    pick = lambda n: f"document.getElementById('list').children[{n}].click();"
+
+    def click(m):
+        return f"document.querySelector('[data-modality={m}]').click();"
+
+    def pick(n):
+        return f"document.getElementById('list').children[{n}].click();"
+
     n = next(i for i, row in enumerate(D.present.all(-1).tolist()) if row)
     states = [
         agrees(see(tmp_path, html, then=pick(n) + ''.join(map(click, off))), ask, off, n)

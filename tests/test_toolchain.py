@@ -116,6 +116,17 @@ def test_metadata(path):
 
 
 @each_notebook
+def test_a_cell_fits_on_a_screen(path):
+    "Lines of code, comments and docstrings; `make lint` asks for 100 columns."
+    sizes = [
+        (len(source(c).splitlines()), k)
+        for k, c in enumerate(load(path)['cells'])
+        if c['cell_type'] == 'code'
+    ]
+    assert not [f'cell {k}: {n} lines' for n, k in sizes if n > 45]
+
+
+@each_notebook
 def test_parameters_cell(path):
     """Papermill injects at the top, with exit status 0, where the tag was lost; then every run is
     the default run."""

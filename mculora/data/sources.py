@@ -61,7 +61,7 @@ class Layout:
     speakers: str = ''
     title: str = ''  # its name in print
 
-
+# %% ../../nbs/data/01_sources.ipynb #d57ea8e5
 LAYOUTS = {
     'iemocap': Layout(
         'IEMOCAP',
@@ -81,7 +81,7 @@ LAYOUTS = {
     'mosei': Layout('CMUMOSEI', 'CMUMOSEI_features_raw_2way.pkl', title='CMU-MOSEI'),
 }
 
-
+# %% ../../nbs/data/01_sources.ipynb #d77a841d
 def layout(dataset: str) -> Layout:
     "The layout of a dataset, or a `DataError` that lists those there are."
     if dataset not in LAYOUTS:
