@@ -541,6 +541,7 @@ class Flows(Recovering):
 
     @classmethod
     def published(cls, task):
+        "Settings of the authors' scripts."
         return dict(
             lr=1e-4,
             patience=10,

@@ -33,6 +33,7 @@ def moments(
 def norm(
     x: Tensor,  # [d]
 ) -> Tensor:  # scalar; its gradient is finite at zero, too
+    "The Euclidean norm."
     return x.square().sum().clamp(min=1e-24).sqrt()
 
 
