@@ -114,8 +114,7 @@ def described(
     for release, l in LAYOUTS.items():
         for simulated, tiny in ((False, False), (True, False), (True, True)):
             if name == data_name(release, simulated, tiny):
-                about = dict(simulated=simulated, release=release, tiny=tiny)
-                return Task(name, l.classes, **about)
+                return Task(name, l.classes, simulated=simulated, release=release, tiny=tiny)
     return Task(name)
 
 # %% ../../nbs/data/01_sources.ipynb #144c4201

@@ -479,11 +479,11 @@ def simulate(
     part = tuple(p for p, n, _ in shape.parts for _ in range(n))
     ids = tuple(f'{p}_{k:04d}' for k, p in enumerate(part))
     size = (offset[1:] - offset[:-1]).tolist()
-    span = dict(low=min(s.scores), high=max(s.scores)) if s.scores else {}
+    low, high = (min(s.scores), max(s.scores)) if s.scores else (Task.low, Task.high)
     views = dict.fromkeys(s.modalities, 'simulated')
     return checked(
         Dialogues(
-            Task(name, s.classes, **span, simulated=True, views=views),
+            Task(name, s.classes, low, high, simulated=True, views=views),
             {m: features(s, m, z, shape.widths[m], rng) for m in s.modalities},
             torch.ones(len(z), len(s.common), dtype=torch.bool),
             speaker,
