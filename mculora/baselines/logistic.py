@@ -79,6 +79,7 @@ def fitted(
     settings: LogisticSettings,  #
     scores: bool,  # ridge instead of a logistic regression
 ) -> tuple:  # which outputs, their weights [C, D], their biases [C]
+    "What scikit-learn finds."
     if scores:
         model = Ridge(1 / settings.C).fit(X, y)
         return [0], model.coef_[None], model.intercept_

@@ -200,6 +200,8 @@ class MCTNTranslation(MCTNSource):
 
 # %% ../../nbs/baselines/03_mctn.ipynb #8ecc74e2
 class MCTNFourLoops(MCTNTranslation):
+    "The same translations in four loops."
+
     def translate_in_four_loops(self, x, valid):  # as `translate`
         (J,) = run(valid, (self.enc1, x))
         y1, J2 = run(valid, (self.dec1, J), (self.enc2, J))
@@ -215,6 +217,7 @@ def mean_of(
     counts: Tensor,  # [B, L] bool: the utterances that add to the sum
     valid: Tensor,  # [B, L] bool: those that it is divided by
 ) -> Tensor:  # scalar
+    "Mean error over the valid utterances, of which those that do not count add nothing."
     return (error * counts).sum() / valid.sum().clamp(min=1)
 
 

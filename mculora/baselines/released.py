@@ -290,6 +290,7 @@ def side_by_side(
     main: Tensor,  # [M, n, d]
     private: Tensor,  # [M, I, n, d]
 ) -> Tensor:  # [M, n, 1+I, d]
+    "The main stream, and behind it all private ones."
     return torch.cat([main[:, None], private], 1).movedim(1, 2)
 
 # %% ../../nbs/baselines/08_released.ipynb #9afd0ed9
