@@ -32,8 +32,8 @@ def moments(
 
 def norm(
     x: Tensor,  # [d]
-) -> Tensor:  # scalar; its gradient is finite at zero, too
-    "The Euclidean norm."
+) -> Tensor:  # scalar
+    "Length of a vector; its gradient is finite at zero, too."
     return x.square().sum().clamp(min=1e-24).sqrt()
 
 

@@ -217,7 +217,7 @@ def mean_of(
     counts: Tensor,  # [B, L] bool: the utterances that add to the sum
     valid: Tensor,  # [B, L] bool: those that it is divided by
 ) -> Tensor:  # scalar
-    "The mean error of the utterances that count."
+    "Mean error over the valid utterances, of which those that do not count add nothing."
     return (error * counts).sum() / valid.sum().clamp(min=1)
 
 

@@ -50,6 +50,7 @@ AdaptMaps = Callable[[str, Maps, Tensor], Tensor]
 
 
 def plainly(name, maps, x):
+    "Each of the maps as it is."
     return maps(x)
 
 # %% ../../nbs/baselines/06_momke.ipynb #ae80a53a
@@ -133,6 +134,7 @@ class Rows:
         self,
         x: Tensor,  # [B, L, ...]
     ) -> Tensor:  # [n, ...]
+        "The rows of a tensor that are computed."
         x = x.flatten(0, 1)
         return x if self.at is None else x.index_select(0, self.at)
 
