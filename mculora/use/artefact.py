@@ -20,7 +20,7 @@ from ..basics.dialogues import DataError, Task
 from ..basics.files import OutputError, write_atomically
 from ..data.tables import Columns
 from ..basics.method import Method, read_settings
-from ..training.evaluation import metric_names
+from ..training.evaluation import metric_names, shown
 from ..training.calibration import Calibration, calibrate, calibration_report
 from .merge import merge
 from ..experiments.results import collect, file_hash, interval, read_result
@@ -181,17 +181,17 @@ def _table(head, rows):
     return '\n'.join([_row(*head), _row(*['---'] * len(head)), *(_row(*r) for r in rows)])
 
 
-def _number(task, metric, v):
+def _number(metric, v):
     if v is None or v != v:
         return 'no utterances'
-    return f'{100 * v:.1f} %' if task.classes or metric in ('ACC', 'F1') else f'{v:.3f}'
+    return shown(metric, v)
 
 # %% ../../nbs/use/01_artefact.ipynb #e633d981
-def _cell(task, s):  # a number, with its interval if it has one
-    value = _number(task, s['metric'], s['value'])
+def _cell(s):  # a number, with its interval if it has one
+    value = _number(s['metric'], s['value'])
     if s['half'] is None:
         return value
-    mean, half = (_number(task, s['metric'], s[k]) for k in ('mean', 'half'))
+    mean, half = (_number(s['metric'], s[k]) for k in ('mean', 'half'))
     return f'{value} ({mean} ± {half})'
 
 
@@ -205,7 +205,7 @@ def _scores(a):  # the section on how good it is
             'other folds and seeds'
         )
     names = metric_names(a.task)
-    cells = {(s['condition'], s['metric']): _cell(a.task, s) for s in scores}
+    cells = {(s['condition'], s['metric']): _cell(s) for s in scores}
     rows = []
     for c in dict.fromkeys(s['condition'] for s in scores):
         rows.append((c, *(cells.get((c, m), 'not defined') for m in names)))
