@@ -166,10 +166,11 @@ def metric_names(
 
 
 def in_percent(
-    metric: str,  # name
+    metric: str,  # name; calibration errors, which stand beside them, are fractions as well
 ) -> bool:
     "Whether a metric is written in per cent."
-    return {**OF_SCORES, **OF_SIDES, **OF_CLASSES}[metric].percent
+    known = {**OF_SCORES, **OF_SIDES, **OF_CLASSES}
+    return metric not in known or known[metric].percent
 
 
 def shown(
