@@ -438,7 +438,10 @@ def how(
     found: 'pd.DataFrame',  # scores of a table
 ) -> str:
     "What a table's note says of its runs."
-    n = lambda column: sorted(found[column].unique())
+
+    def n(column):
+        return sorted(found[column].unique())
+
     unit = (
         f'{len(n("fold"))} folds, seeds of a fold averaged first'
         if len(n('fold')) > 1

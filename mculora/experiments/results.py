@@ -594,9 +594,11 @@ def markdown(
     t = table[table.metric == metric]
     m = summarise(t, ('method', 'selection', 'condition'))
     conditions = list(dict.fromkeys(t.condition))
-    cell = lambda *key: (
-        f'{100 * m.loc[key]["mean"]:.1f} ± {100 * m.loc[key]["half"]:.1f}' if key in m.index else ''
-    )
+
+    def cell(*key):
+        mean, half = m.loc[key, ['mean', 'half']] if key in m.index else (None, None)
+        return '' if mean is None else f'{100 * mean:.1f} ± {100 * half:.1f}'
+
     rows = [['method', *conditions, 'all, selected on test'], ['---'] * (len(conditions) + 2)] + [
         [f'`{x}`', *(cell(x, 'validation', c) for c in conditions), cell(x, 'test', 'all')]
         for x in methods

@@ -69,7 +69,9 @@ def _dataset(name):
 
 
 def _missing(x):
-    share = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v < 1
+    def share(v):
+        return isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v < 1
+
     if share(x):
         return float(x)
     if isinstance(x, dict) and all(isinstance(k, str) and share(v) for k, v in x.items()):
@@ -634,11 +636,12 @@ def ready(
 # scores nothing
 def _calibration(method, val, test):
     report = calibration_report(method, calibrate(method, val), test)
-    said = lambda c: (
-        {'ECE': report[c]['ece_before'], 'ECE, temperature': report[c]['ece_after']}
-        if c in report
-        else dict.fromkeys(('ECE', 'ECE, temperature'), float('nan'))
-    )
+
+    def said(c):
+        if c not in report:
+            return dict.fromkeys(('ECE', 'ECE, temperature'), float('nan'))
+        return {'ECE': report[c]['ece_before'], 'ECE, temperature': report[c]['ece_after']}
+
     return with_averages({c: said(c) for c in labels(test.modalities)}) if report else {}
 
 # %% ../../nbs/experiments/01_runs.ipynb #753b9931

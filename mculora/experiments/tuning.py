@@ -87,9 +87,11 @@ class Tuning(Settings):
 
 # %% ../../nbs/experiments/04_tuning.ipynb #807b0f38
 def _wide(space, settings):  # a space that has the method as it is in it
-    within = lambda v, x: (
-        (min(v[0], x), max(v[1], x)) if isinstance(v, tuple) else v if x in v else [*v, x]
-    )
+    def within(v, x):
+        if isinstance(v, tuple):
+            return min(v[0], x), max(v[1], x)
+        return v if x in v else [*v, x]
+
     return {k: within(v, settings[k]) for k, v in space.items()}
 
 
