@@ -220,7 +220,7 @@ _LINE = re.compile(rb'\{"run": "([^"\\]+)", ')
 
 
 def _read_lines(store):
-    lines: dict[str, tuple[int, bytes]] = {}
+    lines = {}
     for n, line in enumerate(store.read_bytes().splitlines(), 1):
         start = _LINE.match(line)
         if not start:
@@ -262,7 +262,7 @@ def _found(path):  # where a result is, in words, and its text
 
 
 def _said(text):  # the JSON of a file or a line, scores as in a file
-    said = json.loads(text)
+    said = json.loads(text.decode())  # UTF-8, and not what zeros in it look like
     name = said.pop('run', None)
     if name is None:
         return said
