@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 from collections.abc import Callable
-import ctypes, errno, fcntl, gc, json, os, re, resource, shutil, socket, sys, time, warnings
+import ctypes, errno, gc, json, os, re, shutil, socket, sys, time, warnings
 import torch
 import mculora
 from pydantic import AfterValidator, Field
@@ -160,6 +160,8 @@ def output_folder(
 
 # %% ../../nbs/experiments/01_runs.ipynb #5b9bf465
 def _take(f, path, wait):  # the kernel's lock on an open file; False: another process has it
+    import fcntl  # Windows has none: runs need it, a model in use does not
+
     try:
         fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -426,6 +428,8 @@ def peak_mb(
             Path('/proc/self/clear_refs').write_text('5')
     with suppress(OSError, TypeError):
         return int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1]) / 2**10
+    import resource  # not on Windows either
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
         2**10 if sys.platform != 'darwin' else 2**20
     )
