@@ -864,7 +864,7 @@ BROKEN = {
     'a zip file': b'PK\x03\x04' + bytes(99),
 }
 D = dict(
-    format=2,
+    format=3,
     note='',
     task=dict(name='t', classes=['x', 'y'], low=-3.0, high=3.0, simulated=True, views={}),
     modalities=['a'],
