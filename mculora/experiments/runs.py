@@ -407,7 +407,7 @@ def _stages(history, stages, lead):
         )
     return out
 
-
+# %% ../../nbs/experiments/01_runs.ipynb #bed6a55c
 def peak_mb(
     device: torch.device,  # where
     # start anew (of a process that is possible on Linux only), after giving back what is free
