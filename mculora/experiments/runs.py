@@ -460,8 +460,9 @@ class _Header(Settings):  # of a model file
 
 # %% ../../nbs/experiments/01_runs.ipynb #8c60d626
 @contextmanager
-# within, modules cannot have more than n weights: a header may ask for a terabyte of them
 def _at_most(n):
+    "Within, modules cannot have more than n weights: a header may ask for a terabyte of them."
+
     def count(module, name, x):
         nonlocal n
         n -= 0 if x is None else x.numel()
