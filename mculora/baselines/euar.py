@@ -147,8 +147,8 @@ class EUARParts(Baseline):
         ]
         self.head = nn.Sequential(*layers, nn.Linear(sizes[-1], task.n_outputs))
 
-    @classmethod
     # batches of 32 utterances: the nearest number of dialogues (37, 25 and 7 utterances each)
+    @classmethod
     def published(cls, task):
         return dict(
             lr=2e-5,

@@ -135,8 +135,8 @@ class MCTNParts(Baseline):
         self.enc2, self.dec2, self.out2 = LSTM(H, H, 2), LSTM(H, H), nn.Linear(H, s.space)
         self.head, self.answer = LSTM(H, H), nn.Linear(H, task.n_outputs)
 
-    @classmethod
     # 32 segments are one dialogue of IEMOCAP (37 utterances) or MOSI (25), five of MOSEI (7)
+    @classmethod
     def published(cls, task):
         return dict(
             epochs=200,

@@ -42,8 +42,8 @@ class Task:
     tiny: bool = False  # a tiny twin, for small models
 
     @property
-    # C: logits of the classes, or one score
     def n_outputs(self) -> int:
+        "C: one logit for each class, or one score."
         return len(self.classes) or 1
 
 # %% ../../nbs/basics/01_dialogues.ipynb #f942ff94
@@ -74,8 +74,8 @@ class Dialogues:
         return {m: x.shape[-1] for m, x in self.features.items()}
 
     @cached_property
-    # [K], on the host: shapes are decided there
     def lengths(self) -> Tensor:
+        "[K], on the host: shapes are decided there."
         return (self.offset[1:] - self.offset[:-1]).cpu()
 
     @cached_property
@@ -87,7 +87,7 @@ class Dialogues:
 
     @cached_property
     def can(self) -> Tensor | None:
-        "[N, 2^M - 1] bool, on the host: what each utterance has in full; None: all have all."
+        "[N, 2^M - 1] bool, on the host: combinations an utterance has in full; None: all have all."
         return None if self.present.all() else supports(self.present).cpu()
 
 # %% ../../nbs/basics/01_dialogues.ipynb #523132d1
@@ -154,7 +154,7 @@ def _wrong_labels(d):
         where, found = _first(d.utterances, wrong), y[wrong][0].item()
         yield f'label of {where}: found {found:g}, expected {want}'
 
-
+# %% ../../nbs/basics/01_dialogues.ipynb #8bd65104
 def problems(
     d: Dialogues,  # to be checked
     holes: bool = False,  # NaN inside a vector is allowed: an entry that was not measured
@@ -168,7 +168,7 @@ def problems(
         return ['no utterances: found 0, expected at least 1']
     return [*_wrong_dialogues(d), *_wrong_features(d, holes), *_wrong_labels(d)]
 
-# %% ../../nbs/basics/01_dialogues.ipynb #8bd65104
+
 def checked(d: Dialogues) -> Dialogues:
     "`d` itself, or a `DataError` that lists its problems."
     bad = problems(d)
@@ -249,7 +249,7 @@ def select(
         part=tuple(d.part[r] for r in rows),
     )
 
-
+# %% ../../nbs/basics/01_dialogues.ipynb #e15ee02f
 def resolve_device(
     device: str,  # 'auto', 'cpu', 'cuda', ...
 ) -> torch.device:
@@ -263,7 +263,7 @@ def resolve_device(
         raise ValueError(f'device: found {device!r}, expected auto or one of {", ".join(there)}')
     return torch.device(name)
 
-# %% ../../nbs/basics/01_dialogues.ipynb #cb8cb797
+
 def to(
     d: Dialogues,  # where from
     device,  # 'cpu', 'cuda', ...
@@ -275,7 +275,7 @@ def to(
         **{k: getattr(d, k).to(device) for k in ('present', 'speaker', 'label', 'offset')},
     )
 
-
+# %% ../../nbs/basics/01_dialogues.ipynb #b4692fd2
 def onto(
     x: Tensor,  # on the host
     device,  # 'cpu', 'cuda', ...
@@ -293,7 +293,7 @@ def members_on(M: int, device: torch.device) -> Tensor:
     "`members(M)`, kept on the device."
     return members(M).to(device)
 
-
+# %% ../../nbs/basics/01_dialogues.ipynb #3189a2f2
 # lowest, highest and middle score, where they are not what the labels themselves say: their range
 # without a middle, or with 0 if it is -3 to 3
 def _range(d):
@@ -303,7 +303,7 @@ def _range(d):
     said = [d.task.low, d.task.high, d.task.middle]
     return [] if said == [low, high, 0.0 if (low, high) == (-3.0, 3.0) else None] else [said]
 
-# %% ../../nbs/basics/01_dialogues.ipynb #3189a2f2
+
 def fingerprint(d: Dialogues) -> str:
     "Hash of everything that a method can see: 16 hexadecimal digits."
     h = hashlib.sha256(

@@ -409,7 +409,7 @@ def _stages(history, stages, lead):
         )
     return out
 
-
+# %% ../../nbs/experiments/01_runs.ipynb #bed6a55c
 def peak_mb(
     device: torch.device,  # where
     # start anew (of a process that is possible on Linux only), after giving back what is free
@@ -464,8 +464,9 @@ class _Header(Settings):  # of a model file
 
 # %% ../../nbs/experiments/01_runs.ipynb #8c60d626
 @contextmanager
-# within, modules cannot have more than n weights: a header may ask for a terabyte of them
 def _at_most(n):
+    "Within, modules cannot have more than n weights: a header may ask for a terabyte of them."
+
     def count(module, name, x):
         nonlocal n
         n -= 0 if x is None else x.numel()

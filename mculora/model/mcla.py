@@ -13,7 +13,7 @@ from .encoders import Adapt
 # %% ../../nbs/model/01_mcla.ipynb #d5054542
 def update_as_printed(
     h: Tensor,  # [B, L, d_in]
-    A: Tensor,  # [N, r, d_in] down
+    A: Tensor,  # [N, r, d_in] down, of N adapters
     B: Tensor,  # [N, d_out, r] up
     alpha: float,  # scale of the update
     # [B] index of each dialogue's combination, or [B, L] of each utterance's; -1 (nothing

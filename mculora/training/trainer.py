@@ -145,7 +145,7 @@ def train_mode(method: Method):
         if not m.training:
             m.eval()
 
-
+# %% ../../nbs/training/02_trainer.ipynb #4f48a847
 def to_be_had(
     train: Dialogues,  #
     rows: Tensor,  # [B] the dialogues of a batch

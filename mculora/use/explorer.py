@@ -17,8 +17,8 @@ from ..basics.masking import drop
 from .prediction import Predictor
 
 # %% ../../nbs/use/03_explorer.ipynb #2992523e
-@torch.no_grad()
 # [N, ...] representations, zeros where absent; None: the method shows none
+@torch.no_grad()
 def _points(ask, d):
     out = None
     for at, b in ask.batches(d):
