@@ -142,19 +142,20 @@ def describe_data(
     return f'{name}, {features_of(found)}{said}' if len(found) else name
 
 # %% ../../nbs/experiments/03_reports.ipynb #f7621972
+_TEX = {
+    '\\': r'\textbackslash{}',
+    '^': r'\textasciicircum{}',
+    '~': r'\textasciitilde{}',
+    '<': '$<$',
+    '>': '$>$',
+    '±': r'$\pm$',
+    '−': '$-$',
+    '`': '',
+} | {c: f'\\{c}' for c in '_%&#${}'}
+
+
 def _tex(s):  # text as LaTeX
-    for a, b in {
-        '_': '\\_',
-        '%': '\\%',
-        '&': '\\&',
-        '#': '\\#',
-        '<': '$<$',
-        '>': '$>$',
-        '±': '$\\pm$',
-        '−': '$-$',
-        '`': '',
-    }.items():
-        s = s.replace(a, b)
+    s = re.sub('|'.join(map(re.escape, _TEX)), lambda sign: _TEX[sign[0]], s)
     # of a number, not a hyphen
     return re.sub(r'(?<![\w-])-(?=\d)', '$-$', s)
 
