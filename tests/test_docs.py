@@ -326,6 +326,9 @@ def test_no_link_is_dead(page):
     }
     # results/DATA/METHOD/RUN stands for many
     assert not [f for f in files if not re.search('/[A-Z]+/', f) and not (ROOT / f).exists()]
+    places = page.parent, ROOT, ROOT / 'nbs'
+    notebooks = {c for c in codes if re.fullmatch(r'[\w./-]+\.ipynb', c)}
+    assert not [n for n in notebooks if not any((at / n).exists() for at in places)]
 
 
 def test_a_dead_link_is_noticed():
