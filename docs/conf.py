@@ -82,16 +82,23 @@ def readable(text):
 
 
 def link_pages(app, path, docname, text):
-    """README.md and docs/ are one folder here: their links are changed accordingly. What they call
-    `nbs/x.ipynb` leads to its page, and a link to a file that is not part of the site is words."""
+    """README.md and docs/ are one folder here, and README.md is the first page: their links are
+    changed accordingly. What they call `nbs/x.ipynb` leads to its page, and a link to a file that
+    is not part of the site is words."""
+
+    def is_here(target):
+        return '://' in target or (app.srcdir / target.split('#')[0]).exists()
 
     def moved(link):
         target = link[2].removeprefix('../').removeprefix('docs/')
-        here = '://' in target or (app.srcdir / target.split('#')[0]).exists()
-        return f'{link[1]}({target})' if here else link[1].removeprefix('[').removesuffix(']')
+        target = re.sub(r'^README\.md', 'index.md', target)
+        return f'[{link[1]}]({target})' if is_here(target) else link[1]
 
-    said = re.sub(r'(\[[^\]\n]*\])\(([^)\s]+)\)', moved, text[0])
-    text[0] = re.sub(r'(?<!\[)`(nbs/[\w/-]+\.ipynb)`', r'[`\1`](\1)', said)
+    def page(name):
+        return f'[{name[0]}]({name[1]})' if is_here(name[1]) else name[0]
+
+    said = re.sub(r'\[([^\]\n]*)\]\(([^)\s]+)\)', moved, text[0])
+    text[0] = re.sub(r'(?<!\[)`(nbs/[\w/-]+\.ipynb)`', page, said)
 
 
 def widen(app, pagename, templatename, context, doctree):
