@@ -141,7 +141,7 @@ def effects():
 def effect_of(claim):
     "In words: on which data it is told from zero, after the correction."
     there = [NAME[d] for (c, d), r in effects().items() if c == claim and r['corrected'] < 0.05]
-    return f'yes on {" and ".join(there)}' if there else 'no measurable difference'
+    return f'on {" and ".join(there)}' if there else 'not measurable'
 
 
 def printed_gains():
@@ -160,10 +160,10 @@ def verdict():
     paper = printed_gains()
     said = {
         'ahead': ('ahead of the best other method', 'table1_fixed', 'methods'),
-        'MCLA': ('MCLA helps: with it − pre-trained', 'table2_ablation', 'ablation'),
-        'private': ('private adapters help: MCLA − shared only', 'table2_ablation', 'ablation'),
-        'DPFT': ('DPFT helps: with it − without', 'table2_ablation', 'ablation'),
-        'rank': ('a higher rank helps: 8 − 1', 'fig3_rank', 'rank'),
+        'MCLA': ('MCLA, against pre-training alone', 'table2_ablation', 'ablation'),
+        'private': ('private adapters, against shared only', 'table2_ablation', 'ablation'),
+        'DPFT': ('DPFT, against even drawing', 'table2_ablation', 'ablation'),
+        'rank': ('rank 8, against rank 1', 'fig3_rank', 'rank'),
     }
 
     def linked(text, data):
@@ -174,29 +174,18 @@ def verdict():
         cells = [linked(gap(found[d]), d) if d in found else '–' for d in LEAD]
         at_paper = f'{paper[claim]:+.2f}' if claim in paper else '–'
         where = f'[{text}](figures/iemocap/{table}-iemocap.md)'
-        return [
-            where,
-            at_paper,
-            *cells,
-            effect_of(claim),
-            f'`mculora study iemocap --study {study}`',
-        ]
+        return [where, at_paper, *cells, effect_of(claim), f'`--study {study}`']
 
     scores = {d: summarise(incomplete(d), ('variant',)).loc[WHOLE] for d in LEAD}
     first = [
-        '[accuracy of the whole model](figures/iemocap/table1_fixed-iemocap.md)',
+        '[the whole model: accuracy](figures/iemocap/table1_fixed-iemocap.md)',
         f'{printed()["mculora", ""]:.1f}',
         *(linked(shown(r), d) for d, r in scores.items()),
-        'not comparable: other features',
-        '`mculora study iemocap --study methods`',
+        'other features: not comparable',
+        '`--study methods`',
     ]
-    head = [
-        'claim',
-        'paper, IEMOCAP',
-        *(f'{NAME[d]}, {m}' for d, m in LEAD.items()),
-        'here',
-        'made by',
-    ]
+    ours = (f'{NAME[d]}, {m}' for d, m in LEAD.items())
+    head = ['', 'paper, IEMOCAP', *ours, 'gain here', '`mculora study iemocap`']
     return rows(head, first, *(row(c, *x) for c, x in said.items()))
 
 
