@@ -339,6 +339,13 @@ def test_a_dead_link_is_noticed():
         assert not dead(page, link), link
 
 
+def test_the_first_page_stays_short_and_leads_to_every_other():
+    readme = ROOT / 'README.md'
+    assert len(readme.read_text().splitlines()) <= 200
+    linked = {(ROOT / link.split('#')[0]).resolve() for link in parsed_page(readme)[0]}
+    assert set((ROOT / 'docs').glob('*.md')) - linked == {ROOT / 'docs' / 'index.md'}
+
+
 def test_every_page_is_in_the_index():
     index = (ROOT / 'docs' / 'index.md').read_text()
     assert not [
