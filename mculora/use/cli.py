@@ -6,12 +6,12 @@
 __all__ = ['app', 'data', 'Features', 'Table', 'Device', 'Size', 'OutDir', 'AsTrain', 'DataRoot', 'Schedule', 'Model', 'Manifest',
            'FeatureFolder', 'Layout', 'Audio', 'Text', 'Face', 'Skip', 'ModelDevice', 'DataPath', 'Dataset', 'Methods',
            'Folds', 'Seeds', 'AutoSchedule', 'AnyDataRoot', 'Precision', 'Missing', 'Hold', 'MethodOptions',
-           'SideBySide', 'StudyData', 'MethodsOrAll', 'Studies', 'OneFold', 'OneSeed', 'Observe', 'Done', 'AsStudy',
-           'OneMethod', 'Trials', 'TuningFolds', 'TuningSeeds', 'TuningDir', 'RunFolder', 'NewModel', 'DatasetOfRun',
-           'DataRootOfRun', 'FeaturesOfRun', 'Temperatures', 'Programs', 'Input', 'Output', 'FeaturesOfInput',
-           'TableOfInput', 'Nonfinite', 'BenchDevice', 'Threads', 'BenchPrecision', 'BenchData', 'AsJson', 'results',
-           'extract', 'check', 'train', 'study', 'tune_', 'export', 'predict', 'explore', 'bench', 'add_', 'list_',
-           'show']
+           'Standardise', 'SideBySide', 'StudyData', 'MethodsOrAll', 'Studies', 'OneFold', 'OneSeed', 'Observe', 'Done',
+           'AsStudy', 'OneMethod', 'Trials', 'TuningFolds', 'TuningSeeds', 'TuningDir', 'RunFolder', 'NewModel',
+           'DatasetOfRun', 'DataRootOfRun', 'FeaturesOfRun', 'Temperatures', 'Programs', 'Input', 'Output',
+           'FeaturesOfInput', 'TableOfInput', 'Nonfinite', 'BenchDevice', 'Threads', 'BenchPrecision', 'BenchData',
+           'AsJson', 'results', 'extract', 'check', 'train', 'study', 'tune_', 'export', 'predict', 'explore', 'bench',
+           'add_', 'list_', 'show']
 
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
 from contextlib import contextmanager
@@ -245,6 +245,9 @@ Hold = Annotated[
     _option("What validation is: 'dialogues' of the training sessions, or one 'session' of them."),
 ]
 MethodOptions = Annotated[str, _option('Settings of the method, as JSON.')]
+Standardise = Annotated[
+    bool, _option('Features to mean 0 and deviation 1, learnt on the training part.')
+]
 SideBySide = Annotated[
     int, _option('How many train side by side; 0: on a GPU all that are alike, on a CPU one.')
 ]
@@ -309,6 +312,7 @@ def train(
     precision: Precision = 'float32',
     missing: Missing = '0',
     hold: Hold = 'dialogues',
+    standardise: Standardise = True,
     options: MethodOptions = '{}',
     together: SideBySide = 0,
 ):
@@ -318,7 +322,7 @@ def train(
     given |= dict(device=device, size=size, precision=precision, hold=hold)
     with _refusing(RecursionError):
         given |= dict(missing=_json(missing, 'missing'), options=_json(options, 'options'))
-        given |= dict(features=_pairs(features), table=_columns(table))
+        given |= dict(features=_pairs(features), table=_columns(table), standardise=standardise)
         one = read_settings(RunConfig, given, 'options')
         every = fold or _all_folds(dataset, data_root, size, one)
         runs = [
