@@ -16,7 +16,7 @@ __all__ = ['app', 'data', 'Features', 'Table', 'Device', 'Size', 'OutDir', 'AsTr
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 import json
 import torch
 import typer
@@ -318,11 +318,12 @@ def train(
 ):
     """Train methods on folds and seeds. Exit code: 0 all finished, 1 a loss was no longer finite,
     2 something is wrong with what was asked for."""
-    given = dict(dataset=dataset, schedule=schedule, data_root=data_root, out_dir=out_dir)
+    given: dict[str, Any] = dict(dataset=dataset, schedule=schedule, standardise=standardise)
+    given |= dict(data_root=data_root, out_dir=out_dir)
     given |= dict(device=device, size=size, precision=precision, hold=hold)
     with _refusing(RecursionError):
         given |= dict(missing=_json(missing, 'missing'), options=_json(options, 'options'))
-        given |= dict(features=_pairs(features), table=_columns(table), standardise=standardise)
+        given |= dict(features=_pairs(features), table=_columns(table))
         one = read_settings(RunConfig, given, 'options')
         every = fold or _all_folds(dataset, data_root, size, one)
         runs = [
