@@ -11,7 +11,7 @@ __all__ = ['app', 'data', 'Features', 'Table', 'Device', 'Size', 'OutDir', 'AsTr
            'DatasetOfRun', 'DataRootOfRun', 'FeaturesOfRun', 'Temperatures', 'Programs', 'Input', 'Output',
            'FeaturesOfInput', 'TableOfInput', 'Nonfinite', 'BenchDevice', 'Threads', 'BenchPrecision', 'BenchData',
            'AsJson', 'results', 'extract', 'check', 'train', 'study', 'tune_', 'export', 'predict', 'explore', 'bench',
-           'add_', 'list_', 'show']
+           'add_', 'list_', 'show', 'rerun', 'reproduce']
 
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
 from contextlib import contextmanager
@@ -629,6 +629,7 @@ def bench(
         raise typer.BadParameter(str(e)) from e
 
 # %% ../../nbs/use/04_cli.ipynb #11556001
+import tempfile, time
 from ..experiments import store
 from ..experiments.results import read_result
 
@@ -682,3 +683,57 @@ def show(
     "Show a run: what it was, and its scores. Exit code: 0 shown, 2 something is wrong with it."
     with _refusing():
         typer.echo(store.told(read_result(repo_root() / run)))
+
+# %% ../../nbs/use/04_cli.ipynb #c0de0042
+def _in_words(c):  # a comparison
+    return c.verdict + (f' (largest difference {c.largest:.1e})' if c.largest else '')
+
+
+@app.command()
+def rerun(
+    record: Annotated[str, _argument('A run: its folder, or its address in results/.')],
+    data_root: Annotated[str | None, _option('Folder with the real data, as for train.')] = None,
+    out_dir: Annotated[str | None, _option('Where the new run stays; without it, nowhere.')] = None,
+):
+    """Make a run again, with as many threads as then, and compare. Exit code: 0 equal, to the bit
+    or within rounding, 1 different, 2 something is wrong."""
+    with _refusing(FloatingPointError), tempfile.TemporaryDirectory() as folder:
+        then = repo_root() / record
+        c = store.compared(then, store.rerun(then, out_dir or folder, data_root))
+    typer.echo(f'{record}: {_in_words(c)}')
+    for line_ in c.where:
+        typer.echo(f'  {line_}')
+    raise typer.Exit(int(c.verdict == 'different'))
+
+# %% ../../nbs/use/04_cli.ipynb #c0de0043
+def _made_again(then, data_root):  # what came of it, in words, and whether that is right
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            c = store.compared(then, store.rerun(then, folder, data_root))
+    except (ValueError, OSError) as e:  # real data need not be here
+        return f'not made: {str(e).splitlines()[0]}', not read_result(then).data['simulated']
+    where = c.where[:2] if c.largest else []
+    return '; '.join([_in_words(c), *where]), c.verdict != 'different'
+
+
+@app.command()
+def reproduce(
+    method: MethodsOrAll = None,
+    root: Annotated[str, _option('Folder of results.', '--results')] = 'results',
+    data_root: Annotated[str | None, _option('Folder with the real data, as for train.')] = None,
+):
+    """Make one cheap run of each method again. Exit code: 0 all equal, to the bit or within
+    rounding, or without their data, 1 one is different, 2 something is wrong."""
+    with _refusing():
+        some = store.samples(repo_root() / root)
+        _known('method', method, some)
+    right = True
+    for name, then in some.items():
+        if method and name not in method:
+            continue
+        start = time.perf_counter()
+        said, fine = _made_again(then, data_root)
+        right &= fine
+        minutes, run = (time.perf_counter() - start) / 60, then.relative_to(repo_root() / root)
+        typer.echo(f'{name:33} {run!s:81} {minutes:5.1f} min  {said}')
+    raise typer.Exit(int(not right))
