@@ -686,7 +686,7 @@ def show(
 
 # %% ../../nbs/use/04_cli.ipynb #c0de0042
 def _in_words(c):  # a comparison
-    return c.verdict + (f' (largest difference {c.largest:.1e})' if c.largest else '')
+    return c.verdict + (f' (largest difference {c.largest:.2g})' if c.largest else '')
 
 
 @app.command()
@@ -728,6 +728,7 @@ def reproduce(
         some = store.samples(repo_root() / root)
         _known('method', method, some)
     right = True
+    typer.echo(f'{"method":33} {"record":81} {"took":9}  made again')
     for name, then in some.items():
         if method and name not in method:
             continue
