@@ -247,7 +247,7 @@ def test_a_difference_is_named_by_score_and_epoch(tmp_path, small):
     c = compared(then, now)
     assert c.verdict == 'equal within rounding'
     assert c.where[0] == f'first epoch that differs: 2 of {curves.stage[1]} (val/all/WA)'
-    scores = [r.scores[0].model_copy(update=dict(value=r.scores[0].value + 0.1)), *r.scores[2:]]
+    scores = [r.scores[0].model_copy(update=dict(value=r.scores[0].value + 0.5)), *r.scores[2:]]
     write_result(now, r.model_copy(update=dict(scores=scores)))
     c = compared(then, now)
     assert c.verdict == 'different' and c.where[0].startswith('2 of ')
