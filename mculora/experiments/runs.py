@@ -39,15 +39,8 @@ from ..basics.files import OutputError, brief, write_atomically
 from ..data.sources import LAYOUTS, described, fit_scale, scale
 from ..data.twins import repo_root
 from ..data.tables import FILES, Columns, is_own, open_data
-from mculora.basics.method import (
-    Method,
-    Settings,
-    Stage,
-    create,
-    methods,
-    read_settings,
-    settings_of,
-)
+from ..basics.method import Method, Settings, Stage, create, methods, read_settings
+from ..basics.method import settings_of
 from ..basics.masking import RATES, drop, mask_hash, protocol_masks, random_mask
 from ..training.evaluation import evaluate, evaluate_random, metric_names, with_averages
 from ..training.calibration import calibrate, calibration_report
@@ -769,13 +762,13 @@ def _measured(job, masks):  # on the test part
         if v == v  # not of a condition that nobody has
     ]
 
-# %% ../../nbs/experiments/01_runs.ipynb #9a036d60
+# %% ../../nbs/experiments/01_runs.ipynb #c0de0016
 def _set_aside(folder, code):  # a result that other code made, for whoever wants to compare
     with suppress(DataError):
         if (old := read_result(folder)).code not in (None, code):
             os.replace(folder / 'result.json', folder / _other(old))
 
-
+# %% ../../nbs/experiments/01_runs.ipynb #9a036d60
 def finish(
     job: Job,  # trained
     history: list[dict],  # of `fit`
