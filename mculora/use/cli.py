@@ -6,17 +6,17 @@
 __all__ = ['app', 'data', 'Features', 'Table', 'Device', 'Size', 'OutDir', 'AsTrain', 'DataRoot', 'Schedule', 'Model', 'Manifest',
            'FeatureFolder', 'Layout', 'Audio', 'Text', 'Face', 'Skip', 'ModelDevice', 'DataPath', 'Dataset', 'Methods',
            'Folds', 'Seeds', 'AutoSchedule', 'AnyDataRoot', 'Precision', 'Missing', 'Hold', 'MethodOptions',
-           'SideBySide', 'StudyData', 'MethodsOrAll', 'Studies', 'OneFold', 'OneSeed', 'Observe', 'Done', 'AsStudy',
-           'OneMethod', 'Trials', 'TuningFolds', 'TuningSeeds', 'TuningDir', 'RunFolder', 'NewModel', 'DatasetOfRun',
-           'DataRootOfRun', 'FeaturesOfRun', 'Temperatures', 'Programs', 'Input', 'Output', 'FeaturesOfInput',
-           'TableOfInput', 'Nonfinite', 'BenchDevice', 'Threads', 'BenchPrecision', 'BenchData', 'AsJson', 'results',
-           'extract', 'check', 'train', 'study', 'tune_', 'export', 'predict', 'explore', 'bench', 'add_', 'list_',
-           'show']
+           'Standardise', 'SideBySide', 'StudyData', 'MethodsOrAll', 'Studies', 'OneFold', 'OneSeed', 'Observe', 'Done',
+           'AsStudy', 'OneMethod', 'Trials', 'TuningFolds', 'TuningSeeds', 'TuningDir', 'RunFolder', 'NewModel',
+           'DatasetOfRun', 'DataRootOfRun', 'FeaturesOfRun', 'Temperatures', 'Programs', 'Input', 'Output',
+           'FeaturesOfInput', 'TableOfInput', 'Nonfinite', 'BenchDevice', 'Threads', 'BenchPrecision', 'BenchData',
+           'AsJson', 'results', 'extract', 'check', 'train', 'study', 'tune_', 'export', 'predict', 'explore', 'bench',
+           'add_', 'list_', 'show', 'rerun', 'reproduce']
 
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 import json
 import torch
 import typer
@@ -245,6 +245,9 @@ Hold = Annotated[
     _option("What validation is: 'dialogues' of the training sessions, or one 'session' of them."),
 ]
 MethodOptions = Annotated[str, _option('Settings of the method, as JSON.')]
+Standardise = Annotated[
+    bool, _option('Features to mean 0 and deviation 1, learnt on the training part.')
+]
 SideBySide = Annotated[
     int, _option('How many train side by side; 0: on a GPU all that are alike, on a CPU one.')
 ]
@@ -309,12 +312,14 @@ def train(
     precision: Precision = 'float32',
     missing: Missing = '0',
     hold: Hold = 'dialogues',
+    standardise: Standardise = True,
     options: MethodOptions = '{}',
     together: SideBySide = 0,
 ):
     """Train methods on folds and seeds. Exit code: 0 all finished, 1 a loss was no longer finite,
     2 something is wrong with what was asked for."""
-    given = dict(dataset=dataset, schedule=schedule, data_root=data_root, out_dir=out_dir)
+    given: dict[str, Any] = dict(dataset=dataset, schedule=schedule, standardise=standardise)
+    given |= dict(data_root=data_root, out_dir=out_dir)
     given |= dict(device=device, size=size, precision=precision, hold=hold)
     with _refusing(RecursionError):
         given |= dict(missing=_json(missing, 'missing'), options=_json(options, 'options'))
@@ -624,6 +629,7 @@ def bench(
         raise typer.BadParameter(str(e)) from e
 
 # %% ../../nbs/use/04_cli.ipynb #11556001
+import tempfile, time
 from ..experiments import store
 from ..experiments.results import read_result
 
@@ -677,3 +683,58 @@ def show(
     "Show a run: what it was, and its scores. Exit code: 0 shown, 2 something is wrong with it."
     with _refusing():
         typer.echo(store.told(read_result(repo_root() / run)))
+
+# %% ../../nbs/use/04_cli.ipynb #c0de0042
+def _in_words(c):  # a comparison
+    return c.verdict + (f' (largest difference {c.largest:.2g})' if c.largest else '')
+
+
+@app.command()
+def rerun(
+    record: Annotated[str, _argument('A run: its folder, or its address in results/.')],
+    data_root: Annotated[str | None, _option('Folder with the real data, as for train.')] = None,
+    out_dir: Annotated[str | None, _option('Where the new run stays; without it, nowhere.')] = None,
+):
+    """Make a run again, with as many threads as then, and compare. Exit code: 0 equal, to the bit
+    or within rounding, 1 different, 2 something is wrong."""
+    with _refusing(FloatingPointError), tempfile.TemporaryDirectory() as folder:
+        then = repo_root() / record
+        c = store.compared(then, store.rerun(then, out_dir or folder, data_root))
+    typer.echo(f'{record}: {_in_words(c)}')
+    for line_ in c.where:
+        typer.echo(f'  {line_}')
+    raise typer.Exit(int(c.verdict == 'different'))
+
+# %% ../../nbs/use/04_cli.ipynb #c0de0043
+def _made_again(then, data_root):  # what came of it, in words, and whether that is right
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            c = store.compared(then, store.rerun(then, folder, data_root))
+    except (ValueError, OSError) as e:  # real data need not be here
+        return f'not made: {str(e).splitlines()[0]}', not read_result(then).data['simulated']
+    where = c.where[:2] if c.largest else []
+    return '; '.join([_in_words(c), *where]), c.verdict != 'different'
+
+
+@app.command()
+def reproduce(
+    method: MethodsOrAll = None,
+    root: Annotated[str, _option('Folder of results.', '--results')] = 'results',
+    data_root: Annotated[str | None, _option('Folder with the real data, as for train.')] = None,
+):
+    """Make one cheap run of each method again. Exit code: 0 all equal, to the bit or within
+    rounding, or without their data, 1 one is different, 2 something is wrong."""
+    with _refusing():
+        some = store.samples(repo_root() / root)
+        _known('method', method, some)
+    right = True
+    typer.echo(f'{"method":33} {"record":81} {"took":9}  made again')
+    for name, then in some.items():
+        if method and name not in method:
+            continue
+        start = time.perf_counter()
+        said, fine = _made_again(then, data_root)
+        right &= fine
+        minutes, run = (time.perf_counter() - start) / 60, then.relative_to(repo_root() / root)
+        typer.echo(f'{name:33} {run!s:81} {minutes:5.1f} min  {said}')
+    raise typer.Exit(int(not right))
