@@ -219,10 +219,15 @@ class MRAN(MRANParts):
 
     grid = (5e-3, 2e-3, *GRID)
     tuned = {'iemocap': 2e-3}
-    second = ('encoders', 'embed', 'index', 'recover', 'project', 'words', 'own', 'head')
     # settings without a part in the first stage
     late = ('depth', 'index', 'reconstructor', 'text_map', 'anchors', 'distance', 'align')
     late += ('reconstruction', 'alignment')
+
+    @property
+    def second(self):
+        "The parameters of the second stage: those that the settings ask for."
+        own = ('encoders', 'embed', 'index', 'recover', 'project', 'words', 'own', 'head')
+        return tuple(n for n in own if hasattr(self, n))
 
     def stages(self):
         return super().stages()[0 if self.settings.target == 'teacher' else 1 :]

@@ -226,12 +226,13 @@ class TwoStages(Predicts):
 
     def stages(self):
         s, both = self.settings, ('fusion', 'common_head')
+        adapters = ('adapters',) if s.adapter_place != 'none' else ()
         usual = Stage('', s.epochs, s.lr, s.batch_size, sampling=s.sampling)
         first = replace(usual, name='pretrain', trainable=('encoders', 'unimodal', *both))
         second = replace(
             usual,
             name='finetune',
-            trainable=('adapters', 'private_head', 'weight', *both),
+            trainable=(*adapters, 'private_head', 'weight', *both),
             encoded=s.adapter_place != 'linear' and s.sampling in ('dialogue', 'batch'),
         )
         return [first, second] if s.second_stage else [first]
