@@ -100,7 +100,8 @@ class MixesModalities(Votes):
 
     def encode(self, batch):
         R = super().encode(batch)
-        return {m: r + sum(R.values()) for m, r in R.items()}
+        there = [r * batch.present[..., k : k + 1] for k, r in enumerate(R.values())]
+        return {m: r + sum(there) for m, r in R.items()}
 
 
 class IgnoresPresent(Votes):
@@ -111,13 +112,15 @@ class IgnoresPresent(Votes):
 
 
 class Remembers(Votes):
-    "order of conditions, condition a combination for each utterance: found predictions that"
+    "order of conditions, condition a: found predictions that differ by"
 
-    last = 0.0
+    most = 0  # modalities that it has seen: with fewer, it says what it said then
 
     def predict(self, batch, stage=None):
-        before, self.last = self.last, self.last + float(batch.present.float().mean())
-        return super().predict(batch, stage) + min(before, 5.0) * bool(before < 5)
+        y, n = super().predict(batch, stage), int(batch.present.sum())
+        if n >= self.most:
+            self.most, self.best = n, y
+        return self.best if self.best.shape == y.shape else y
 
 
 class LooksAtNeighbours(Votes):
@@ -144,7 +147,7 @@ class NoTuple(Votes):
 
 
 class WrongPrefix(Votes):
-    "trained parameters, stage train: found 'haeds' in `trainable`, expected the beginning of one of"
+    "trained parameters, stage train: found 'haeds' in `trainable`, expected the beginning of"
 
     def stages(self):
         return [Stage('train', 1, trainable=('haeds',))]
@@ -289,15 +292,13 @@ def test_another_version_of_the_code_is_looked_at_again(monkeypatch):
 @pytest.mark.parametrize('name', sorted(methods()))
 def test_every_registered_method_is_sound(name, task):
     found = examined(create(name, TASKS[task], WIDTHS, small(name)))
-    assert found == dict.fromkeys(PROPERTIES, [])
+    assert not any(found.values()) and list(found) == list(PROPERTIES)
 
 
 def test_every_variant_trains_parameters_that_it_has():
     "With settings that leave a part out, no stage names it."
     for variants in studies().values():
         for v in variants:
-            if v.method in ('imder', 'dicmor') or 'per-condition' in v.method:
-                continue
             cls, settings = settings_of(v.method, TASKS['classes'], small(v.method) | v.options)
             d = noise(TASKS['classes'], WIDTHS)
             method = cls(TASKS['classes'], WIDTHS, settings)
