@@ -25,12 +25,12 @@ from mculora.basics.dialogues import (
     Task,
     Unlabelled,
     batch,
+    keep,
     random_dialogues,
 )
 from ..basics.files import brief
 from ..basics.masking import drop
 from ..basics.method import Method, Stage
-from .replicas import side_by_side
 from .evaluation import predictions
 from .trainer import encoded, thaw, train_mode
 
@@ -234,8 +234,8 @@ def encoding(case: Case) -> Iterator[str]:
         return
     for k, m in enumerate(b.features):
         only = everything(drop(case.d, torch.eye(len(b.features), dtype=torch.bool)[k][None]))
-        here = b.present[..., k]
-        if gap := apart(case.method.encode(only)[m][here], R[m][here]):
+        own, here = case.method.encode(only) or {}, b.present[..., k]
+        if gap := apart(own[m][here], R[m][here]):
             gap = gap.replace('predictions', f'encodings of {m}')
             yield f'condition {m}: found {gap} without the other modalities, expected the same'
     for name, y in case.evaluated(case.method, case.d).items():
@@ -320,7 +320,7 @@ def training_batch(
     if stage.sampling in ('utterance', 'mixed') and not stage.encoded:
         B, L = len(d), int(d.lengths.max())
         mask = rows[torch.arange(B * L).view(B, L) % len(rows)]
-    return side_by_side([d], [torch.arange(len(d))], [mask])
+    return keep(batch(d, range(len(d))), mask, targets=True)
 
 
 def not_a_loss(out) -> str:
@@ -392,9 +392,9 @@ def labels_unseen(case: Case) -> Iterator[str]:
 # %% ../../nbs/training/05_check.ipynb #c0de0031
 def told_of(e: Exception) -> str:
     "An exception, in a sentence."
-    shown = isinstance(e, AttributeError) and isinstance(e.obj, (Inputs, Unlabelled))
-    if shown and e.name in ('label', 'complete'):
-        return f'found that `{e.name}` is read outside `loss`, expected what is there alone'
+    if isinstance(e, AttributeError) and isinstance(e.obj, (Inputs, Unlabelled)):
+        if e.name in ('label', 'complete'):
+            return f'found that `{e.name}` is read outside `loss`, expected what is there alone'
     frames = [f for f in traceback.extract_tb(e.__traceback__) if 'site-packages' not in f.filename]
     where = f'{Path(frames[-1].filename).name}, line {frames[-1].lineno}'
     return f'found {type(e).__name__} ({brief(e)}; {where}), expected none'

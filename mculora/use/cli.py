@@ -319,14 +319,13 @@ def train(
     2 something is wrong with what was asked for."""
     given = dict(dataset=dataset, schedule=schedule, data_root=data_root, out_dir=out_dir)
     given |= dict(device=device, size=size, precision=precision, hold=hold)
-    given |= dict(check=check)
     with _refusing(RecursionError):
         given |= dict(missing=_json(missing, 'missing'), options=_json(options, 'options'))
         given |= dict(features=_pairs(features), table=_columns(table))
         one = read_settings(RunConfig, given, 'options')
         every = fold or _all_folds(dataset, data_root, size, one)
         runs = [
-            dict(given, method=m, fold=f, seed=s)
+            dict(given, method=m, fold=f, seed=s, check=check)
             for m in method or ['mculora']
             for f in every
             for s in seed or [66]
