@@ -46,6 +46,7 @@ from ..training.evaluation import evaluate, evaluate_random, metric_names, with_
 from ..training.calibration import calibrate, calibration_report
 from ..training.trainer import earlier, fit_all, precisely, resolve_schedule
 from ..training.recording import observe, save_observed, watching
+from ..training.check import refuse
 
 # %% ../../nbs/experiments/01_runs.ipynb #0217d091
 from mculora.experiments.results import (
@@ -117,6 +118,8 @@ class RunConfig(Settings):
     standardise: bool = True
     # keep what Fig. 1 and Fig. 5 are drawn from; the run itself is the same
     observe: bool = False
+    # look at the method before it trains (`training.check`); a run without says so in its result
+    check: bool = True
 
 # %% ../../nbs/experiments/01_runs.ipynb #2bf5b32f
 _IPYTHON = re.compile(r'_+\w*__|_+|_i+|_[iod]h|_i?\d+|_exit_code|In|Out')
@@ -622,6 +625,7 @@ def _full(c, method, schedule, device, about):  # all that can change the number
     left_out = {'data_root', 'out_dir', 'device', 'features', 'table', 'observe'}
     left_out |= set() if c.missing else {'missing'}
     left_out |= {'hold'} if c.hold == 'dialogues' else set()
+    left_out |= {'check'} if c.check else set()
     return dict(
         c.model_dump(exclude=left_out),
         dataset=Path(c.dataset).stem,
@@ -637,7 +641,7 @@ def ready(
     c: RunConfig,  # what to run
     opened: Callable = open_data,  # how a dataset is opened
 ) -> Job:
-    "Everything up to the first epoch. Raises what is wrong with the configuration or the data."
+    "Everything up to the first epoch. Raises what is wrong with configuration, data or method."
     s, stats, about, schedule = prepare(c, opened)
     device, method = s.train.present.device, new_method(c, s)
     full = _full(c, method, schedule, device, about)
@@ -646,6 +650,8 @@ def ready(
     name = run_name(about['fold'], full, key)
     folder = repo_root() / c.out_dir / about['name'] / c.method / name
     done = finished(folder, key, c.observe, code)
+    if c.check and not done:
+        refuse(method, code or '')
     # weights, best weights, Adam's two moments; and all of it in the last checkpoint, in the one
     # before and in the one that is being written
     if not done:

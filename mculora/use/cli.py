@@ -6,12 +6,12 @@
 __all__ = ['app', 'data', 'Features', 'Table', 'Device', 'Size', 'OutDir', 'AsTrain', 'DataRoot', 'Schedule', 'Model', 'Manifest',
            'FeatureFolder', 'Layout', 'Audio', 'Text', 'Face', 'Skip', 'ModelDevice', 'DataPath', 'Dataset', 'Methods',
            'Folds', 'Seeds', 'AutoSchedule', 'AnyDataRoot', 'Precision', 'Missing', 'Hold', 'MethodOptions',
-           'Standardise', 'SideBySide', 'StudyData', 'MethodsOrAll', 'Studies', 'OneFold', 'OneSeed', 'Observe', 'Done',
-           'AsStudy', 'OneMethod', 'Trials', 'TuningFolds', 'TuningSeeds', 'TuningDir', 'RunFolder', 'NewModel',
-           'DatasetOfRun', 'DataRootOfRun', 'FeaturesOfRun', 'Temperatures', 'Programs', 'Input', 'Output',
-           'FeaturesOfInput', 'TableOfInput', 'Nonfinite', 'BenchDevice', 'Threads', 'BenchPrecision', 'BenchData',
-           'AsJson', 'results', 'extract', 'check', 'train', 'study', 'tune_', 'export', 'predict', 'explore', 'bench',
-           'add_', 'list_', 'show', 'rerun', 'reproduce']
+           'Standardise', 'Check', 'SideBySide', 'MethodName', 'Twin', 'StudyData', 'MethodsOrAll', 'Studies',
+           'OneFold', 'OneSeed', 'Observe', 'Done', 'AsStudy', 'OneMethod', 'Trials', 'TuningFolds', 'TuningSeeds',
+           'TuningDir', 'RunFolder', 'NewModel', 'DatasetOfRun', 'DataRootOfRun', 'FeaturesOfRun', 'Temperatures',
+           'Programs', 'Input', 'Output', 'FeaturesOfInput', 'TableOfInput', 'Nonfinite', 'BenchDevice', 'Threads',
+           'BenchPrecision', 'BenchData', 'AsJson', 'results', 'extract', 'check', 'train', 'check_', 'study', 'tune_',
+           'export', 'predict', 'explore', 'bench', 'add_', 'list_', 'show', 'rerun', 'reproduce']
 
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from ..basics.dialogues import DataError, folds, select
 from ..basics.files import write_atomically
 from ..data.sources import describe, find_all, read_layout
 from ..experiments.bench import bench as time_parts, line
-from ..basics.method import methods, read_settings
+from ..basics.method import create, methods, read_settings
 from ..data.clips import extractors, read_manifest, to_layout, to_table
 from ..experiments.results import environment
 from ..experiments.runs import RunConfig, run_all
@@ -36,6 +36,7 @@ from ..experiments.tuning import Tuning, chosen, tune
 from ..data.twins import open_dataset, repo_root
 from ..data.tables import Columns, is_own, open_data, read_own
 from ..training.evaluation import shown
+from ..training.check import examined
 
 # %% ../../nbs/use/04_cli.ipynb #85f9ebae
 app = typer.Typer(
@@ -248,6 +249,7 @@ MethodOptions = Annotated[str, _option('Settings of the method, as JSON.')]
 Standardise = Annotated[
     bool, _option('Features to mean 0 and deviation 1, learnt on the training part.')
 ]
+Check = Annotated[bool, _option('Look at the method before it trains; a result without says so.')]
 SideBySide = Annotated[
     int, _option('How many train side by side; 0: on a GPU all that are alike, on a CPU one.')
 ]
@@ -315,6 +317,7 @@ def train(
     standardise: Standardise = True,
     options: MethodOptions = '{}',
     together: SideBySide = 0,
+    check: Check = True,
 ):
     """Train methods on folds and seeds. Exit code: 0 all finished, 1 a loss was no longer finite,
     2 something is wrong with what was asked for."""
@@ -327,7 +330,7 @@ def train(
         one = read_settings(RunConfig, given, 'options')
         every = fold or _all_folds(dataset, data_root, size, one)
         runs = [
-            dict(given, method=m, fold=f, seed=s)
+            dict(given, method=m, fold=f, seed=s, check=check)
             for m in method or ['mculora']
             for f in every
             for s in seed or [66]
@@ -335,6 +338,23 @@ def train(
         configs = [read_settings(RunConfig, r, 'options') for r in runs]
         out = run_all(configs, together=together or None)
     raise typer.Exit(_say(out))
+
+# %% ../../nbs/use/04_cli.ipynb #4e12a38b
+MethodName = Annotated[str, _argument('Name of a method.')]
+Twin = Annotated[str, _option('iemocap, iemocap6, mosi or mosei, whose tiny twin gives the shape.')]
+
+
+@app.command('check')
+def check_(method: MethodName, dataset: Twin = 'iemocap', options: MethodOptions = '{}'):
+    """Look at a method as every run does before it trains. Exit code: 0 every property holds, 1 one
+    does not, 2 something is wrong with what was asked for."""
+    with _refusing():
+        d = open_dataset(dataset, None, 'tiny')
+        found = examined(create(method, d.task, d.widths, _json(options, 'options')))
+    for name, said in found.items():
+        for line_ in said or ['holds']:
+            typer.echo(f'{name}: {line_}')
+    raise typer.Exit(int(any(found.values())))
 
 # %% ../../nbs/use/04_cli.ipynb #8b6391b3
 StudyData = Annotated[
