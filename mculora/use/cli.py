@@ -24,7 +24,7 @@ from ..basics.dialogues import DataError, folds, select
 from ..basics.files import write_atomically
 from ..data.sources import describe, find_all, read_layout
 from ..experiments.bench import bench as time_parts, line
-from ..basics.method import methods, read_settings
+from ..basics.method import method_of, read_settings
 from ..data.clips import extractors, read_manifest, to_layout, to_table
 from ..experiments.results import environment
 from ..experiments.runs import RunConfig, run_all
@@ -373,7 +373,8 @@ def _as_named(sweep, data_root):  # the data is what its name says: real, or a t
 def _variants(of, method):  # those of these studies and methods
     known = studies()
     _known('study', of, known)
-    _known('method', method, methods())
+    for name in method or ():
+        method_of(name)  # or its error
     return [v for s in of or CORE for v in known[s] if not method or v.method in method]
 
 
