@@ -120,7 +120,8 @@ known = studies()
 print([v.method for v in known['new']], 'new' in CORE)
 assert [v.method for v in known['methods']] == list(ROWS) == sorted(ROWS)
 assert set(ROWS) == {{n for n, cls in methods().items() if cls.listed}} - {{'another'}}
-assert {{v.method for v in known['grid']}} & {{v.method for v in known['published']}} >= {{'another'}}
+for of in ('grid', 'published'):
+    assert 'another' in [v.method for v in known[of]]
 """
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "['another'] True\n", done.stderr

@@ -56,6 +56,10 @@ def _refusing(*more):  # errors that count as such, besides the usual
     except (ValueError, OSError, *more) as e:
         typer.echo(f'Error: {e}', err=True)
         raise typer.Exit(2) from None
+    except KeyboardInterrupt as e:  # a run says what is kept of it
+        said = str(e) or 'stopped; the same command starts again, and keeps what is finished'
+        typer.echo(f'\n{said}', err=True)
+        raise typer.Exit(130) from None
 
 
 def _known(what, asked, known):  # a check of names
@@ -678,3 +682,7 @@ def show(
     "Show a run: what it was, and its scores. Exit code: 0 shown, 2 something is wrong with it."
     with _refusing():
         typer.echo(store.told(read_result(repo_root() / run)))
+
+# %% ../../nbs/use/04_cli.ipynb #a9d897b8
+if __name__ == '__main__' and '__file__' in globals():  # not in the notebook
+    app()
