@@ -2,8 +2,12 @@
 papermill."""
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -502,3 +506,27 @@ def test_tiny_twin_is_learnt_within_its_limit(tmp_path):
         assert (
             wa['majority', c] < wa['logistic-per-condition', c] < m['WA'][0] + 4 * (0.25 / n) ** 0.5
         )
+
+
+def test_ctrl_c_says_what_to_type_and_the_same_command_goes_on(tmp_path):
+    "A moment after its first epoch, and exit code 130 as shells have it."
+    command = [sys.executable, '-m', 'mculora', 'train', '--size', 'tiny', '--fold', '1']
+    command += ['--device', 'cpu', '--out-dir', str(tmp_path), '--options']
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
+    how = dict(cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    long = '{"epochs": 3000, "width": 8, "depth": 1}'
+    with subprocess.Popen([*command, long], **how) as p:
+        while p.poll() is None and not list(tmp_path.rglob('checkpoint.safetensors')):
+            time.sleep(0.01)
+        p.send_signal(signal.SIGINT)
+        said = p.communicate(timeout=120)[0]
+    assert p.returncode == 130 and 'Traceback' not in said, said
+    kept = re.search(r'stopped; the same command goes on after pretrain, epoch (\d+)', said)[1]
+    with subprocess.Popen([*command, long], **how) as p:
+        until = f'going on from the checkpoint: stage 1, epoch {kept}'
+        for line in p.stdout:
+            if until in line:
+                break
+        else:
+            raise AssertionError('it did not go on')
+        p.kill()
