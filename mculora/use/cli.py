@@ -14,6 +14,7 @@ __all__ = ['app', 'data', 'Features', 'Table', 'Device', 'Size', 'OutDir', 'AsTr
            'show']
 
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +35,7 @@ from .explorer import explore as explored, page
 from ..experiments.studies import CORE, Sweep, studies
 from ..experiments.tuning import Tuning, chosen, tune
 from ..data.twins import open_dataset, repo_root
-from ..data.tables import Columns, is_own, open_data, read_own
+from ..data.tables import KINDS, Columns, is_own, open_data, read_own, remarks
 from ..training.evaluation import shown
 
 # %% ../../nbs/use/04_cli.ipynb #85f9ebae
@@ -220,6 +221,9 @@ def check(path: DataPath, features: Features = None, table: Table = '{}'):
         except (DataError, OSError) as e:
             d, bad = None, [str(e)]
         typer.echo(f'{dataset} in {folder}\n{describe(d, bad)}')
+        more = remarks(folder, d, columns, chosen) if d and folder.suffix in KINDS else []
+        for x in more:
+            typer.echo(f'  worth a look: {x}')
         n_bad += len(bad)
     raise typer.Exit(int(n_bad > 0))
 
@@ -534,6 +538,14 @@ Nonfinite = Annotated[
 ]
 
 # %% ../../nbs/use/04_cli.ipynb #c60182ad
+def _had(a, d, told):  # in a line, which modalities the rows had
+    count = Counter(p.combination for p in told)
+    each = ', '.join(f'{c or "nothing"} {n}' for c, n in count.most_common())
+    there = {m for k, m in enumerate(d.modalities) if d.present[:, k].any()}
+    lost = ', '.join(m for m in a.modalities if m not in there)
+    return f'utterances by what they have: {each}' + f'; none has {lost}' * bool(lost)
+
+
 @app.command()
 def predict(
     model: Model,
@@ -554,11 +566,12 @@ def predict(
             said = columns.model_dump(exclude_unset=True) | dict(nonfinite=nonfinite)
             columns = read_settings(Columns, said, 'table')
         d, where = read_input(ask.a, input, columns, _pairs(features))
-        rows = as_rows(ask.a, where, ask.predict(d))
+        rows = as_rows(ask.a, where, told := ask.predict(d))
         if output:
             write_rows(rows, output)
     if ask.a.task.simulated:
         typer.echo(f'The model was trained on simulated data ({ask.a.task.name}).', err=True)
+    typer.echo(_had(ask.a, d, told), err=True)
     for r in rows if not output else ():
         typer.echo(json.dumps(r))
 
