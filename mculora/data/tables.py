@@ -505,7 +505,8 @@ def _check_name(name):  # a dataset of one's own goes by no release's name
     if not re.fullmatch(r'[\w.-]+', name) or name in LAYOUTS:
         raise DataError(
             f'found the name {name!r}, expected letters, digits, _, - and . and none of '
-            f'{", ".join(LAYOUTS)}: those are the releases'
+            f'{", ".join(LAYOUTS)}: those are the releases; results go by this name: rename the '
+            f'file, such as {re.sub(r"[^0-9A-Za-z_.-]+", "_", name)}_own'
         )
 
 # %% ../../nbs/data/03_tables.ipynb #69e4afb5

@@ -164,7 +164,7 @@ def extract(
     """Make features of raw clips; what is there and unchanged is not made again. Exit code: 0 all
     clips, 1 some were left out, 2 something is wrong with what was asked for."""
     with _refusing(ImportError):
-        clips = read_manifest(manifest)
+        clips = read_manifest(manifest, lambda said: typer.echo(said, err=True))
         by = extractors(audio, text, face, device)
         if dataset == 'table':
             place, bad = to_table(clips, by, out, skip)
