@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import torch
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from small import known
 from typer.testing import CliRunner
 
+import mculora
 from mculora.use.cli import app
 from mculora.basics.dialogues import DataError, random_dialogues
 from mculora.training.evaluation import metric_names
@@ -530,3 +532,15 @@ def test_ctrl_c_says_what_to_type_and_the_same_command_goes_on(tmp_path):
         else:
             raise AssertionError('it did not go on')
         p.kill()
+
+
+def test_a_method_that_was_not_exported_is_named_with_its_notebook(tmp_path, monkeypatch):
+    monkeypatch.setattr(mculora, '__file__', str(tmp_path / 'mculora' / '__init__.py'))
+    (tmp_path / 'nbs' / 'baselines').mkdir(parents=True)
+    code = "#| export\n@register('votes')\nclass Votes(Method): ..."
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbformat.write(nb, tmp_path / 'nbs' / 'baselines' / '13_votes.ipynb')
+    with pytest.raises(ValueError, match=r'; nbs/baselines/13_votes.ipynb .*: run nbdev_export$'):
+        prepare(RunConfig(method='votes', size='tiny', device='cpu'))
+    with pytest.raises(ValueError, match=r"found 'mculor', .*; did you mean 'mculora'\?$"):
+        prepare(RunConfig(method='mculor', size='tiny', device='cpu'))

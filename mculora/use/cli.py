@@ -469,7 +469,11 @@ def tune_(
 RunFolder = Annotated[Path, _argument('Folder of a finished run.')]
 NewModel = Annotated[Path, _argument('Folder to write; made if it is not there.')]
 DatasetOfRun = Annotated[
-    str | None, _option('As for the run, where its name alone does not lead to the data.')
+    str | None,
+    _option(
+        'As for the run, where its name alone does not lead to the data: a table that lies neither '
+        'in the repository nor in --data-root.'
+    ),
 ]
 DataRootOfRun = Annotated[str | None, _option('Folder with the data of the run, as for the run.')]
 FeaturesOfRun = Annotated[list[str] | None, _option('MODALITY=FOLDER, as for the run.')]
