@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from notebooks import passes
@@ -63,9 +64,23 @@ def parameters(notebook, name, figures, results='results'):
     )
 
 
-def make(notebook, name, figures, results='results'):
-    "Run a notebook of the paper; the files that it writes."
-    passes(f'nbs/experiments/{notebook}.ipynb', parameters(notebook, name, figures, results))
+# a method that is no row: registered and listed, with a grid and a recipe of its own
+ANOTHER = """from mculora.basics.method import methods, register
+
+
+@register('another')
+class Another(methods()['zero-fill']):
+    recipe = methods()['momke'].recipe
+"""
+
+
+def make(notebook, name, figures, results='results', before=''):
+    "Run a notebook of the paper, after a cell of code; the files that it writes."
+    nb = nbformat.read(EXPERIMENTS / f'{notebook}.ipynb', 4)
+    nb.cells.insert(0, nbformat.v4.new_code_cell(before))
+    figures.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nb, file := figures / f'{notebook}.ipynb')
+    passes(file, parameters(notebook, name, figures, results))
     return sorted((figures / name).iterdir())
 
 
@@ -94,7 +109,22 @@ def test_by_default_every_notebook_and_all_data_are_met():
 @pytest.mark.pinned
 @pytest.mark.parametrize('notebook, name', CASES)
 def test_committed_tables_and_figures_are_what_the_results_give(notebook, name, tmp_path):
-    same_as_committed(notebook, name, make(notebook, name, tmp_path))
+    "Whatever methods are registered beside those of the paper."
+    same_as_committed(notebook, name, make(notebook, name, tmp_path, before=ANOTHER))
+
+
+def test_a_new_method_is_run_like_the_others_and_is_no_row():
+    code = f"""{ANOTHER}
+from mculora.experiments.studies import CORE, ROWS, studies
+known = studies()
+print([v.method for v in known['new'] if v.method == 'another'], 'new' in CORE)
+assert [v.method for v in known['methods']] == list(ROWS) == sorted(ROWS)
+assert set(ROWS) <= set(methods())
+for of in ('grid', 'published'):
+    assert 'another' in [v.method for v in known[of]]
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "['another'] True\n", done.stderr
 
 
 @pytest.mark.slow

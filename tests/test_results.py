@@ -15,7 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from mculora.basics.dialogues import DataError
 from mculora.data.sources import described
-from mculora.basics.method import methods, settings_of
+from mculora.basics.method import methods, read_settings, settings_of
 from mculora.experiments.results import (
     STORE,
     addresses,
@@ -756,3 +756,11 @@ def test_claims_what_was_tried_and_what_it_gave():
         and (d.corrected > 0.05).all()
         and 0 < d['mean'][RECIPE] < d.half[RECIPE]
     )
+
+
+def test_a_table_that_is_made_elsewhere_says_at_once_where_it_looked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = dict(data='iemocap', folds=[1], seeds=[66])
+    with pytest.raises(ValueError, match='results: found .results., expected the folder with the'):
+        read_settings(Report, given | dict(results='results'), 'parameters')
+    assert read_settings(Report, given | dict(results=str(ROOT / 'results')), 'parameters')

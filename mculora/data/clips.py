@@ -12,6 +12,7 @@ __all__ = ['RATE', 'MOODS', 'LONGEST', 'PICTURES', 'UNUSED', 'MINILM', 'NEEDED',
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -104,6 +105,7 @@ LONGEST = 3600  # seconds; an utterance is not an hour long, and a header may cl
 
 
 def _samples(sf, path):  # [T] float32, the mean of the channels; how many there are a second
+    path = Path(path)
     try:
         about = sf.info(str(path))
         rate, seconds = about.samplerate, about.frames / max(about.samplerate, 1)
@@ -117,7 +119,7 @@ def _samples(sf, path):  # [T] float32, the mean of the channels; how many there
     except (RuntimeError, TypeError, ValueError, OSError) as e:
         raise DataError(
             f'{path}: found no sound file ({str(e).split(": ")[-1]:.80}), expected .wav, '
-            '.flac, .ogg or .mp3'
+            f'.flac, .ogg or .mp3; the sound of a video, by: ffmpeg -i {path} {path.stem}.wav'
         ) from e
 
 
@@ -656,16 +658,22 @@ def _cells(path):  # rows of a table as text; an empty or null cell is ''
     return list(t.columns), [{k: text(v) for k, v in row.items()} for row in rows]
 
 # %% ../../nbs/data/04_clips.ipynb #712c3ba3
-def _check_table(path, columns, rows):  # of a manifest, before its cells are looked at
+# of a manifest, before its cells are looked at: columns that are not used
+def _check_table(path, columns, rows):
     needed, sources, every = (', '.join(x) for x in (NEEDED, SOURCES, NEEDED + SOURCES + OTHERS))
     for c in NEEDED:
         require(c in columns, f'{path}', f'no column {c!r}', f'{needed} and one of {sources}')
-    for c in columns:
-        known = c in NEEDED + SOURCES + OTHERS
-        require(known, f'{path}', f'the column {shown(c)}', f'one of {every}')
+    known = NEEDED + SOURCES + OTHERS
+    odd = [c for c in columns if c not in known]
+    for c in odd:  # a slip is one of a column that is not there
+        near = get_close_matches(str(c), [k for k in known if k not in columns], n=1, cutoff=0.75)
+        require(
+            not near, f'{path}', f'the column {shown(c)}', f'{"".join(near)!r} or one of {every}'
+        )
     some = set(SOURCES) & set(columns)
     require(some, f'{path}', f'none of the columns {sources}', 'at least one')
     require(rows, f'{path}', 'no rows', 'at least one clip')
+    return odd
 
 
 # sound and frames of a row, None where the cell is empty; problems
@@ -683,12 +691,15 @@ def _paths(r, folder):
 # %% ../../nbs/data/04_clips.ipynb #c9871f66
 def read_manifest(
     path,  # .csv or .parquet
+    say: Callable = print,  # told of columns that are not used
 ) -> list[Clip]:  # in the order of the rows
     "The clips of a table. Raises `DataError` with the first problems and their number."
     path = Path(path)
     require(path.is_file(), f'{path}', 'no such file', 'a table of clips')
     columns, rows = _cells(path)
-    _check_table(path, columns, rows)
+    if unused := _check_table(path, columns, rows):
+        say(f'{path}: columns that are not used: {", ".join(map(shown, unused))}')
+        rows = [{k: v for k, v in r.items() if k not in unused} for r in rows]
     bad, clips, seen = [], [], {}
     for n, r in enumerate(rows, 1):
         u, odd = r['utterance'], [k for k in NEEDED if not _plain(r[k])]

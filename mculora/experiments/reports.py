@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 import json, math, os, re, tempfile, textwrap
+from pydantic import field_validator
 from ..training.evaluation import AVERAGES, with_averages
 from .results import against, beside, collect, file_of, interval, read_result
 from .runs import said_missing
@@ -29,6 +30,16 @@ class _Finds(Sweep):  # its runs
     results: str = 'results'  # folder with the result files, from the repository's root
     figures: str = 'figures'  # where tables and figures go, one folder per dataset
     more: list[int] = []  # further seeds, on which some rows ran and others did not
+
+    @field_validator('results')
+    @classmethod
+    def _is_there(cls, name):  # said at once, and not when a table lacks all its rows
+        if not (folder := repo_root() / name).is_dir():
+            raise ValueError(
+                f'the folder with the result files, and {folder} is none: start in the repository, '
+                'or name it (-p results /path/to/results)'
+            )
+        return name
 
     @property
     def out(self) -> Path:

@@ -39,7 +39,7 @@ from ..basics.files import OutputError, brief, write_atomically
 from ..data.sources import LAYOUTS, described, fit_scale, scale
 from ..data.twins import repo_root
 from ..data.tables import FILES, Columns, is_own, open_data
-from ..basics.method import Method, Settings, Stage, create, methods, read_settings
+from ..basics.method import Method, Settings, Stage, create, method_of, read_settings
 from ..basics.method import settings_of
 from ..basics.masking import RATES, drop, mask_hash, protocol_masks, random_mask
 from ..training.evaluation import evaluate, evaluate_random, metric_names, with_averages
@@ -325,9 +325,7 @@ def prepare(
 ) -> tuple[Splits, dict, dict, str]:
     "The data of a run."
     device = resolve_device(c.device)
-    known = methods()
-    if c.method not in known:
-        raise ValueError(f'method: found {c.method!r}, expected one of {", ".join(known)}')
+    method_of(c.method)  # or its error
     d = opened(c.dataset, c.data_root and repo_root() / c.data_root, c.size, c.features, c.table)
     s = split(d, c.fold, c.seed, hold=c.hold)
     gone = {}

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 import mculora
 from ..data.clips import need
 from ..training.evaluation import AVERAGES, evaluate, metric_names
-from ..basics.method import Settings, create, methods, settings_of
+from ..basics.method import Settings, create, method_of, settings_of
 from .results import config_hash
 from .runs import Missing, load_method, locked, output_folder, prepare, run_all
 from ..basics.files import write_atomically
@@ -39,13 +39,8 @@ def space_of(
     # setting -> a pair, the range on a logarithmic scale; or a list of values
 ) -> dict[str, Sequence]:
     "What is tuned of a method. Raises `ValueError` for an unknown one."
-    if method not in (known := methods()):
-        raise ValueError(f'method: found {method!r}, expected one of {", ".join(known)}')
-    return {
-        k: v
-        for k, v in {**SPACE, **known[method].space}.items()
-        if k in known[method].Settings.model_fields
-    }
+    cls = method_of(method)
+    return {k: v for k, v in {**SPACE, **cls.space}.items() if k in cls.Settings.model_fields}
 
 # %% ../../nbs/experiments/04_tuning.ipynb #864a6c98
 FINAL = (66, 67, 68, 69, 70)  # seeds of reported runs

@@ -14,6 +14,7 @@ __all__ = ['app', 'data', 'Features', 'Table', 'Device', 'Size', 'OutDir', 'AsTr
            'export', 'predict', 'explore', 'bench', 'add_', 'list_', 'show', 'rerun', 'reproduce']
 
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ from ..basics.dialogues import DataError, folds, select
 from ..basics.files import write_atomically
 from ..data.sources import describe, find_all, read_layout
 from ..experiments.bench import bench as time_parts, line
-from ..basics.method import create, methods, read_settings
+from ..basics.method import create, method_of, read_settings
 from ..data.clips import extractors, read_manifest, to_layout, to_table
 from ..experiments.results import environment
 from ..experiments.runs import RunConfig, run_all
@@ -34,7 +35,7 @@ from .explorer import explore as explored, page
 from ..experiments.studies import CORE, Sweep, studies
 from ..experiments.tuning import Tuning, chosen, tune
 from ..data.twins import open_dataset, repo_root
-from ..data.tables import Columns, is_own, open_data, read_own
+from ..data.tables import KINDS, Columns, is_own, open_data, read_own, remarks
 from ..training.evaluation import shown
 from ..training.check import examined
 
@@ -57,6 +58,10 @@ def _refusing(*more):  # errors that count as such, besides the usual
     except (ValueError, OSError, *more) as e:
         typer.echo(f'Error: {e}', err=True)
         raise typer.Exit(2) from None
+    except KeyboardInterrupt as e:  # a run says what is kept of it
+        said = str(e) or 'stopped; the same command starts again, and keeps what is finished'
+        typer.echo(f'\n{said}', err=True)
+        raise typer.Exit(130) from None
 
 
 def _known(what, asked, known):  # a check of names
@@ -160,7 +165,7 @@ def extract(
     """Make features of raw clips; what is there and unchanged is not made again. Exit code: 0 all
     clips, 1 some were left out, 2 something is wrong with what was asked for."""
     with _refusing(ImportError):
-        clips = read_manifest(manifest)
+        clips = read_manifest(manifest, lambda said: typer.echo(said, err=True))
         by = extractors(audio, text, face, device)
         if dataset == 'table':
             place, bad = to_table(clips, by, out, skip)
@@ -217,6 +222,9 @@ def check(path: DataPath, features: Features = None, table: Table = '{}'):
         except (DataError, OSError) as e:
             d, bad = None, [str(e)]
         typer.echo(f'{dataset} in {folder}\n{describe(d, bad)}')
+        more = remarks(folder, d, columns, chosen) if d and folder.suffix in KINDS else []
+        for x in more:
+            typer.echo(f'  worth a look: {x}')
         n_bad += len(bad)
     raise typer.Exit(int(n_bad > 0))
 
@@ -398,7 +406,8 @@ def _as_named(sweep, data_root):  # the data is what its name says: real, or a t
 def _variants(of, method):  # those of these studies and methods
     known = studies()
     _known('study', of, known)
-    _known('method', method, methods())
+    for name in method or ():
+        method_of(name)  # or its error
     return [v for s in of or CORE for v in known[s] if not method or v.method in method]
 
 
@@ -485,7 +494,11 @@ def tune_(
 RunFolder = Annotated[Path, _argument('Folder of a finished run.')]
 NewModel = Annotated[Path, _argument('Folder to write; made if it is not there.')]
 DatasetOfRun = Annotated[
-    str | None, _option('As for the run, where its name alone does not lead to the data.')
+    str | None,
+    _option(
+        'As for the run, where its name alone does not lead to the data: a table that lies neither '
+        'in the repository nor in --data-root.'
+    ),
 ]
 DataRootOfRun = Annotated[str | None, _option('Folder with the data of the run, as for the run.')]
 FeaturesOfRun = Annotated[list[str] | None, _option('MODALITY=FOLDER, as for the run.')]
@@ -554,6 +567,14 @@ Nonfinite = Annotated[
 ]
 
 # %% ../../nbs/use/04_cli.ipynb #c60182ad
+def _had(a, d, told):  # in a line, which modalities the rows had
+    count = Counter(p.combination for p in told)
+    each = ', '.join(f'{c or "nothing"} {n}' for c, n in count.most_common())
+    there = {m for k, m in enumerate(d.modalities) if d.present[:, k].any()}
+    lost = ', '.join(m for m in a.modalities if m not in there)
+    return f'utterances by what they have: {each}' + f'; none has {lost}' * bool(lost)
+
+
 @app.command()
 def predict(
     model: Model,
@@ -574,11 +595,12 @@ def predict(
             said = columns.model_dump(exclude_unset=True) | dict(nonfinite=nonfinite)
             columns = read_settings(Columns, said, 'table')
         d, where = read_input(ask.a, input, columns, _pairs(features))
-        rows = as_rows(ask.a, where, ask.predict(d))
+        rows = as_rows(ask.a, where, told := ask.predict(d))
         if output:
             write_rows(rows, output)
     if ask.a.task.simulated:
         typer.echo(f'The model was trained on simulated data ({ask.a.task.name}).', err=True)
+    typer.echo(_had(ask.a, d, told), err=True)
     for r in rows if not output else ():
         typer.echo(json.dumps(r))
 
@@ -758,3 +780,7 @@ def reproduce(
         minutes, run = (time.perf_counter() - start) / 60, then.relative_to(repo_root() / root)
         typer.echo(f'{name:33} {run!s:81} {minutes:5.1f} min  {said}')
     raise typer.Exit(int(not right))
+
+# %% ../../nbs/use/04_cli.ipynb #a9d897b8
+if __name__ == '__main__' and '__file__' in globals():  # not in the notebook
+    app()

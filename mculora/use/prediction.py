@@ -7,7 +7,7 @@ __all__ = ['Utterance', 'gather', 'fitted', 'scaled', 'batches_of', 'outputs', '
            'read_input', 'as_rows', 'writable', 'write_rows']
 
 # %% ../../nbs/use/02_prediction.ipynb #33eb028f
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +39,8 @@ Utterance = dict  # modality -> [D_m] array, tensor or list; None or absent: mis
 # modality -> [D_m] of what is there, and all that is wrong with it
 def _checked(utterance, widths, nonfinite):
     vectors, bad = {}, []
+    if not isinstance(utterance, Mapping):
+        return {}, [f': found {utterance!r:.40}, expected a dict: modality -> vector']
     if odd := [m for m in utterance if m not in widths]:
         bad.append(f': found the modality {odd[0]!r}, expected {", ".join(widths)}')
     for m in widths:
@@ -77,6 +79,10 @@ def gather(
 ) -> Dialogues:  # raw features, NaN where not measured; labels are 0
     "Utterances as `Dialogues`. Raises `DataError` for what the model cannot use."
     widths = a.method.widths
+    for d in dialogues:
+        if not isinstance(d, Sequence) or isinstance(d, str):
+            said = 'expected a list of utterances, such as [{"t": vector}]'
+            raise DataError(f'dialogues: found {d!r:.40}, {said}')
     rows = [(i, j, u) for i, d in zip(ids, dialogues) for j, u in enumerate(d)]
     if not rows or min(map(len, dialogues)) == 0:
         raise DataError('dialogues: found one without utterances, expected at least one utterance')
