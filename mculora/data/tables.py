@@ -607,7 +607,7 @@ def _far(d):  # entries far from all others of their column
                 f'{x[n, i]:g} in utterance {d.utterances[n]!r}'
             )
 
-
+# %% ../../nbs/data/03_tables.ipynb #9d1c7006
 def _told_by_place(d):  # the position alone gives the label
     place = torch.cat([torch.arange(int(n)) for n in d.lengths])
     if not d.task.classes or len(place) < 5 * (int(place.max()) + 1) or not place.any():
