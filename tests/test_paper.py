@@ -124,7 +124,7 @@ for of in ('grid', 'published'):
     assert 'another' in [v.method for v in known[of]]
 """
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "['another'] True\n", done.stderr
+    assert (done.returncode, done.stdout) == (0, "['another'] True\n"), done.stderr
 
 
 @pytest.mark.slow

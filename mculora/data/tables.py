@@ -422,11 +422,11 @@ def _misplaced(f, roles, dialogue, place, order, where):  # problems
             )
     return bad
 
-# %% ../../nbs/data/03_tables.ipynb #41305d67
+# %% ../../nbs/data/03_tables.ipynb #9d1c7007
 def _people(f, column):  # N names
     return np.array([str(x) for x in f[column]])
 
-
+# %% ../../nbs/data/03_tables.ipynb #41305d67
 def _read_parts(f, roles, c, ids, offset, order):  # K parts, problems
     if 'split' not in roles:
         # rows that are dialogues of their own: whoever speaks in several stays in one fold
@@ -607,7 +607,7 @@ def _far(d):  # entries far from all others of their column
                 f'{x[n, i]:g} in utterance {d.utterances[n]!r}'
             )
 
-
+# %% ../../nbs/data/03_tables.ipynb #9d1c7006
 def _told_by_place(d):  # the position alone gives the label
     place = torch.cat([torch.arange(int(n)) for n in d.lengths])
     if not d.task.classes or len(place) < 5 * (int(place.max()) + 1) or not place.any():
