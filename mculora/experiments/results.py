@@ -436,8 +436,8 @@ def collect(
     # one row per score: dataset, method, fold, seed, schedule, ..., selection, condition, metric,
     # value, and the file it comes from (of a store: that it would be in a folder)
 ) -> 'pd.DataFrame':
-    """All results below a folder as one table. Raises `DataError` where there is no such folder; one
-    without results is an empty table."""
+    """All results below a folder as one table. Raises `DataError` where there is no such folder;
+    one without results is an empty table."""
     # here, because pandas and SciPy together take a second and 130 MB, and training needs neither
     import pandas as pd
 
