@@ -226,7 +226,7 @@ def with_sources(
     "The same cells; those that name no source are made from these."
     return {c: x if x.sources else x._replace(sources=tuple(sources)) for c, x in row.items()}
 
-
+# %% ../../nbs/experiments/03_reports.ipynb #c4a10d15
 def cell(
     runs: 'pd.DataFrame',  # scores of one row under one condition and metric
     missing: Sequence[str],  # runs that should be among them
@@ -341,12 +341,6 @@ class Table:
         "As LaTeX; needs the packages booktabs and, for wide tables, graphicx."
         return _latex(self.title, self.frame(latex=True), self.notes)
 
-    def html(self) -> str:
-        "As HTML, a piece of a page."
-        notes = ''.join(f'<p>{html.escape(n)}</p>\n' for n in self.notes)
-        cells = self.frame().to_html(index=False)
-        return f'<h2>{html.escape(self.title)}</h2>\n{cells}\n{notes}'
-
     def csv(self) -> 'pd.DataFrame':
         "One cell a line."
         import pandas as pd
@@ -407,7 +401,7 @@ def csv_of(
     cells = pd.concat([t.csv() for t in tables])
     return cells.to_csv(index=False, lineterminator='\n', float_format='%.10g')
 
-
+# %% ../../nbs/experiments/03_reports.ipynb #c4a10d16
 def keep_tables(
     tables: list[Table],  # one after the other in each file
     path,  # without the ending
@@ -696,7 +690,7 @@ def read_runs(
     runs = pd.concat(tables, ignore_index=True)
     return runs.drop_duplicates(['file', 'selection', 'condition', 'metric'])
 
-
+# %% ../../nbs/experiments/03_reports.ipynb #c4a10d17
 def _by_itself(method, part):  # options as the method has them; did none run so, those of most runs
     most = part.options.value_counts().index
     if method not in methods():
@@ -806,8 +800,13 @@ def tables_of_runs(
     return out
 
 # %% ../../nbs/experiments/03_reports.ipynb #c4a10d12
-def _page(tables):  # HTML
-    return '<!doctype html>\n<meta charset="utf-8">\n' + '\n'.join(t.html() for t in tables)
+def _part(t):  # a table in HTML
+    notes = ''.join(f'<p>{html.escape(n)}</p>\n' for n in t.notes)
+    return f'<h2>{html.escape(t.title)}</h2>\n{t.frame().to_html(index=False)}\n{notes}'
+
+
+def _page(tables):
+    return '<!doctype html>\n<meta charset="utf-8">\n' + '\n'.join(map(_part, tables))
 
 
 def _markdown(tables):

@@ -504,7 +504,7 @@ def one_version(
                 'of it; move the others away, or choose by data_hash'
             )
 
-
+# %% ../../nbs/experiments/00_results.ipynb #c4a10f01
 def interval(
     runs: 'pd.DataFrame',  # one row per run: fold, seed, value
     # mean, half-width of the 95 % interval (NaN for a sample of one), number of runs
@@ -531,7 +531,7 @@ def summarise(
     one_version(table)
     return table.groupby(list(by), sort=False)[['fold', 'seed', 'value']].apply(interval)
 
-
+# %% ../../nbs/experiments/00_results.ipynb #c4a10f02
 # fold of each run, and one column for each of the others: one - other
 def _differences(table, one, others, by):
     names = list(dict.fromkeys([one, *others]))

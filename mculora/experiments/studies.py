@@ -224,7 +224,10 @@ def _of_sweep(table, sweep):  # the part of a table that was made as the sweep s
     ]
 
 
-def newest_files(here):  # method, options, fold, seed -> the newest result
+def newest_files(
+    here: 'pd.DataFrame',  # of `collect`, made alike
+) -> dict[tuple, str]:  # method, options, fold, seed -> file
+    "Of runs that came twice, as of two versions, the newest result."
     if not len(here):
         return {}
     runs = here.drop_duplicates('file').itertuples()
