@@ -621,7 +621,9 @@ def markdown(
     def cell(*key):
         if key not in m.index:
             return ''
-        return f'{100 * m.loc[key]["mean"]:.1f} ± {100 * m.loc[key]["half"]:.1f}'
+        mean, half, runs = m.loc[key]
+        around = '(1 run)' if runs == 1 else f'± {100 * half:.1f}'
+        return f'{100 * mean:.1f} {around}'
 
     rows = [['method', *conditions, 'all, selected on test'], ['---'] * (len(conditions) + 2)] + [
         [f'`{x}`', *(cell(x, 'validation', c) for c in conditions), cell(x, 'test', 'all')]
