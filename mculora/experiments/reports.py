@@ -661,8 +661,8 @@ def why(
     cells = cells[cells.column == _one_of('column', column, list(dict.fromkeys(cells.column)))]
     out = []
     for x in cells.itertuples():
-        number = [float(v or 'nan') for v in (x.mean, x.half)]
-        value = Cell(*number, int(x.runs), words=x.words, digits=2).say()
+        mean, half = float(x.mean or 'nan'), float(x.half or 'nan')
+        value = Cell(mean, half, int(x.runs), words=x.words, digits=2).say()
         at = sources.get((x.table, row), {})
         out.append(Origin(x.table, value, int(x.runs), at.get('', at.get(column, []))))
     return out
