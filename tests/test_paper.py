@@ -316,7 +316,7 @@ def test_the_runs_of_a_cell_give_its_number():
 
 
 def test_one_question_has_one_number():
-    "What DPFT gives on IEMOCAP: in Table 2, on its page for the README, and in the audit."
+    "What DPFT gives on IEMOCAP: in Table 2, on its last page, in the audit and in the README."
     found = why('table2_ablation-iemocap', 'DPFT', 'complete', FIGURES)
     (by_step,) = [o for o in found if 'WA' in o.table]
     page = why('table2_ablation-iemocap', 'DPFT (MCLA + DPFT − MCLA)', 'complete', FIGURES)
@@ -325,6 +325,9 @@ def test_one_question_has_one_number():
     (audited,) = why('audit-iemocap', claim, 'of what', FIGURES)
     assert f'complete: {by_step.value}; 5 seeds' in audited.value
     assert audited.sources == by_step.sources and len(by_step.sources) == 2 * by_step.runs == 40
+    found = why('table2_ablation-iemocap', 'DPFT', 'incomplete', FIGURES)
+    (by_step,) = [o for o in found if 'WA' in o.table]
+    assert f'[+{by_step.value}](results/iemocap/' in (ROOT / 'README.md').read_text()
 
 
 # --- the page that shows every picture ---
