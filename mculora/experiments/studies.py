@@ -10,7 +10,7 @@ __all__ = ['ABLATION', 'READINGS', 'TRIES', 'SPEAKERS', 'PLUS', 'CORE', 'RANKS',
 from typing import TYPE_CHECKING, Any, Literal
 import json
 from pydantic import Field
-from ..basics.dialogues import DataError, Task
+from ..basics.dialogues import Task
 from ..data.sources import described
 from ..basics.method import Settings, methods, settings_of
 from ..beyond.plus import OFF
