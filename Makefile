@@ -35,7 +35,7 @@ QUIET = 2> >(grep -v --line-buffered 'TCP without encryption\|KeyboardInterrupt 
 # make audit: in an environment of its own, which uv makes
 AUDIT = pip-audit==2.10.1
 
-.PHONY: help setup setup-locked lock audit train test test-notebooks test-unpinned test-lowest test-newest test-all test-faults test-order test-mutants coverage lint paper lab html bench export clean-notebooks hooks
+.PHONY: help setup setup-locked lock audit train reproduce test test-notebooks test-unpinned test-lowest test-newest test-all test-faults test-order test-mutants coverage lint paper lab html bench export clean-notebooks hooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -83,6 +83,9 @@ train: $(STAMP) ## one training run: [DATASET=iemocap] [METHOD=mculora] [SEED=66
 		-p seed '$(SEED)' -p fold '$(FOLD)' -r schedule '$(SCHEDULE)' -r size '$(SIZE)' \
 		$(if $(DATA_ROOT),-r data_root "$$($(BIN)/python -c 'import os, sys; print(os.path.abspath(os.path.expanduser(sys.argv[1])))' '$(DATA_ROOT)')") $(ARGS) $(QUIET)
 	@echo "the run as a notebook, with its pictures: runs/notebooks/$(RUN_NAME).ipynb"
+
+reproduce: $(STAMP) ## one cheap run of each method made again and compared with its record, on twins where there are some: about 75 minutes; [ARGS="--method gcnet"]
+	@MCULORA_DATA='$(DATA_ROOT)' $(BIN)/mculora reproduce $(ARGS)
 
 # One thread a process, and a process a core; what a worker has at the end another one takes over.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4

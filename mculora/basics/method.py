@@ -14,7 +14,7 @@ import importlib, pkgutil
 import torch
 from torch import Tensor, nn
 from pydantic import BaseModel, ConfigDict, ValidationError
-from .dialogues import Batch, Dialogues, Task
+from .dialogues import Batch, Dialogues, Inputs, Task, Unlabelled
 
 # %% ../../nbs/basics/04_method.ipynb #b1fc3efd
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Hooked(Configured):
     def begin(self, stage: str):
         "At the start of a stage: for example, copy a pre-trained head."
 
-    def end_epoch(self, stage: str, val: Dialogues):
+    def end_epoch(self, stage: str, val: Unlabelled):
         """After each epoch, without gradient: for example, DPFT measures and moves `q`. `val` is
         encoded in stages that are."""
 
@@ -140,13 +140,13 @@ class Hooked(Configured):
 
     def encode(
         self,
-        batch: Batch,  # raw features
+        batch: Inputs,  # raw features
         # modality -> [B, L, d]: computed from each modality alone; None: there is no such part
     ) -> dict[str, Tensor] | None:
         """The part of the work that is the same whichever *other* modalities are there. It is then
         done once for all conditions."""
 
-    def inspect(self, batch: Batch) -> dict[str, Tensor]:
+    def inspect(self, batch: Inputs) -> dict[str, Tensor]:
         """What a reader may want to see of single utterances beside the prediction: name -> [B, L,
         ...]."""
         return {}
@@ -168,7 +168,7 @@ class Method(Hooked):
 
     def predict(
         self,
-        batch: Batch,  # what is there
+        batch: Inputs,  # what is there
         stage: str | None = None,  # None: the finished model
     ) -> Tensor:  # [B, L, C] logits, or [B, L, 1] scores
         raise NotImplementedError

@@ -916,11 +916,11 @@ def _arranged(clips, dataset, l):  # clips as dialogues without features
         {},
         torch.zeros(len(flat), 0, dtype=torch.bool),
         torch.tensor([l.speakers.index(c.speaker) if l.speakers else 0 for c in flat]),
-        _labels(flat, l),
         torch.tensor([0, *map(len, groups.values())]).cumsum(0),
         tuple(groups),
         tuple(c.utterance for c in flat),
         part,
+        label=_labels(flat, l),
     )
 
 # %% ../../nbs/data/04_clips.ipynb #80953182

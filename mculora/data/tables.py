@@ -533,11 +533,11 @@ def _read(f, name, base, c, features, task, widths):
         {m: x[at] for m, (x, _, _) in cols.items()},
         torch.stack([p for _, p, _ in cols.values()], -1)[at],
         torch.tensor(speaker),
-        label[at],
         torch.tensor(offset),
         ids,
         tuple(utterances),
         tuple(part),
+        label=label[at],
     )
     return d, bad if asked else bad + problems(d, holes=True)
 

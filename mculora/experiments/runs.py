@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Missing', 'RunConfig', 'read_parameters', 'output_folder', 'locked', 'said_missing', 'incomplete', 'have', 'prepare',
-           'new_method', 'as_published', 'peak_mb', 'save_method', 'load_method', 'finished', 'Job', 'ready', 'finish',
-           'run_all', 'run']
+           'new_method', 'as_published', 'peak_mb', 'save_method', 'load_method', 'finished', 'Job', 'ready', 'code_of',
+           'config_of', 'command_of', 'finish', 'run_all', 'run']
 
 # %% ../../nbs/experiments/01_runs.ipynb #442ca675
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 from collections.abc import Callable
-import ctypes, errno, gc, json, os, re, shutil, socket, sys, time, warnings
+import ctypes, errno, gc, inspect, json, os, re, shlex, shutil, socket, sys, time, warnings
 import torch
 import mculora
 from pydantic import AfterValidator, Field
@@ -36,15 +36,17 @@ from mculora.basics.dialogues import (
     to,
 )
 from ..basics.files import OutputError, brief, write_atomically
-from ..data.sources import LAYOUTS, fit_scale, scale
+from ..data.sources import LAYOUTS, described, fit_scale, scale
 from ..data.twins import repo_root
 from ..data.tables import FILES, Columns, is_own, open_data
 from ..basics.method import Method, Settings, Stage, create, methods, read_settings
+from ..basics.method import settings_of
 from ..basics.masking import RATES, drop, mask_hash, protocol_masks, random_mask
 from ..training.evaluation import evaluate, evaluate_random, metric_names, with_averages
 from ..training.calibration import calibrate, calibration_report
 from ..training.trainer import earlier, fit_all, precisely, resolve_schedule
 from ..training.recording import observe, save_observed, watching
+from ..training.check import refuse
 
 # %% ../../nbs/experiments/01_runs.ipynb #0217d091
 from mculora.experiments.results import (
@@ -116,6 +118,8 @@ class RunConfig(Settings):
     standardise: bool = True
     # keep what Fig. 1 and Fig. 5 are drawn from; the run itself is the same
     observe: bool = False
+    # look at the method before it trains (`training.check`); a run without says so in its result
+    check: bool = True
 
 # %% ../../nbs/experiments/01_runs.ipynb #2bf5b32f
 _IPYTHON = re.compile(r'_+\w*__|_+|_i+|_[iod]h|_i?\d+|_exit_code|In|Out')
@@ -304,7 +308,12 @@ def _about(c, d, s):  # what the result says of the data
         dialogues={p: len(x) for p, x in parts.items()},
         utterances={p: len(x.utterances) for p, x in parts.items()},
         conditions={p: have(x) for p, x in parts.items()},
-        **(dict(table=c.table.model_dump(mode='json')) if is_own(c.dataset) else {}),
+        **(dict(features=c.features) if c.features else {}),
+        **(
+            dict(file=Path(c.dataset).name, table=c.table.model_dump(mode='json'))
+            if is_own(c.dataset)
+            else {}
+        ),
     )
 
 # %% ../../nbs/experiments/01_runs.ipynb #25e8e2da
@@ -530,9 +539,11 @@ def finished(
     folder,  # of a run
     key: str,  # its configuration's hash
     observed: bool = False,  # it must have been observed
+    code: str | None = None,  # hash of the code that it must be made by; None: by any
 ) -> Result | None:
     """The result in a folder, if there is a whole one of this configuration, with whole files
-    beside it. Warns of damage."""
+    beside it. Warns of damage, and of a result that other code made. One that does not say by
+    which code it was made is taken."""
     if not (Path(folder) / 'result.json').exists():
         return None
     try:
@@ -541,11 +552,20 @@ def finished(
         bad = [str(e)]
     if bad:
         warnings.warn(f'{bad[0]}; the run is made again')
-    return (
-        r
-        if not bad and r.config_hash == key and (not observed or 'observed.safetensors' in r.files)
-        else None
-    )
+        return None
+    if r.config_hash != key or (observed and 'observed.safetensors' not in r.files):
+        return None
+    if code and r.code and r.code != code:
+        warnings.warn(
+            f'{folder}: found a result made by other code (then {r.code}, now {code}); the run is '
+            f'made again, and the old result stays beside it as {_other(r).name}'
+        )
+        return None
+    return r
+
+
+def _other(r):  # what the result of other code is called, once there is a new one
+    return Path(f'result-{r.code}.json')
 
 
 # what only a run at work needs, and what a killed one left half written
@@ -571,6 +591,8 @@ class Job:
     full: dict  # the configuration as it is hashed and written
     key: str  # its hash
     environment: dict  # as the run begins
+    code: str | None  # hash of the code that makes the numbers
+    command: str  # what makes them again
     folder: Path
     done: Result | None  # an earlier result of the same configuration
 
@@ -587,7 +609,7 @@ class Job:
             | dict(
                 depends={s: self.method.depends(s) for s in names[: names.index(stage) + 1]},
                 stage=stage,
-                code=code_hash(),
+                code=self.code,
                 observe=self.config.observe,
             )
         )
@@ -603,6 +625,7 @@ def _full(c, method, schedule, device, about):  # all that can change the number
     left_out = {'data_root', 'out_dir', 'device', 'features', 'table', 'observe'}
     left_out |= set() if c.missing else {'missing'}
     left_out |= {'hold'} if c.hold == 'dialogues' else set()
+    left_out |= {'check'} if c.check else set()
     return dict(
         c.model_dump(exclude=left_out),
         dataset=Path(c.dataset).stem,
@@ -618,14 +641,17 @@ def ready(
     c: RunConfig,  # what to run
     opened: Callable = open_data,  # how a dataset is opened
 ) -> Job:
-    "Everything up to the first epoch. Raises what is wrong with the configuration or the data."
+    "Everything up to the first epoch. Raises what is wrong with configuration, data or method."
     s, stats, about, schedule = prepare(c, opened)
     device, method = s.train.present.device, new_method(c, s)
     full = _full(c, method, schedule, device, about)
-    key = config_hash(full)
+    key, code = config_hash(full), code_of(type(method))
+    command = command_of(full, about)
     name = run_name(about['fold'], full, key)
     folder = repo_root() / c.out_dir / about['name'] / c.method / name
-    done = finished(folder, key, c.observe)
+    done = finished(folder, key, c.observe, code)
+    if c.check and not done:
+        refuse(method, code or '')
     # weights, best weights, Adam's two moments; and all of it in the last checkpoint, in the one
     # before and in the one that is being written
     if not done:
@@ -634,7 +660,83 @@ def ready(
             need=12 * sum(v.numel() * v.element_size() for v in method.state_dict().values())
             + 20 * 2**20,
         )
-    return Job(c, s, stats, about, schedule, method, full, key, environment(device), folder, done)
+    here = environment(device)
+    return Job(c, s, stats, about, schedule, method, full, key, here, code, command, folder, done)
+
+# %% ../../nbs/experiments/01_runs.ipynb #c0de0012
+def _typed(cls):  # the text of a class that is in no file
+    if getattr(sys.modules.get(cls.__module__), '__file__', None):
+        return []
+    return [inspect.getsource(f) for f in vars(cls).values() if inspect.isfunction(f)]
+
+
+def code_of(
+    cls: type[Method],  # a method
+) -> str | None:  # 16 hexadecimal digits; None: there is no source to look at
+    "Hash of the code that makes a method's numbers."
+    own = [c for c in cls.__mro__ if issubclass(c, Method)]
+    code = code_hash(['mculora.experiments.runs', *(c.__module__ for c in own)])
+    try:
+        typed = [text for c in own for text in _typed(c)]
+    except OSError:
+        return None
+    return config_hash(dict(code=code, typed=typed)) if typed else code
+
+# %% ../../nbs/experiments/01_runs.ipynb #c0de0014
+def _options(method, task, said):  # the settings that differ from those a method takes by itself
+    def usual(**given):
+        try:
+            return settings_of(method, task, given)[1].model_dump(mode='json')
+        except ValueError:  # some have no default: then all are named
+            return {}
+
+    # a preset brings settings of its own
+    own = {k: said[k] for k in ('preset',) if k in said and said[k] != usual().get(k)}
+    base = usual(**own)
+    return own | {k: v for k, v in said.items() if k not in base or v != base[k]}
+
+
+def config_of(
+    c: dict,  # `config` of a result of any version
+    d: dict,  # and its `data`
+    **where,  # data_root, out_dir: they are not in a result
+) -> RunConfig:
+    "The configuration that made a result."
+    given = {k: v for k, v in c.items() if k in RunConfig.model_fields}
+    given |= dict(options=_options(c['method'], described(d['name']), c['options']))
+    given |= dict(features=d.get('features'))
+    if 'table' in d:
+        # before format 3 the file's ending was not kept; all of those that are committed were this
+        given |= dict(dataset=d.get('file', f'{c["dataset"]}.parquet'))
+        given |= dict(table=Columns.written(d['table']))
+    return read_settings(RunConfig, given | where, 'configuration')
+
+# %% ../../nbs/experiments/01_runs.ipynb #c0de0015
+_ROOT = '--data-root "${MCULORA_DATA:-data}"'  # of the shell: the variable, else data/
+
+
+def _flags(name, value):  # as `mculora train` takes a setting
+    flag = f'--{name.replace("_", "-")}'
+    if value is False:
+        return [f'--no-{flag[2:]}']
+    if name == 'features':
+        return [x for m, folder in value.items() for x in (flag, f'{m}={folder}')]
+    return [flag, json.dumps(value) if isinstance(value, (dict, float)) else str(value)]
+
+
+def command_of(
+    config: dict,  # `config` of a result of any version
+    about: dict,  # and its `data`
+) -> str:
+    "The line that makes a run again, from the repository's root."
+    c = config_of(config, about)
+    said = c.model_dump(include={'dataset', 'method', 'fold', 'seed', 'schedule', 'device'})
+    said |= c.model_dump(mode='json', exclude_defaults=True, exclude={'data_root', 'out_dir'})
+    line = shlex.join(['mculora', 'train', *(x for k, v in said.items() for x in _flags(k, v))])
+    if c.size == 'tiny':  # always a twin
+        return line
+    is_twin = about['simulated'] and not is_own(c.dataset)
+    return f'MCULORA_DATA= {line}' if is_twin else f'{line} {_ROOT}'
 
 # %% ../../nbs/experiments/01_runs.ipynb #13b8fa41
 # condition -> expected calibration error, as the model is and with temperatures from validation; of
@@ -666,6 +768,12 @@ def _measured(job, masks):  # on the test part
         if v == v  # not of a condition that nobody has
     ]
 
+# %% ../../nbs/experiments/01_runs.ipynb #c0de0016
+def _set_aside(folder, code):  # a result that other code made, for whoever wants to compare
+    with suppress(DataError):
+        if (old := read_result(folder)).code not in (None, code):
+            os.replace(folder / 'result.json', folder / _other(old))
+
 # %% ../../nbs/experiments/01_runs.ipynb #9a036d60
 def finish(
     job: Job,  # trained
@@ -687,12 +795,15 @@ def finish(
             files.append('observed.safetensors')
     write_atomically(folder / 'curves.parquet', lambda tmp: pd.DataFrame(history).to_parquet(tmp))
     save_method(job.method, job.stats, folder / 'model.safetensors')
+    _set_aside(folder, job.code)
     write_result(
         folder,
         Result(
             status='complete',
             config=job.full,
             config_hash=job.key,
+            code=job.code,
+            command=job.command,
             data=job.about,
             scores=scores
             + as_published(history, job.method.stages(), task, labels(job.splits.train.modalities)),
@@ -720,8 +831,16 @@ def _look_up(j, progress):  # a finished run: tidied up, and its result
         print(
             f'looked up, not run again: made by commit {str(made)[:8]}'
             + (' (this is another commit)' if made != now else '')
+            + (f', by the same code ({j.done.code})' if j.done.code else _unknown(j.folder))
         )
     return j.done
+
+
+def _unknown(folder):  # what is said of a result that does not hold its code
+    return (
+        '; by which code it does not say, so the method may have changed since: to run it again, '
+        f'take {folder / "result.json"} away'
+    )
 
 
 def _alike(j):  # what runs that train side by side have in common
@@ -769,7 +888,7 @@ def _fit(here, every, progress, note):  # jobs, side by side
         [j.config.seed for j in here],
         here[0].schedule,
         [j.folder / 'checkpoint.safetensors' for j in here],
-        [f'{j.key} {code_hash()} {j.config.observe}' for j in here],
+        [f'{j.key} {j.code} {j.config.observe}' for j in here],
         every,
         progress,
         note,

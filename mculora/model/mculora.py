@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from pydantic import Field
 from ..basics.modalities import members
-from ..basics.dialogues import Batch, Task, batch, batches, flat, keep, unflat
+from ..basics.dialogues import Inputs, Task, batch, batches, flat, keep, unflat
 from ..basics.masking import from_modalities
 from ..basics.method import Method, Settings, Stage, register
 from .encoders import UnimodalEncoder, plain, unimodal_heads
@@ -158,7 +158,7 @@ class Represents(Encodes):
 
     def represent(
         self,
-        b: Batch,
+        b: Inputs,
         # each [B, L, M, d], zeros where absent
     ) -> tuple[Tensor, Tensor, Tensor]:
         "R, R_prt and R_com."
@@ -200,7 +200,7 @@ class Predicts(Represents):
 
     def parts(
         self,
-        b: Batch,
+        b: Inputs,
         # frozen, private, common [B, L, M, d]; token [B, L, d], the fused common one; y_com, y_prt,
         # y_last [B, L, C]; weight [B, L, 1]
     ) -> dict[str, Tensor]:
@@ -226,12 +226,13 @@ class TwoStages(Predicts):
 
     def stages(self):
         s, both = self.settings, ('fusion', 'common_head')
+        adapters = ('adapters',) if s.adapter_place != 'none' else ()
         usual = Stage('', s.epochs, s.lr, s.batch_size, sampling=s.sampling)
         first = replace(usual, name='pretrain', trainable=('encoders', 'unimodal', *both))
         second = replace(
             usual,
             name='finetune',
-            trainable=('adapters', 'private_head', 'weight', *both),
+            trainable=(*adapters, 'private_head', 'weight', *both),
             encoded=s.adapter_place != 'linear' and s.sampling in ('dialogue', 'batch'),
         )
         return [first, second] if s.second_stage else [first]

@@ -50,7 +50,7 @@ def predictions_of(
     ]
     for step in range(max(map(len, plans))):
         rows = [p[step] if step < len(p) else p[0][:0] for p in plans]
-        b = side_by_side(parts, rows)
+        b = side_by_side([d.unlabelled for d in parts], rows)
         # [R, K, B L, C]
         y = team(lambda m, b: _under_all(m, b, conditions, stage), b).float().flatten(2, 3)
         for r, (d, own) in enumerate(zip(parts, rows)):

@@ -97,7 +97,7 @@ def observe(
     some, said, points = torch.linspace(0, N - 1, min(n, N)).long().unique(), {}, {}
     for k, row in enumerate(members(len(d.modalities)).to(d.present.device)):
         for at in batches(d.lengths, len(d), 2048):
-            b = keep(batch(d, at), row)
+            b = keep(batch(d.unlabelled, at), row)
             where = torch.cat([torch.arange(int(d.offset[i]), int(d.offset[i + 1])) for i in at])
             for name, v in method.inspect(b).items():
                 v = v[b.valid].float().cpu()

@@ -286,7 +286,7 @@ def encoded(
     method.eval()
     out: dict[str, Tensor] = {}
     for rows in batches(d.lengths, len(d), max_utterances):
-        b = batch(d, rows)
+        b = batch(d.unlabelled, rows)
         at = torch.cat([torch.arange(int(d.offset[k]), int(d.offset[k + 1])) for k in rows])
         for m, r in method.encode(b).items():
             if m not in out:
@@ -524,7 +524,7 @@ def end_epoch(
     "What a method does between epochs, then the checks."
     for r in busy:
         r.method.eval()
-        r.method.end_epoch(r.stage.name, r.data.val)
+        r.method.end_epoch(r.stage.name, r.data.val.unlabelled)
     for r, found in zip(busy, trouble()):
         check(r, found)
 

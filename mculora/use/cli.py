@@ -6,17 +6,17 @@
 __all__ = ['app', 'data', 'Features', 'Table', 'Device', 'Size', 'OutDir', 'AsTrain', 'DataRoot', 'Schedule', 'Model', 'Manifest',
            'FeatureFolder', 'Layout', 'Audio', 'Text', 'Face', 'Skip', 'ModelDevice', 'DataPath', 'Dataset', 'Methods',
            'Folds', 'Seeds', 'AutoSchedule', 'AnyDataRoot', 'Precision', 'Missing', 'Hold', 'MethodOptions',
-           'SideBySide', 'StudyData', 'MethodsOrAll', 'Studies', 'OneFold', 'OneSeed', 'Observe', 'Done', 'AsStudy',
-           'OneMethod', 'Trials', 'TuningFolds', 'TuningSeeds', 'TuningDir', 'RunFolder', 'NewModel', 'DatasetOfRun',
-           'DataRootOfRun', 'FeaturesOfRun', 'Temperatures', 'Programs', 'Input', 'Output', 'FeaturesOfInput',
-           'TableOfInput', 'Nonfinite', 'BenchDevice', 'Threads', 'BenchPrecision', 'BenchData', 'AsJson', 'results',
-           'extract', 'check', 'train', 'study', 'tune_', 'export', 'predict', 'explore', 'bench', 'add_', 'list_',
-           'show', 'why', 'report']
+           'Standardise', 'Check', 'SideBySide', 'MethodName', 'Twin', 'StudyData', 'MethodsOrAll', 'Studies',
+           'OneFold', 'OneSeed', 'Observe', 'Done', 'AsStudy', 'OneMethod', 'Trials', 'TuningFolds', 'TuningSeeds',
+           'TuningDir', 'RunFolder', 'NewModel', 'DatasetOfRun', 'DataRootOfRun', 'FeaturesOfRun', 'Temperatures',
+           'Programs', 'Input', 'Output', 'FeaturesOfInput', 'TableOfInput', 'Nonfinite', 'BenchDevice', 'Threads',
+           'BenchPrecision', 'BenchData', 'AsJson', 'results', 'extract', 'check', 'train', 'check_', 'study', 'tune_',
+           'export', 'predict', 'explore', 'bench', 'add_', 'list_', 'show', 'why', 'report', 'rerun', 'reproduce']
 
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 import json
 import torch
 import typer
@@ -24,7 +24,7 @@ from ..basics.dialogues import DataError, folds, select
 from ..basics.files import write_atomically
 from ..data.sources import describe, find_all, read_layout
 from ..experiments.bench import bench as time_parts, line
-from ..basics.method import methods, read_settings
+from ..basics.method import create, methods, read_settings
 from ..data.clips import extractors, read_manifest, to_layout, to_table
 from ..experiments.results import environment
 from ..experiments.runs import RunConfig, run_all
@@ -36,6 +36,7 @@ from ..experiments.tuning import Tuning, chosen, tune
 from ..data.twins import open_dataset, repo_root
 from ..data.tables import Columns, is_own, open_data, read_own
 from ..training.evaluation import shown
+from ..training.check import examined
 
 # %% ../../nbs/use/04_cli.ipynb #85f9ebae
 app = typer.Typer(
@@ -245,6 +246,10 @@ Hold = Annotated[
     _option("What validation is: 'dialogues' of the training sessions, or one 'session' of them."),
 ]
 MethodOptions = Annotated[str, _option('Settings of the method, as JSON.')]
+Standardise = Annotated[
+    bool, _option('Features to mean 0 and deviation 1, learnt on the training part.')
+]
+Check = Annotated[bool, _option('Look at the method before it trains; a result without says so.')]
 SideBySide = Annotated[
     int, _option('How many train side by side; 0: on a GPU all that are alike, on a CPU one.')
 ]
@@ -309,12 +314,15 @@ def train(
     precision: Precision = 'float32',
     missing: Missing = '0',
     hold: Hold = 'dialogues',
+    standardise: Standardise = True,
     options: MethodOptions = '{}',
     together: SideBySide = 0,
+    check: Check = True,
 ):
     """Train methods on folds and seeds. Exit code: 0 all finished, 1 a loss was no longer finite,
     2 something is wrong with what was asked for."""
-    given = dict(dataset=dataset, schedule=schedule, data_root=data_root, out_dir=out_dir)
+    given: dict[str, Any] = dict(dataset=dataset, schedule=schedule, standardise=standardise)
+    given |= dict(data_root=data_root, out_dir=out_dir)
     given |= dict(device=device, size=size, precision=precision, hold=hold)
     with _refusing(RecursionError):
         given |= dict(missing=_json(missing, 'missing'), options=_json(options, 'options'))
@@ -322,7 +330,7 @@ def train(
         one = read_settings(RunConfig, given, 'options')
         every = fold or _all_folds(dataset, data_root, size, one)
         runs = [
-            dict(given, method=m, fold=f, seed=s)
+            dict(given, method=m, fold=f, seed=s, check=check)
             for m in method or ['mculora']
             for f in every
             for s in seed or [66]
@@ -330,6 +338,23 @@ def train(
         configs = [read_settings(RunConfig, r, 'options') for r in runs]
         out = run_all(configs, together=together or None)
     raise typer.Exit(_say(out))
+
+# %% ../../nbs/use/04_cli.ipynb #4e12a38b
+MethodName = Annotated[str, _argument('Name of a method.')]
+Twin = Annotated[str, _option('iemocap, iemocap6, mosi or mosei, whose tiny twin gives the shape.')]
+
+
+@app.command('check')
+def check_(method: MethodName, dataset: Twin = 'iemocap', options: MethodOptions = '{}'):
+    """Look at a method as every run does before it trains. Exit code: 0 every property holds, 1 one
+    does not, 2 something is wrong with what was asked for."""
+    with _refusing():
+        d = open_dataset(dataset, None, 'tiny')
+        found = examined(create(method, d.task, d.widths, _json(options, 'options')))
+    for name, said in found.items():
+        for line_ in said or ['holds']:
+            typer.echo(f'{name}: {line_}')
+    raise typer.Exit(int(any(found.values())))
 
 # %% ../../nbs/use/04_cli.ipynb #8b6391b3
 StudyData = Annotated[
@@ -624,6 +649,7 @@ def bench(
         raise typer.BadParameter(str(e)) from e
 
 # %% ../../nbs/use/04_cli.ipynb #11556001
+import tempfile, time
 from ..experiments import store
 from ..experiments.results import read_result
 
@@ -729,3 +755,58 @@ def report(
         if out:
             write_atomically(out, lambda tmp: tmp.write_text(text, encoding='utf-8'))
     typer.echo(f'{out}: {found.file.nunique()} runs' if out else text)
+
+# %% ../../nbs/use/04_cli.ipynb #c0de0042
+def _in_words(c):  # a comparison
+    return c.verdict + (f' (largest difference {c.largest:.2g})' if c.largest else '')
+
+
+@app.command()
+def rerun(
+    record: Annotated[str, _argument('A run: its folder, or its address in results/.')],
+    data_root: Annotated[str | None, _option('Folder with the real data, as for train.')] = None,
+    out_dir: Annotated[str | None, _option('Where the new run stays; without it, nowhere.')] = None,
+):
+    """Make a run again, with as many threads as then, and compare. Exit code: 0 equal, to the bit
+    or within rounding, 1 different, 2 something is wrong."""
+    with _refusing(FloatingPointError), tempfile.TemporaryDirectory() as folder:
+        then = repo_root() / record
+        c = store.compared(then, store.rerun(then, out_dir or folder, data_root))
+    typer.echo(f'{record}: {_in_words(c)}')
+    for line_ in c.where:
+        typer.echo(f'  {line_}')
+    raise typer.Exit(int(c.verdict == 'different'))
+
+# %% ../../nbs/use/04_cli.ipynb #c0de0043
+def _made_again(then, data_root):  # what came of it, in words, and whether that is right
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            c = store.compared(then, store.rerun(then, folder, data_root))
+    except (ValueError, OSError) as e:  # real data need not be here
+        return f'not made: {str(e).splitlines()[0]}', not read_result(then).data['simulated']
+    where = c.where[:2] if c.largest else []
+    return '; '.join([_in_words(c), *where]), c.verdict != 'different'
+
+
+@app.command()
+def reproduce(
+    method: MethodsOrAll = None,
+    root: Annotated[str, _option('Folder of results.', '--results')] = 'results',
+    data_root: Annotated[str | None, _option('Folder with the real data, as for train.')] = None,
+):
+    """Make one cheap run of each method again. Exit code: 0 all equal, to the bit or within
+    rounding, or without their data, 1 one is different, 2 something is wrong."""
+    with _refusing():
+        some = store.samples(repo_root() / root)
+        _known('method', method, some)
+    right = True
+    typer.echo(f'{"method":33} {"record":81} {"took":9}  made again')
+    for name, then in some.items():
+        if method and name not in method:
+            continue
+        start = time.perf_counter()
+        said, fine = _made_again(then, data_root)
+        right &= fine
+        minutes, run = (time.perf_counter() - start) / 60, then.relative_to(repo_root() / root)
+        typer.echo(f'{name:33} {run!s:81} {minutes:5.1f} min  {said}')
+    raise typer.Exit(int(not right))

@@ -16,7 +16,7 @@ import json, operator
 import torch
 from torch import Tensor
 from ..basics.modalities import combination_index, labels
-from ..basics.dialogues import Batch, DataError, Dialogues, batch, batches, select
+from ..basics.dialogues import DataError, Dialogues, Inputs, batch, batches, select
 from ..basics.files import write_atomically
 from ..data.sources import described, find_all, read_layout, scale
 from mculora.data.tables import (
@@ -96,11 +96,11 @@ def gather(
         features,
         present,
         _speakers(speakers, len(rows)),
-        torch.zeros(len(rows), dtype=torch.long if a.task.classes else torch.float),
         torch.tensor([0, *map(len, dialogues)]).cumsum(0),
         tuple(ids),
         tuple(f'{i}_{j}' for i, j, _ in rows),
         ('test',) * len(ids),
+        label=torch.zeros(len(rows), dtype=torch.long if a.task.classes else torch.float),
     )
 
 # %% ../../nbs/use/02_prediction.ipynb #4ab361eb
@@ -136,11 +136,11 @@ def batches_of(
     a: Artefact,
     d: Dialogues,  # raw features, NaN where not measured; modalities as the model's
     # rows of `d`, and the batch they are the valid utterances of
-) -> Iterator[tuple[Tensor, Batch]]:
+) -> Iterator[tuple[Tensor, Inputs]]:
     "What the model is shown."
     ready = scaled(a, d)
     for rows in batches(ready.lengths, len(ready), 512):
-        b = batch(ready, rows)
+        b = batch(ready.unlabelled, rows)
         at = torch.cat([torch.arange(int(d.offset[k]), int(d.offset[k + 1])) for k in rows])
         yield at, replace(b, place=torch.arange(b.shape[1]).expand(b.shape))
 
@@ -224,7 +224,7 @@ class Predictor:
         "What is told, as numbers: see `outputs`."
         return outputs(self.a, d)
 
-    def batches(self, d: Dialogues) -> Iterator[tuple[Tensor, Batch]]:
+    def batches(self, d: Dialogues) -> Iterator[tuple[Tensor, Inputs]]:
         "What the model is shown: see `batches_of`."
         return batches_of(self.a, d)
 
