@@ -31,9 +31,10 @@ from mculora.experiments.results import (
     run_name,
     said_by,
     store_of,
+    summarise,
     write_result,
 )
-from mculora.experiments.reports import Report
+from mculora.experiments.reports import FLOOR, Report, read_runs, tables_of_runs
 from mculora.experiments.store import add
 from mculora.experiments.studies import (
     ABLATION,
@@ -153,8 +154,7 @@ VALUE = re.search(rb'"WA": (0\.\d+)', LINE)[1]
     [
         ([LINE, LINE], 'lines 1 and 2: found two runs called'),
         ([LINE, b'\n'], "line 2: found b'', expected a run as `mculora results add` writes it"),
-        ([b'<<<<<<< HEAD\n', LINE], "line 1: found b'<<<<<<< HEAD'"),
-        ([LINE[:2000]], 'line 1: found no whole result file'),
+        ([b'        ([LINE[:2000]], 'line 1: found no whole result file'),
         ([LINE.replace(VALUE, b'0.5')], 'line 1: .*does not fit its checksum'),
         ([LINE.replace(b'"checksum"', b'"checksun"')], 'line 1: found no whole result file'),
         ([LINE.replace(b'"run": "S', b'"run": "T')], 'line 1: .*it is called T'),
@@ -758,9 +758,63 @@ def test_claims_what_was_tried_and_what_it_gave():
     )
 
 
+<<<<<<< HEAD
 def test_a_table_that_is_made_elsewhere_says_at_once_where_it_looked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = dict(data='iemocap', folds=[1], seeds=[66])
     with pytest.raises(ValueError, match='results: found .results., expected the folder with the'):
         read_settings(Report, given | dict(results='results'), 'parameters')
     assert read_settings(Report, given | dict(results=str(ROOT / 'results')), 'parameters')
+
+
+# --- the table of what ran ---
+
+
+def ran(*names):
+    return read_runs([ROOT / 'results' / f'{name}.runs.jsonl' for name in names])
+
+
+def test_the_report_has_every_metric_of_what_ran_and_a_floor():
+    tables = tables_of_runs(ran('mosi/majority', 'mosi/momke'))
+    whole = {t.title.split(' ')[0].strip(','): t for t in tables if 'missing' not in t.title}
+    assert list(whole) == ['ACC', 'F1', 'r', 'MAE']
+    assert all(next(iter(t.rows)) == FLOOR and t.columns[-1] == 'all' for t in whole.values())
+    floor = {m: t.rows[FLOOR]['all'].mean for m, t in whole.items()}
+    assert floor['r'] == 0 and floor['MAE'] > whole['MAE'].rows['momke']['all'].mean > 0
+    # the training mean is on the smaller side of the middle
+    assert f'has {100 - floor["ACC"]:.1f}' in whole['ACC'].notes[-1] and floor['ACC'] < 50
+    assert all('Not simulated; folds 1; seeds' in t.notes[0] for t in tables)
+
+
+def test_the_report_has_all_folds_and_each_and_says_who_lacks_some():
+    runs = ran('iemocap/majority', 'iemocap/gcnet')
+    # without the grid of learning rates
+    plain = runs.groupby('method').options.transform(lambda o: o.value_counts().index[0])
+    runs = runs[
+        (runs.options == plain)
+        & ~((runs.method == 'gcnet') & ((runs.fold == 4) | (runs.seed != 66)))
+    ]
+    together, each, *_ = tables_of_runs(runs)
+    assert len(each.rows) == 4 + 3 and 'by fold' in each.title
+    assert each.rows['gcnet, fold 1']['all'].say().endswith('(1 run)')
+    at = runs[(runs.method == 'gcnet') & (runs.metric == 'WA') & (runs.condition == 'all')]
+    at = at[at.selection == 'validation']
+    assert together.rows['gcnet']['all'].mean == pytest.approx(100 * at.value.mean())
+    assert any('not to be compared: gcnet (3 of' in n for n in together.notes)
+
+
+def test_two_versions_of_a_dataset_are_refused():
+    runs = ran('mosi/majority')
+    runs.loc[runs.seed == 67, 'data_hash'] = 'other'
+    for f in (tables_of_runs, lambda t: summarise(t, ('method',))):
+        with pytest.raises(DataError, match='mosi: found results on different data'):
+            f(runs)
+
+
+def test_a_place_without_runs_is_refused(tmp_path):
+    for place, says in (
+        (tmp_path / 'nowhere', 'found no such folder'),
+        (tmp_path, 'found no finished run'),
+    ):
+        with pytest.raises(DataError, match=says):
+            read_runs([ROOT / 'results' / 'mosi', place])

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STORE', 'OBSERVED', 'environment', 'interpreter', 'Score', 'Result', 'config_hash', 'file_hash', 'write_result',
            'run_name', 'store_of', 'line_of', 'lines_of', 'said_by', 'read_result', 'addresses', 'file_of', 'damage',
-           'beside', 'differences', 'code_hash', 'collect', 'interval', 'summarise', 'holm', 'compare', 'against',
-           'markdown', 'report']
+           'beside', 'differences', 'code_hash', 'collect', 'one_version', 'interval', 'summarise', 'holm', 'compare',
+           'against', 'markdown', 'report']
 
 # %% ../../nbs/experiments/00_results.ipynb #e949bea0
 from pathlib import Path
@@ -307,13 +307,14 @@ def read_result(
 
 # %% ../../nbs/experiments/00_results.ipynb #a8107de4
 def addresses(
-    root,  # folder that holds runs, at any depth, or stores, or both
+    root,  # folder that holds runs, at any depth, or stores, or both; or the file of a store
 ) -> list[Path]:  # of all results below it, in order
     "Raises `DataError` where one address has two results."
     root = Path(root)
+    files = [root] if root.is_file() and root.name.endswith(STORE) else root.rglob(f'*{STORE}')
     stored = {
         store.with_name(store.name.removesuffix(STORE)) / run: f'{store}, line {n}'
-        for store in root.rglob(f'*{STORE}')
+        for store in files
         for run, (n, _) in lines_of(store).items()
     }
     folders = [p.parent for p in root.rglob('result.json')]
@@ -467,15 +468,18 @@ def _scores_once(path):  # the same, but notebooks of tables ask for it several 
 
 # %% ../../nbs/experiments/00_results.ipynb #604ea280
 def collect(
-    root='runs',  # folder that holds runs, at any depth, or stores
+    root='runs',  # folder that holds runs, at any depth, or stores; or the file of a store
     protocol='fixed',  # missing protocol
     # one row per score: dataset, method, fold, seed, schedule, ..., selection, condition, metric,
     # value, and the file it comes from (of a store: that it would be in a folder)
 ) -> 'pd.DataFrame':
-    "All results below a folder as one table."
+    """All results below a folder as one table. Raises `DataError` where there is no such folder;
+    one without results is an empty table."""
     # here, because pandas and SciPy together take a second and 130 MB, and training needs neither
     import pandas as pd
 
+    if not Path(root).exists():
+        raise DataError(f'{root}: found no such folder, expected one with runs')
     names = list(Score.model_fields)
     found = [
         (run | dict(file=str(path)), mine)
@@ -522,6 +526,22 @@ def _mean_and_half(x):  # of each column
     )
 
 # %% ../../nbs/experiments/00_results.ipynb #f9e61a9c
+def one_version(
+    table: 'pd.DataFrame',  # of `collect`, or a part of it
+):
+    """Raises `DataError` if runs of one dataset were made from different data: their scores are not
+    about the same utterances or features. What names no data passes."""
+    if 'data_hash' not in table or table.data_hash.nunique() < 2:
+        return
+    for name, part in table.groupby('dataset', sort=False):
+        if (hashes := part.data_hash.unique()).size > 1:
+            at = (f'{h} in {part.file[part.data_hash == h].iloc[0]}' for h in hashes)
+            raise DataError(
+                f'{name}: found results on different data ({", ".join(at)}), expected one release '
+                'of it; move the others away, or choose by data_hash'
+            )
+
+# %% ../../nbs/experiments/00_results.ipynb #c4a10f01
 def interval(
     runs: 'pd.DataFrame',  # one row per run: fold, seed, value
     # mean, half-width of the 95 % interval (NaN for a sample of one), number of runs
@@ -543,13 +563,16 @@ def summarise(
     # one mean for each of these
     by=('dataset', 'method', 'selection', 'condition', 'metric'),
 ) -> 'pd.DataFrame':  # mean, half, runs
-    "Mean and interval over everything that is not named, such as folds and seeds."
+    """Mean and interval over everything that is not named, such as folds and seeds. Raises
+    `DataError` for runs on two versions of a dataset."""
+    one_version(table)
     return table.groupby(list(by), sort=False)[['fold', 'seed', 'value']].apply(interval)
 
-
+# %% ../../nbs/experiments/00_results.ipynb #c4a10f02
 # fold of each run, and one column for each of the others: one - other
 def _differences(table, one, others, by):
     names = list(dict.fromkeys([one, *others]))
+    one_version(table)
     here = table.loc[table[by].isin(names), [by, 'fold', 'seed', 'value']]
     _refuse_mixed(here, [by, 'fold', 'seed'])
     runs = here.pivot(index=['fold', 'seed'], columns=by, values='value').reindex(columns=names)
@@ -635,7 +658,9 @@ def markdown(
     def cell(*key):
         if key not in m.index:
             return ''
-        return f'{100 * m.loc[key]["mean"]:.1f} ± {100 * m.loc[key]["half"]:.1f}'
+        mean, half, runs = m.loc[key]
+        around = '(1 run)' if runs == 1 else f'± {100 * half:.1f}'
+        return f'{100 * mean:.1f} {around}'
 
     rows = [['method', *conditions, 'all, selected on test'], ['---'] * (len(conditions) + 2)] + [
         [f'`{x}`', *(cell(x, 'validation', c) for c in conditions), cell(x, 'test', 'all')]

@@ -11,7 +11,7 @@ __all__ = ['app', 'data', 'Features', 'Table', 'Device', 'Size', 'OutDir', 'AsTr
            'TuningDir', 'RunFolder', 'NewModel', 'DatasetOfRun', 'DataRootOfRun', 'FeaturesOfRun', 'Temperatures',
            'Programs', 'Input', 'Output', 'FeaturesOfInput', 'TableOfInput', 'Nonfinite', 'BenchDevice', 'Threads',
            'BenchPrecision', 'BenchData', 'AsJson', 'results', 'extract', 'check', 'train', 'check_', 'study', 'tune_',
-           'export', 'predict', 'explore', 'bench', 'add_', 'list_', 'show', 'rerun', 'reproduce']
+           'export', 'predict', 'explore', 'bench', 'add_', 'list_', 'show', 'why', 'report', 'rerun', 'reproduce']
 
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
 from collections import Counter
@@ -725,6 +725,58 @@ def show(
     "Show a run: what it was, and its scores. Exit code: 0 shown, 2 something is wrong with it."
     with _refusing():
         typer.echo(store.told(read_result(repo_root() / run)))
+
+# %% ../../nbs/use/04_cli.ipynb #c4a10e02
+from ..experiments import reports
+
+
+def _again(source):  # the line that makes a run again; a file is named as it is
+    is_file = (repo_root() / source).is_file()
+    return f'  {source}' if is_file else f'  mculora rerun {source}'
+
+
+@results.command()
+def why(
+    table: Annotated[str, typer.Argument(help='Its name or file, as table1_fixed-iemocap.')],
+    row: Annotated[str, typer.Argument(help='As the table calls it.')],
+    column: Annotated[str, typer.Argument(help='As the table calls it.')],
+    within: Annotated[str, _option('Only tables of the file whose title has this.', '--in')] = '',
+    figures: Annotated[str, _option('Folder with the tables, from the repository.')] = 'figures',
+):
+    """Show what a number was made from: its runs, and the line that makes each again. A file may
+    hold several tables with this row and column; all are shown. Exit code: 0 shown, 2 not found."""
+    with _refusing():
+        found = reports.why(table, row, column, repo_root() / figures)
+        if not (shown_here := [o for o in found if within in o.table]):
+            titles = '; '.join(o.table for o in found)
+            raise ValueError(f'in: found no title with {within!r}, expected a part of: {titles}')
+    for o in shown_here:
+        typer.echo(f'{o.table}\n{row}, {column}: {o.value}')
+        for source in o.sources:
+            typer.echo(_again(source))
+        if not o.sources:
+            notebook = Path(table).name.partition('-')[0]
+            typer.echo(f'  no run: nbs/experiments/{notebook}.ipynb computes it')
+
+# %% ../../nbs/use/04_cli.ipynb #c4a10e04
+@app.command()
+def report(
+    runs: Annotated[
+        list[str],
+        _argument('Folders of runs, or files *.runs.jsonl; paths are from the repository.'),
+    ],
+    form: Annotated[str, _option('md, csv or html.', '--format')] = 'md',
+    out: Annotated[Path | None, _option('File to write; without it, it is printed.')] = None,
+):
+    """The table of what ran: every method under every condition, with both averages, over all folds
+    and for each. Exit code: 0 written, 2 something is wrong, such as two versions of the data."""
+    with _refusing():
+        _known('format', [form], reports.FORMATS)
+        found = reports.read_runs([(repo_root() / r).resolve() for r in runs])
+        text = reports.FORMATS[form](reports.tables_of_runs(found))
+        if out:
+            write_atomically(out, lambda tmp: tmp.write_text(text, encoding='utf-8'))
+    typer.echo(f'{out}: {found.file.nunique()} runs' if out else text)
 
 # %% ../../nbs/use/04_cli.ipynb #c0de0042
 def _in_words(c):  # a comparison
