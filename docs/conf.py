@@ -37,9 +37,12 @@ exclude_patterns = [
     '**/Untitled*',
 ]
 nb_execution_mode = 'off'  # what is stored in the notebooks is shown
+nb_render_markdown_format = 'myst'  # with tables and equations
+suppress_warnings = ['myst.header']  # a ### below a #
 myst_enable_extensions = ['dollarmath']  # $...$ and $$...$$
 myst_dmath_double_inline = True  # $$...$$ within a paragraph, too
 html_math_renderer = 'mathml'
+default_role = 'code'  # `x` in a docstring
 autodoc_typehints = 'none'  # names and units say it; the types are in the notebook
 autodoc_preserve_defaults = True  # as they are written
 python_maximum_signature_line_length = 80
@@ -68,7 +71,7 @@ def prepare(app, docname, text):
     if path.suffix == '.ipynb':
         text[0] = readable(text[0], lambda said: linked(app, docname, said))
     else:
-        text[0] = linked(app, docname, text[0])
+        text[0] = unbroken(linked(app, docname, text[0]))
     # figures/README.md leads to them; the figure that belongs to a table has its name
     if path.parent.parent.name == 'figures':
         figure = f'![]({path.stem}.svg)' if path.with_suffix('.svg').exists() else ''
@@ -92,11 +95,19 @@ def readable(text, edit):
             if re.search(r'^#\| *echo: *false\b', source, flags=re.M):
                 tags.append('remove-input')
             source = re.sub(r'^#\|.*\n?', '', source, flags=re.M)
+            for data in (out.get('data', {}) for out in cell['outputs']):
+                if 'text/markdown' in data:
+                    data['text/markdown'] = unbroken(''.join(data['text/markdown']))
         else:
             source = edit(source)
         cell['source'] = source
     nb['cells'] = [c for c in nb['cells'] if c['cell_type'] != 'code' or c['source'].strip()]
     return json.dumps(nb)
+
+
+def unbroken(text):
+    "A mean and its interval stay on one line."
+    return text.replace(' ± ', '\u00a0±\u00a0')
 
 
 def linked(app, docname, text):
