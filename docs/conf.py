@@ -11,7 +11,9 @@ import json
 import os
 import re
 from html import escape
+from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 from docutils import nodes
 from fastcore.docments import docments
@@ -123,6 +125,9 @@ def linked(app, docname, text):
 
 # --- equations ---
 
+MATH = '{http://www.w3.org/1998/Math/MathML}'
+ElementTree.register_namespace('', MATH[1:-1])
+
 
 def mathml(
     latex: str,  # may end in \tag{...}
@@ -131,12 +136,20 @@ def mathml(
     "Raises `ValueError` for a command that the converter does not know."
     tag = re.search(r'\\tag\{(.*?)\}', latex)
     drawn = convert(latex.replace(tag[0], '') if tag else latex, display=display)
-    # a thin space between a function's name and what is not in brackets
-    space = '<mspace width="0.17em"/>'
-    drawn = re.sub(r'(<mi>[a-z]{2,}</mi>)(?=<m(?:i|n|frac|sub))', rf'\1{space}', drawn)
-    if unknown := re.search(r'&#x0005C;\w*', drawn):
+    if unknown := re.search(r'\\\w+', drawn):
         raise ValueError(f'equation: found {unknown[0]} in {latex!r}, expected known commands')
-    return drawn, tag[1] if tag else ''
+    return spaced(drawn), tag[1] if tag else ''
+
+
+def spaced(drawn):
+    "A thin space between a function's name and what is not in brackets: ln x, but ln(x)."
+    tree = ElementTree.fromstring(drawn)
+    for row in tree.iter(MATH + 'mrow'):
+        for name, after in pairwise(list(row)):
+            if name.tag == MATH + 'mi' and len(name.text) > 1 and after.tag != MATH + 'mo':
+                space = ElementTree.Element(MATH + 'mspace', width='0.17em')
+                row.insert(list(row).index(after), space)
+    return ElementTree.tostring(tree, encoding='unicode')
 
 
 def inline_math(writer, node):

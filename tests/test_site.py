@@ -5,6 +5,7 @@ does not scroll in a window of 1300 pixels, every picture shows, and the search 
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from functools import partial
@@ -13,6 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
+from xml.etree import ElementTree
 
 import pytest
 from browser import browse, browser
@@ -87,6 +89,22 @@ def test_no_equation_and_no_table_is_left_as_text(pages):
     raw = re.compile(r'\\\(|\\\[|\$\$|\\[a-z]{3,}\S*|\|:?---')
     left = {str(path): raw.findall(' '.join(page.words)) for path, page in pages.items()}
     assert not {path: found for path, found in left.items() if found}
+
+
+SIZES = dict.fromkeys(('msup', 'msub', 'mfrac', 'munder', 'mover', 'mroot'), 2) | dict.fromkeys(
+    ('msubsup', 'munderover'), 3
+)
+
+
+def test_equations():
+    "Of the right form, with their number; what the converter does not know is refused."
+    mathml = runpy.run_path(str(ROOT / 'docs' / 'conf.py'))['mathml']
+    for latex in (r'\cos^2(x)', r'\frac{\ln x}{2}', r'R^m_{prt^i}', r'\sum_{i\in[D]}\hat y'):
+        for e in ElementTree.fromstring(mathml(latex, 'block')[0]).iter():
+            assert len(e) == SIZES.get(e.tag.split('}')[1], len(e)), latex
+    assert mathml(r'a = b \tag{4a}', 'block')[1] == '4a'
+    with pytest.raises(ValueError, match='found .*nothing.*expected known commands'):
+        mathml(r'\nothing x', 'inline')
 
 
 def test_nothing_comes_from_another_host(site, pages):
