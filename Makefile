@@ -23,6 +23,8 @@ STAMP := $(VENV)/.stamp
 RUN_NAME = train-$(notdir $(DATASET))-$(METHOD)-$(SIZE)-$(SCHEDULE)-fold$(FOLD)-seed$(SEED)
 # make paper: how many cores it may use
 CORES = all
+# make html: where it goes
+SITE = _site
 
 # Notebooks must run in this environment's kernel, whatever other kernels the user has; nbdev exports nothing while
 # IN_TEST is set.
@@ -153,11 +155,12 @@ lab: $(STAMP) ## JupyterLab in nbs/; what it saves is cleaned
 	@JUPYTER_CONFIG_PATH='$(CURDIR)/.jupyter' $(BIN)/jupyter lab --notebook-dir=nbs $(ARGS)
 
 html: $(STAMP) ## the whole companion as HTML: _site/index.html
-	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && mkdir "$$tmp/pages" && \
-	cp -R docs/*.md README.md CHANGELOG.md figures nbs "$$tmp/pages" && \
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && mkdir -p "$$tmp/pages/docs" && \
+	cp -R figures nbs *.md CITATION.cff "$$tmp/pages" && cp docs/*.md "$$tmp/pages/docs" && \
+	mv "$$tmp/pages/docs/index.md" "$$tmp/pages" && \
 	$(BIN)/python -m sphinx -q -c docs -d "$$tmp/doctrees" $(ARGS) "$$tmp/pages" "$$tmp/html" && \
-	rm -rf _site && mv "$$tmp/html" _site
-	@echo "the whole companion as HTML: _site/index.html"
+	rm -rf '$(SITE)' && mv "$$tmp/html" '$(SITE)'
+	@echo "the whole companion as HTML: $(SITE)/index.html"
 
 bench: $(STAMP) ## seconds, memory and share of the machine's ceiling, beside a plain version: [ARGS=--json]
 	@$(BIN)/mculora bench $(ARGS)

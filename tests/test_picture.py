@@ -4,26 +4,18 @@ it, and its layout, which a browser measures.
 `python tests/test_picture.py` writes figures/model.svg and, with a browser, figures/model.png."""
 
 import json
-import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib.image
 import pytest
+from browser import BROWSER, browse, browser
 
 from mculora.model.picture import HEIGHT, PARTS, SANS, SERIF, WIDTH, draw
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / 'figures' / 'model.svg'
-BROWSER = next(
-    filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))),
-    None,
-)
-browser = pytest.mark.skipif(
-    not BROWSER, reason='no Chromium or Chrome is installed here (Debian: apt-get install chromium)'
-)
 
 
 def test_the_committed_picture_is_what_the_code_draws():
@@ -57,21 +49,8 @@ def test_every_part_is_shown():
 def see(folder, page, *how):
     "What Chromium says of a page."
     (folder / 'page.html').write_text(f'<!doctype html><meta charset="utf-8">{page}')
-    options = ('--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars')
-    done = subprocess.run(
-        [
-            BROWSER,
-            *options,
-            f'--user-data-dir={folder}/profile',
-            *how,
-            (folder / 'page.html').as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    address = (folder / 'page.html').as_uri()
+    return browse(address, folder / 'profile', '--hide-scrollbars', *how)
 
 
 # Boxes [left, top, right, bottom] of all words, of all rectangles and of everything else.

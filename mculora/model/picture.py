@@ -10,6 +10,7 @@ __all__ = ['INK', 'GREY', 'PALE', 'BLUE', 'ORANGE', 'COMMON', 'PRIVATE', 'SANS',
 
 # %% ../../nbs/model/07_picture.ipynb #f7a10003
 from html import escape
+from typing import Any
 import re
 from ..basics.modalities import labels
 
@@ -17,7 +18,8 @@ from ..basics.modalities import labels
 INK, GREY, PALE = '#222', '#777', '#e6e6e6'
 BLUE, ORANGE = '#dbe8f5', '#fbe3c8'
 # the two paths differ without colour, too
-COMMON, PRIVATE = {'ink': '#0b5394'}, {'ink': '#b45309', 'dash': '6 3'}
+COMMON: dict[str, Any] = {'ink': '#0b5394'}
+PRIVATE: dict[str, Any] = {'ink': '#b45309', 'dash': '6 3'}
 SANS, SERIF = 'Arial, sans-serif', 'Times New Roman, serif'
 
 
@@ -41,7 +43,7 @@ def box(
     dash: str = '',  # lengths of dashes and gaps
 ) -> str:
     "A rectangle with round corners."
-    at = dict(x=f'{x - w / 2:g}', y=f'{y - h / 2:g}', width=w, height=h)
+    at: dict[str, Any] = dict(x=f'{x - w / 2:g}', y=f'{y - h / 2:g}', width=w, height=h)
     return element('rect', **at, rx=4, fill=fill, stroke=ink, stroke_dasharray=dash)
 
 # %% ../../nbs/model/07_picture.ipynb #f7a10007
