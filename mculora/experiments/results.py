@@ -127,7 +127,7 @@ class Score(BaseModel):
     model_config = ConfigDict(extra='forbid', frozen=True)
     # 'validation', or 'test': the epoch was picked on the test set, as the field does
     selection: str
-    protocol: str = 'fixed'  # missing protocol: 'fixed' or 'random'
+    protocol: str = 'fixed'  # missing protocol: 'fixed', or one of `PROTOCOLS`: 'random'
     # 'a', 'at', ..., or the averages 'incomplete' and 'all'; of the random protocol the rate, '0.3'
     condition: str
     metric: str  # 'WA', 'UA', ...
@@ -146,7 +146,7 @@ class Result(BaseModel):
     # name, simulated, views, widths, hash, fold, sizes of the parts
     data: dict[str, Any]
     scores: list[Score]  # on the test part
-    masks: dict[str, str] = {}  # random protocol: rate -> hash of the mask
+    masks: dict[str, str] = {}  # rate (another protocol's behind its name) -> hash of the mask
     stages: list[dict[str, Any]]  # name, epochs run, epoch kept, seconds per epoch
     files: dict[str, str]  # name -> sha256 of the files beside it
     environment: dict[str, Any]  # `environment()`

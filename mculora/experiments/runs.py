@@ -40,7 +40,8 @@ from ..data.sources import LAYOUTS, fit_scale, scale
 from ..data.twins import repo_root
 from ..data.tables import FILES, Columns, is_own, open_data
 from ..basics.method import Method, Settings, Stage, create, methods, read_settings
-from ..basics.masking import RATES, drop, mask_hash, protocol_masks, random_mask
+from ..basics.masking import PROTOCOLS, drop, mask_hash, mask_hashes, protocol_masks
+from ..basics.masking import random_mask
 from ..training.evaluation import evaluate, evaluate_random, metric_names, with_averages
 from ..training.calibration import calibrate, calibration_report
 from ..training.trainer import earlier, fit_all, precisely, resolve_schedule
@@ -646,10 +647,8 @@ def _calibration(method, val, test):
 # %% ../../nbs/experiments/01_runs.ipynb #753b9931
 def _measured(job, masks):  # on the test part
     test = job.splits.test
-    by_protocol = {
-        'fixed': evaluate(job.method, test),
-        'random': evaluate_random(job.method, test, masks),
-    }
+    by_protocol = {'fixed': evaluate(job.method, test)}
+    by_protocol |= {p: evaluate_random(job.method, test, m) for p, m in masks.items()}
     for k, row in _calibration(job.method, job.splits.val, test).items():
         by_protocol['fixed'][k] |= row
     return [
@@ -671,9 +670,8 @@ def finish(
 
     task, folder = job.splits.train.task, job.folder
     test, files = job.splits.test, ['curves.parquet', 'model.safetensors']
-    masks = protocol_masks(
-        test, folder.parent.parent / 'masks', job.about['fold'].replace(' ', ''), RATES
-    )
+    kept = folder.parent.parent / 'masks', job.about['fold'].replace(' ', '')
+    masks = {p: protocol_masks(test, *kept, protocol=p) for p in PROTOCOLS}
     with precisely(job.config.precision, job.device):
         scores = _measured(job, masks)
         if job.config.observe:
@@ -691,7 +689,7 @@ def finish(
             scores=scores
             + as_published(history, job.method.stages(), task, labels(job.splits.train.modalities)),
             stages=_stages(history, job.method.stages(), metric_names(task)[0]),
-            masks={rate: mask_hash(m) for rate, m in masks.items()},
+            masks=mask_hashes(masks),
             files={f: file_hash(folder / f) for f in files},
             environment=job.environment,
             seconds=seconds,

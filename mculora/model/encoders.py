@@ -111,6 +111,13 @@ class UnimodalEncoder(nn.Module):
         h = self.read(x, lambda qkv, heads: attend(qkv, heads, mask), adapt, place)
         return h * present[..., None]
 
+    def maps(self) -> dict[str, nn.Linear]:
+        "Its linear maps, under the names that `adapt` gets: those that an adapter can sit on."
+        names = ('qkv', 'out', 'up', 'down')
+        blocks = enumerate(self.blocks)
+        inside = {f'{i}.{name}': getattr(b, name) for i, b in blocks for name in names}
+        return {'input': self.input, **inside}
+
     def read(self, x, look: Attend, adapt: Adapt, place):
         "[..., D_m] -> [..., d]: the projection, the blocks, a last norm."
         h = self.dropout(adapt('input', self.input, x), place)

@@ -21,10 +21,10 @@ import typer
 from pydantic import TypeAdapter
 from ..basics.dialogues import DataError, folds, select
 from ..basics.files import write_atomically
-from ..data.sources import describe, find_all, read_layout
+from ..data.sources import LAYOUTS, describe, find_all, read_layout
 from ..experiments.bench import bench as time_parts, line
 from ..basics.method import methods, read_settings
-from ..data.clips import extractors, read_manifest, to_layout, to_table
+from ..data.clips import EXTRACTORS, extractors, read_manifest, to_layout, to_table
 from ..experiments.results import Shared, environment
 from ..experiments.runs import RunConfig, run_all
 from .artefact import from_run, save
@@ -33,7 +33,7 @@ from .explorer import explore as explored, page
 from ..experiments.studies import CORE, Sweep, studies
 from ..experiments.tuning import Tuning, chosen, tune
 from ..data.twins import open_dataset, repo_root
-from ..data.tables import Columns, is_own, open_data, read_own
+from ..data.tables import FILES, Columns, is_own, open_data, read_own
 from ..training.evaluation import shown
 
 # %% ../../nbs/use/04_cli.ipynb #85f9ebae
@@ -169,13 +169,20 @@ FeatureFolder = Annotated[Path, _argument('Folder where the features go.')]
 Layout = Annotated[
     str,
     _option(
-        'table: features.csv, with any labels or none; iemocap, iemocap6, mosi, mosei: the layout '
-        'and the labels of that dataset, below OUT.'
+        'table: features.csv, with any labels or none; '
+        f'{", ".join(LAYOUTS)}: the layout and the labels of that dataset, below OUT.'
     ),
 ]
-Audio = Annotated[str, _option('light, none, or a folder or NAME@REVISION of a wav2vec 2.0 model.')]
-Text = Annotated[str, _option('light, none, or a folder or NAME@REVISION of a language model.')]
-Face = Annotated[str, _option('light, none, or a folder or NAME@REVISION of an image model.')]
+
+
+def _of(modality, model):  # which extractors there are
+    known = ', '.join(EXTRACTORS[modality])
+    return _option(f'{known}, none, or a folder or NAME@REVISION of {model}.')
+
+
+Audio = Annotated[str, _of('a', 'a wav2vec 2.0 model')]
+Text = Annotated[str, _of('t', 'a language model')]
+Face = Annotated[str, _of('v', 'an image model')]
 Skip = Annotated[bool, _option('Where a clip cannot be used, its modality is missing.', '--skip')]
 ModelDevice = Annotated[
     str, _option('auto, cpu, cuda, ... of the models; the light set does not use it.')
@@ -220,13 +227,13 @@ DataPath = Annotated[
 def _datasets(path):  # (name, where) of all that lie there, and whether it is a file of one's own
     own = is_own(path) and not path.is_dir()
     if own and not path.is_file():
-        typer.echo(f'{path}: found no such file', err=True)
+        typer.echo(f'{path}: found no such file, expected one of {", ".join(FILES)}', err=True)
         raise typer.Exit(2)
     found = [(path.stem, path)] if own else find_all(path)
     if not found:
         typer.echo(
-            f'{path}: found no dataset, expected IEMOCAP, CMUMOSI or CMUMOSEI with a label '
-            'pickle (<NAME>_features_raw_*.pkl)',
+            f'{path}: found no dataset, expected one of '
+            f'{", ".join(f"{l.folder}/{l.labels}" for l in LAYOUTS.values())}',
             err=True,
         )
         raise typer.Exit(2)

@@ -109,9 +109,7 @@ def _weight(w, row):  # the weight's MLP of these modalities
 # a copy of an encoder whose linear maps have taken their adapters in
 def _adapted(e, adapters, i):
     out = deepcopy(e)
-    maps = dict(out.named_modules())
-    for name, lora in adapters.lora.items():
-        w = maps[name if name == 'input' else f'blocks.{name.replace("_", ".")}']
+    for w, lora in zip(out.maps().values(), adapters.lora.values()):
         w.weight.data.copy_(folded(lora, i, w.weight))
     return out
 
