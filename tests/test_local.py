@@ -224,9 +224,6 @@ class Alone(nn.Module):
         super().__init__()
         self.input = nn.Linear(features, width)
 
-    def maps(self):
-        return {'input': self.input}
-
     def forward(self, x, present, adapt=plain, place=None, pack=False, among=None):
         return adapt('input', self.input, x).tanh() * present[..., None]
 

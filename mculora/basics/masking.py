@@ -175,7 +175,7 @@ def at_random(
 # name -> (dialogues, rate, seed) -> [N, M] bool: what stays
 PROTOCOLS: dict[str, Callable[[Dialogues, float, int], Tensor]] = {'random': at_random}
 
-
+# %% ../../nbs/basics/03_masking.ipynb #9r0t0cb
 def protocol_masks(
     d: Dialogues,  # a test part
     folder,  # where the files lie, or will

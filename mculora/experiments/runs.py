@@ -101,7 +101,7 @@ class _Run(Settings):
     table: Columns = Columns()
     'What the columns of a file are called and how they are read, as JSON.'
 
-
+# %% ../../nbs/experiments/01_runs.ipynb #c0nf1gb
 class RunConfig(Shared, _Run):
     "The configuration of a run; both its folders are meant from the repository's root."
 

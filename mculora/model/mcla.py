@@ -8,7 +8,7 @@ __all__ = ['update_as_printed', 'low_rank_update', 'CombinationLoRA', 'OutputAda
 # %% ../../nbs/model/01_mcla.ipynb #23b05041
 import torch
 from torch import Tensor, nn
-from .encoders import Adapt
+from .encoders import Adapt, linear_maps
 
 # %% ../../nbs/model/01_mcla.ipynb #d5054542
 def update_as_printed(
@@ -125,7 +125,7 @@ class LinearAdapters(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,  # its `maps` are adapted, as those of `UnimodalEncoder`
+        encoder: nn.Module,  # a `UnimodalEncoder`, or built like one
         n_adapters: int,  # combinations with an adapter of their own
         rank: int = 4,  # r
         alpha: float = 1.0,  # scale of the update
@@ -134,7 +134,7 @@ class LinearAdapters(nn.Module):
         self.lora = nn.ModuleDict(
             {
                 _key(k): CombinationLoRA(w.in_features, w.out_features, n_adapters, rank, alpha)
-                for k, w in encoder.maps().items()
+                for k, w in linear_maps(encoder).items()
             }
         )
 

@@ -14,7 +14,7 @@ __all__ = ['app', 'data', 'Features', 'Table', 'Size', 'Model', 'Manifest', 'Fea
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Literal, get_origin
 import inspect, json
 import torch
 import typer
@@ -122,7 +122,7 @@ def _kind(f):  # how a field is written on the command line
 
 def _parameter(name, f):  # of a command, for a field
     kind, default = _kind(f), f.default
-    types: dict[str, Any] = {'plain': f.annotation, 'pairs': list[str] | None, 'json': str}
+    types = {'plain': f.annotation, 'pairs': list[str] | None, 'json': str}
     if get_origin(f.annotation) is Literal:
         types['plain'] = str  # its values are checked with all others
     if kind == 'json':
