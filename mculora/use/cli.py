@@ -227,7 +227,8 @@ DataPath = Annotated[
 def _datasets(path):  # (name, where) of all that lie there, and whether it is a file of one's own
     own = is_own(path) and not path.is_dir()
     if own and not path.is_file():
-        typer.echo(f'{path}: found no such file, expected one of {", ".join(FILES)}', err=True)
+        expected = f'a table or a pickle ({", ".join(FILES)})'
+        typer.echo(f'{path}: found no such file, expected {expected}', err=True)
         raise typer.Exit(2)
     found = [(path.stem, path)] if own else find_all(path)
     if not found:
