@@ -25,6 +25,7 @@ exclude_patterns = [
 nb_execution_mode = 'off'  # what is stored in the notebooks is shown
 myst_enable_extensions = ['dollarmath']  # $...$ and $$...$$
 myst_dmath_double_inline = True  # $$...$$ within a paragraph, too
+myst_heading_anchors = 3  # page.md#a-heading
 
 html_theme = 'furo'
 html_copy_source = False  # the notebooks are in the repository
@@ -52,7 +53,7 @@ def prepare(app, docname, text):
     if path.suffix == '.ipynb':
         text[0] = readable(text[0])
     elif path.parent == app.srcdir:
-        link_notebooks(app, path, docname, text)
+        link_pages(app, path, docname, text)
     # figures/README.md leads to them; the figure that belongs to a table has its name
     if path.parent.parent.name == 'figures':
         figure = f'![]({path.stem}.svg)' if path.with_suffix('.svg').exists() else ''
@@ -80,9 +81,24 @@ def readable(text):
     return json.dumps(nb)
 
 
-def link_notebooks(app, path, docname, text):
-    "What README.md and the pages of docs/ call `nbs/x.ipynb` leads to its page."
-    text[0] = re.sub(r'`(nbs/[\w/-]+\.ipynb)`', r'[`\1`](\1)', text[0])
+def link_pages(app, path, docname, text):
+    """README.md and docs/ are one folder here, and README.md is the first page: their links are
+    changed accordingly. What they call `nbs/x.ipynb` leads to its page, and a link to a file that
+    is not part of the site is words."""
+
+    def is_here(target):
+        return '://' in target or (app.srcdir / target.split('#')[0]).exists()
+
+    def moved(link):
+        target = link[2].removeprefix('../').removeprefix('docs/')
+        target = re.sub(r'^README\.md', 'index.md', target)
+        return f'[{link[1]}]({target})' if is_here(target) else link[1]
+
+    def page(name):
+        return f'[{name[0]}]({name[1]})' if is_here(name[1]) else name[0]
+
+    said = re.sub(r'\[([^\]\n]*)\]\(([^)\s]+)\)', moved, text[0])
+    text[0] = re.sub(r'(?<!\[)`(nbs/[\w/-]+\.ipynb)`', page, said)
 
 
 def widen(app, pagename, templatename, context, doctree):
@@ -91,5 +107,5 @@ def widen(app, pagename, templatename, context, doctree):
 
 def setup(app):
     app.connect('source-read', prepare)
-    app.connect('include-read', link_notebooks)
+    app.connect('include-read', link_pages)
     app.connect('html-page-context', widen)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +25,10 @@ ONE_OF_PAPER = 'fig6_dpft'
 RUN_HERE = [n for n in NOTEBOOKS if Path(n).stem not in PAPER]
 
 
-def nbdev_test(notebook):
+def nbdev_test(path, *options):
     "The real command, in a process of its own."
     return subprocess.run(
-        [NBDEV_TEST, '--path', notebook],
+        [NBDEV_TEST, '--path', path, *options],
         cwd=ROOT,
         text=True,
         timeout=900,
@@ -66,6 +67,16 @@ def test_a_notebook_of_the_paper_runs_as_it_is_and_leaves_the_committed_files_al
     before = [p.stat().st_mtime_ns for p in files]
     passes(f'nbs/experiments/{ONE_OF_PAPER}.ipynb')
     assert files and [p.stat().st_mtime_ns for p in files] == before
+
+
+@pytest.mark.slow
+def test_a_notebook_does_not_mind_what_ran_before_it_in_its_process():
+    """`nbdev_test` takes a process again. The first of these imports what the second defines and
+    registers anew; the third uses both."""
+    those = '01_conflict|06_mculora|00_merge'
+    ran = nbdev_test('nbs', '--file_re', those, '--n_workers', '0', '--do_print')
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert re.findall(f'Starting .*({those})', ran.stdout) == those.split('|')
 
 
 # --- the commands themselves, and what stands in for them ---

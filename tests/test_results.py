@@ -1,4 +1,5 @@
-"The committed results: whole, labelled, and the only source of the README's numbers."
+"""The committed results: whole and labelled, and what the pages say of them in words is so. The
+numbers of the pages are in test_pages."""
 
 import json
 import re
@@ -12,7 +13,6 @@ from optuna import load_study
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from mculora.experiments.bench import markdown
 from mculora.basics.dialogues import DataError
 from mculora.data.sources import described
 from mculora.basics.method import methods, settings_of
@@ -28,7 +28,6 @@ from mculora.experiments.results import (
     line_of,
     lines_of,
     read_result,
-    report,
     run_name,
     said_by,
     store_of,
@@ -51,8 +50,6 @@ from mculora.data.twins import bayes_limit
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = addresses(ROOT / 'results')
-README = (ROOT / 'README.md').read_text(encoding='utf-8')
-BLOCKS = re.findall(r'<!-- results: (\S+) (\S+) -->\n(.*?)\n<!-- end -->', README, re.S)
 
 
 @cache
@@ -201,11 +198,6 @@ def test_scores_that_a_line_cannot_hold_are_refused():
     said = said_by(ONE)
     with pytest.raises(DataError, match='scores'):
         line_of(said | {'scores': said['scores'] + said['scores'][:1]})
-
-
-@pytest.mark.parametrize('dataset, metric, text', BLOCKS, ids=[b[0] for b in BLOCKS])
-def test_readme_prints_the_results(dataset, metric, text):
-    assert text == report(methods_on(dataset), dataset, metric)
 
 
 def test_bfloat16_is_not_told_from_float32():
@@ -492,56 +484,6 @@ def test_a_tuning_study_is_whole(path):
     ).validation.tolist() == pytest.approx(trials.validation.tolist(), nan_ok=True)
 
 
-@pytest.mark.parametrize('file', ['results/speed.json', 'results/speed-h200.json'])
-def test_readme_prints_the_bench(file):
-    found = json.loads((ROOT / file).read_text())
-    assert re.search(rf'<!-- speed: {re.escape(file)} -->\n(.*?)\n<!-- end -->', README, re.S)[
-        1
-    ] == markdown(found, file)
-    assert found['environment']['changed'] is False and found['config']['size'] == 'full'
-
-
-def side_by_side(names=('mculora', 'mculora-plus', 'momke', 'gcnet', 'mctn', 'zero-fill')):
-    "Median seconds of a run with a method's own settings on IEMOCAP, by where it was made."
-    t = methods_on('iemocap', seeds=[66, 67, 68, 69, 70], names=names)
-    runs = t.drop_duplicates('file').assign(seconds=lambda x: [read(f).seconds for f in x.file])
-    s = runs.pivot_table(index='method', columns='machine', values='seconds', aggfunc='median')
-    assert (
-        all(read(f).environment['side_by_side'] == 8 for f in runs.file[runs.machine != 'CPU'])
-        and len(runs) == 20 * len(names)
-        and (runs.machine == 'CPU').mean() == 0.6
-    )
-    return '\n'.join(
-        [
-            '| | one after the other, CPU | side by side, NVIDIA H200 | ratio |',
-            '| --- | --- | --- | --- |',
-            *(
-                (
-                    f'| `{m}` | {s.CPU[m]:.0f} s | {s["NVIDIA H200"][m]:.0f} s | '
-                    f'{s.CPU[m] / s["NVIDIA H200"][m]:.0f}x |'
-                )
-                for m in names
-            ),
-        ]
-    )
-
-
-def test_readme_prints_what_side_by_side_gives():
-    assert (
-        re.search(r'<!-- side by side -->\n(.*?)\n<!-- end -->', README, re.S)[1] == side_by_side()
-    )
-
-
-QUOTED = re.findall(r'<!-- from (\S+): (.+?) -->\n(.*?)\n<!-- end -->', README, re.S)
-
-
-@pytest.mark.parametrize('file, title, text', QUOTED, ids=[q[1] for q in QUOTED])
-def test_readme_quotes_the_tables(file, title, text):
-    "A table of figures/ in the README is that table."
-    tables = re.split(r'\n(?=\*\*)', (ROOT / file).read_text())
-    assert [t.strip() for t in tables if t.startswith(f'**{title}')] == [text]
-
-
 def page(data):
     """Of one dataset, what is true of MCULoRA: question -> mean on the incomplete conditions, and
     where its interval has no zero."""
@@ -561,12 +503,6 @@ def page(data):
 
 
 PARTS = ['second stage', 'adapters', 'private adapters', 'L_ort', 'DPFT']
-
-
-def test_the_readme_quotes_these_pages():
-    assert {q[0] for q in QUOTED if 'what is true of MCULoRA' in q[1]} == {
-        f'figures/{data}/table2_ablation-{data}.md' for data in ('iemocap', 'mosi', 'mosei_video')
-    }
 
 
 @pytest.mark.parametrize('data, additions', [('iemocap', 'complete'), ('mosi', 'all, complete')])
@@ -670,10 +606,6 @@ def test_claims_what_is_told_from_zero_on_single_videos():
         4e-3: [],
     }
     assert all(max(best, key=lambda lr: best[lr][row]) == 2e-3 for row in ('control', 'MCLA'))
-
-
-def test_readme_has_results():
-    assert {b[0] for b in BLOCKS} >= {'iemocap', 'mosi'}
 
 
 TWINS = [p for p in RUNS if 'simulated' in str(p) and 'majority' not in str(p)]

@@ -181,7 +181,7 @@ def called(node):
 def shows(text):
     "Whether a cell prints, draws or ends in rich text, and does not close what it drew."
     names = set(called(ast.parse(without_magics(text))))
-    return bool(names & {'print', 'subplots', 'show', 'Markdown'}) and 'close' not in names
+    return bool(names & {'print', 'subplots', 'show', 'Markdown', 'SVG'}) and 'close' not in names
 
 
 @pytest.mark.parametrize(
