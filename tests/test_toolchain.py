@@ -331,6 +331,40 @@ def test_numbers_are_unique():
     assert not [n for n in numbers if numbers.count(n) > 1]
 
 
+# a notebook by its number, or a table or figure of the paper in backticks; what comes before its
+# name is its folder
+NAMED = re.compile(
+    r'([\w./]*/)?(?<![\w.-])(\d\d_[a-z_]+)(?:\.ipynb)?\b|`([\w/]*?)((?:fig|table)\d_[a-z]+)`'
+)
+
+
+def prose(path):
+    "What a file says; of a notebook its cells, without their outputs."
+    if path.suffix != '.ipynb':
+        return path.read_text()
+    return '\n'.join(source(c) for c in load(path)['cells'])
+
+
+def lost_notebooks(text):
+    "Names of notebooks that do not say where they lie, or lie nowhere."
+    known = {str(p.relative_to(ROOT / 'nbs').with_suffix('')) for p in NOTEBOOKS}
+    for a, b, c, d in NAMED.findall(text):
+        name = f'{(a or c).rpartition("nbs/")[2]}{b or d}'
+        if name not in known:
+            yield name
+
+
+def test_notebooks_are_named_with_their_folder():
+    assert (
+        list(lost_notebooks('`model/01_mcla`, nbs/model/01_mcla.ipynb, nbs/00_start.ipynb')) == []
+    )
+    assert list(lost_notebooks('`01_mcla`, `data/01_mcla`')) == ['01_mcla', 'data/01_mcla']
+    assert list(lost_notebooks('`fig3_rank` `experiments/fig3_rank`')) == ['fig3_rank']
+    files = [*NOTEBOOKS, *(ROOT / 'docs').glob('*.md'), *MODULES]
+    files += [ROOT / f for f in ('README.md', 'CONTRIBUTING.md', 'tests/mutants.yaml', 'Makefile')]
+    assert not {(p.name, name) for p in files for name in lost_notebooks(prose(p))}
+
+
 # --- the exported package ---
 
 CLASSES = {

@@ -38,6 +38,7 @@ class Columns(BaseModel):
     utterance: str = 'utterance'  # its name; absent: dialogue and position
     speaker: str = 'speaker'  # any name; absent: one speaker
     label: str = 'label'  # a class or a score
+    simulated: bool = False  # made up, not measured: whatever shows it says so
     # train, val, test, or names of folds; absent: `folds` folds by dialogue
     split: str = 'split'
     folds: int = Field(5, ge=2)
@@ -212,7 +213,7 @@ def read_labels_of(
         f'column {c.label!r}, {where(i)}: found no label, expected one'
         for i in missing.nonzero()[0]
     ]
-    about: dict[str, Any] = dict(name=name, simulated='simulated' in name, views=views)
+    about: dict[str, Any] = dict(name=name, simulated=c.simulated, views=views)
     known = y[~missing]
     if not _are_scores(known, c):
         names, label, more = _as_classes(y, where, c)

@@ -156,8 +156,8 @@ def told(
         f'code {r.code or "not known"}, {e.get("threads")} threads; again: {command_of(c, d)}',
         *(f'stage {s["name"]}: epoch {s["kept"]} of {s["epochs"]}' for s in r.stages),
     ]
-    for protocol, grid in ((p, _grid(r, p)) for p in ('fixed', 'random')):
-        lines += ['', f'{protocol} missing protocol', grid] if grid else []
+    for protocol in dict.fromkeys(s.protocol for s in r.scores):
+        lines += ['', f'{protocol} missing protocol', _grid(r, protocol)]
     return '\n'.join(lines)
 
 # %% ../../nbs/experiments/06_store.ipynb #c0de0022

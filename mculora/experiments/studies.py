@@ -14,8 +14,8 @@ from ..basics.dialogues import Task
 from ..data.sources import described
 from ..basics.method import Settings, methods, settings_of
 from ..beyond.plus import OFF
-from .results import one_version, read_result
-from .runs import Missing, RunConfig
+from .results import Shared, as_text, one_version, read_result
+from .runs import RunConfig
 
 if TYPE_CHECKING:  # annotations alone need it here
     import pandas as pd
@@ -184,15 +184,13 @@ class _Named(Settings):  # a dataset, by its name
         return 'tiny' if self.task.tiny else 'full'
 
 # %% ../../nbs/experiments/02_studies.ipynb #48fb12f0
-class Sweep(_Named):
+class Sweep(Shared, _Named):
     "Folds and seeds of a dataset on which every variant is run."
 
     folds: list[int] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
     schedule: Literal['paper', 'quick'] = 'quick'
-    missing: Missing = 0.0  # what training lacks for good
-    # what validation is, as in `RunConfig`
-    hold: Literal['dialogues', 'session'] = 'dialogues'
+    'paper or quick.'
     # settings that all variants share where they say nothing else, as for a table of one's own
     options: dict[str, Any] = {}
 
@@ -207,8 +205,7 @@ class Sweep(_Named):
                 seed=s,
                 schedule=self.schedule,
                 size=self.size,
-                missing=self.missing,
-                hold=self.hold,
+                **{k: getattr(self, k) for k in Shared.model_fields},
                 observe=s == self.seeds[0],
                 **others,
             )
@@ -245,14 +242,9 @@ def _newest(version):
 def _of_sweep(table, sweep):  # the part of a table that was made as the sweep says
     if not len(table):
         return table
-    return table[
-        (table.dataset == sweep.data)
-        & (table.schedule == sweep.schedule)
-        & (table['size'] == sweep.size)
-        & (table.precision == 'float32')
-        & (table.missing == json.dumps(sweep.missing, sort_keys=True))
-        & (table.hold == sweep.hold)
-    ]
+    told = dict(dataset=sweep.data, schedule=sweep.schedule, size=sweep.size)
+    told |= {k: as_text(getattr(sweep, k)) for k in Shared.model_fields}
+    return table[(table[list(told)] == list(told.values())).all(axis=1)]
 
 
 def newest_files(

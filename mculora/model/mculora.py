@@ -100,9 +100,7 @@ class Built(Method):
         super().__init__(task, widths, settings)
         s, M, N, C = settings, len(widths), len(self.q), task.n_outputs
         must_fit(s)
-        self.encoders = nn.ModuleDict(
-            {m: UnimodalEncoder(w, s.width, s.depth, s.heads, s.dropout) for m, w in widths.items()}
-        )  # E_m
+        self.encoders = nn.ModuleDict({m: self.encoder(m, w) for m, w in widths.items()})  # E_m
         self.unimodal = unimodal_heads(widths, s.width, C, s.dropout)  # C_m
         self.fusion = Fusion(M, s.width, s.heads, s.dropout)  # Omega
         self.common_head = CombinationHead(s.width, C)  # F^com
@@ -113,6 +111,12 @@ class Built(Method):
         self.register_buffer('s', torch.zeros(N))  # s_0 = 0
         self.register_buffer('p', torch.full((M,), 0.5))
         self.register_buffer('occurs', torch.ones(N, dtype=torch.bool))
+
+    def encoder(self, modality: str, features: int) -> nn.Module:
+        """A new E_m for features [B, L, D_m]; a method derived from this one may have others, with
+        the arguments of `UnimodalEncoder.forward`."""
+        s = self.settings
+        return UnimodalEncoder(features, s.width, s.depth, s.heads, s.dropout)
 
     def prepare(self, train):
         if train.can is None:

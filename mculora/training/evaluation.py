@@ -282,7 +282,7 @@ def evaluate_random(
     masks: dict[str, Tensor],  # rate -> [N, M] bool: what stays (`protocol_masks`)
     stage: str | None = None,  # None: the finished model
 ) -> dict[str, dict[str, float]]:  # rate -> metric -> value
-    "Random missing protocol: every metric at every rate."
+    "A protocol that draws what is missing: every metric at every rate."
     whole = torch.ones(1, len(d.modalities), dtype=torch.bool)
     # who has nothing at all is not counted
     some = None if d.can is None else d.present.any(-1, keepdim=True).cpu()

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from ..basics.modalities import labels, members
 from ..basics.dialogues import DataError, Dialogues, batch, batches, keep
 from .evaluation import predictions
+from .trainer import _pick
 from ..basics.method import Method
 from ..basics.files import brief, write_atomically
 
@@ -142,10 +143,6 @@ def save_observed(o: Observed, path):
 _names = TypeAdapter(tuple[list[str], list[str]])  # the header
 
 # %% ../../nbs/training/04_recording.ipynb #b4bf6a87
-def _pick(tensors, prefix):  # those under a prefix, without it
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
 def load_observed(path) -> Observed:
     "Read it again. Raises `DataError` if the file is not whole."
     try:

@@ -24,7 +24,7 @@ from ..basics.method import Method, read_settings
 from ..training.evaluation import metric_names, shown
 from ..training.calibration import Calibration, calibrate, calibration_report
 from .merge import merge
-from ..experiments.results import collect, file_hash, interval, read_result
+from ..experiments.results import Shared, collect, file_hash, interval, read_result
 from ..experiments.runs import RunConfig, load_method, prepare, save_method
 
 # %% ../../nbs/use/01_artefact.ipynb #88bc371d
@@ -490,9 +490,7 @@ def _sisters(folder, r):
         'options',
         'schedule',
         'size',
-        'precision',
-        'missing',
-        'hold',
+        *Shared.model_fields,
         'dataset',
         'data_hash',
         'version',
