@@ -367,7 +367,7 @@ SIDECAR = '.runs.json'  # how its name ends
 
 
 def _numbered(sources, lists):  # numbers of the lists that together are these sources
-    folders: dict[str, list[str]] = {}
+    folders = {}
     for s in sources:
         folder, _, name = s.rpartition('/')
         folders.setdefault(folder, []).append(name)
