@@ -154,7 +154,8 @@ VALUE = re.search(rb'"WA": (0\.\d+)', LINE)[1]
     [
         ([LINE, LINE], 'lines 1 and 2: found two runs called'),
         ([LINE, b'\n'], "line 2: found b'', expected a run as `mculora results add` writes it"),
-        ([b'        ([LINE[:2000]], 'line 1: found no whole result file'),
+        ([b'<<<<<<< HEAD\n', LINE], "line 1: found b'<<<<<<< HEAD'"),
+        ([LINE[:2000]], 'line 1: found no whole result file'),
         ([LINE.replace(VALUE, b'0.5')], 'line 1: .*does not fit its checksum'),
         ([LINE.replace(b'"checksum"', b'"checksun"')], 'line 1: found no whole result file'),
         ([LINE.replace(b'"run": "S', b'"run": "T')], 'line 1: .*it is called T'),
@@ -758,7 +759,6 @@ def test_claims_what_was_tried_and_what_it_gave():
     )
 
 
-<<<<<<< HEAD
 def test_a_table_that_is_made_elsewhere_says_at_once_where_it_looked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = dict(data='iemocap', folds=[1], seeds=[66])

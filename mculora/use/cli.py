@@ -16,7 +16,7 @@ __all__ = ['app', 'data', 'Features', 'Table', 'Size', 'Model', 'Manifest', 'Fea
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Literal, get_origin
 import inspect, json
 import torch
 import typer
