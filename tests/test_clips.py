@@ -687,6 +687,7 @@ except ImportError as e: print(e)
 # --- the whole way ---
 
 
+@pytest.mark.slow
 def test_from_clips_to_a_probability_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.setenv('MCULORA_CACHE', str(tmp_path / 'cache'))
     manifest = write_clips(tmp_path / 'clips', lengths=(3,) * 8)

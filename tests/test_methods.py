@@ -121,6 +121,7 @@ every = pytest.mark.parametrize('method', [of(method) for method in METHODS])
 each = pairs(METHODS)
 
 
+@pytest.mark.slow
 @each
 def test_what_is_looked_at_before_a_run_holds_after_it_too(models, method, name):
     "Missing values, padding, neighbours, order, encodings, labels: `training.check`."
@@ -142,6 +143,7 @@ def test_random_protocol_equals_a_mask_per_utterance(models, method, name):
         torch.testing.assert_close(m.predict(keep(b, per_utterance))[b.valid], y, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow  # tests/test_golden.py runs every method once more, too
 @every
 def test_same_seed_same_bits(method):
     epochs = 2 if len(stages_of(method)) < 3 else 1

@@ -18,6 +18,7 @@ from mculora.basics import method as registry
 from mculora.basics.dialogues import DataError
 from mculora.basics.method import methods, settings_of
 from mculora.data.sources import described
+from mculora.data.tables import Columns
 from mculora.experiments import results
 from mculora.experiments.results import addresses, read_result, said_by, write_result
 from mculora.experiments.runs import RunConfig, code_of, command_of, run
@@ -67,7 +68,7 @@ def test_every_committed_record_has_a_command_that_sets_what_it_says(monkeypatch
         now = c.model_dump(mode='json') | dict(dataset=Path(c.dataset).stem, options=options)
         same = [k for k in config if k not in ('data', 'version')]
         assert {k: now[k] for k in same} == {k: config[k] for k in same}, path
-        assert 'table' not in data or now['table'] == data['table'], path
+        assert 'table' not in data or c.table == Columns(**data['table']), path
         real = not data['simulated']
         assert (c.data_root == 'data') == real and command.startswith('MCULORA_DATA=') != real
     assert len(seen) > 100

@@ -516,6 +516,8 @@ def test_ctrl_c_says_what_to_type_and_the_same_command_goes_on(tmp_path):
     command += ['--device', 'cpu', '--out-dir', str(tmp_path), '--options']
     env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
     how = dict(cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    # a shell's background job ignores Ctrl-C, and so would what it starts
+    how['preexec_fn'] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
     long = '{"epochs": 3000, "width": 8, "depth": 1}'
     with subprocess.Popen([*command, long], **how) as p:
         while p.poll() is None and not list(tmp_path.rglob('checkpoint.safetensors')):

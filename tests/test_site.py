@@ -21,6 +21,9 @@ from browser import browse, browser
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# built once, which takes a minute
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
@@ -178,7 +181,7 @@ async function all() {
     said[page + ' ' + width] = look(f.contentWindow, width)
     f.remove()
   }
-  const f = await load('search.html?q=orthogonality', 1300)
+  const f = await load('search.html?q=keeping+private+apart', 1300)
   for (let k = 0; k < 100 && !f.contentDocument.querySelector('ul.search li'); k++)
     await new Promise(go => setTimeout(go, 50))
   said.found = [...f.contentDocument.querySelectorAll('ul.search li a')].map(a => a.textContent)

@@ -477,7 +477,9 @@ def test_version_is_said_once():
     )
 
 
-@pytest.mark.parametrize('module', ['mculora', 'mculora.use.cli'])
+@pytest.mark.parametrize(
+    'module', ['mculora', pytest.param('mculora.use.cli', marks=pytest.mark.slow)]
+)
 def test_a_module_is_the_command_line_too(module, tmp_path):
     said = run(
         sys.executable,

@@ -228,16 +228,17 @@ def _not_exported(name):  # the notebook that registers it, for who works on the
 
 def method_of(
     name: str,  # which method
+    hints: bool = True,  # look for what may have been meant; not for a name out of a file
 ) -> type[Method]:
     "The class of a method. Raises `ValueError` for an unknown name, with what may have been meant."
     known = _methods if name in _methods else methods()
-    if name not in known:
+    if name in known:
+        return known[name]
+    wrong = f'method: found {name!r}, expected one of {", ".join(known)}'
+    if hints:
         near = ''.join(f'; did you mean {n!r}?' for n in get_close_matches(name, known, n=1))
-        raise ValueError(
-            f'method: found {name!r}, expected one of {", ".join(known)}'
-            f'{_not_exported(name) or near}'
-        )
-    return known[name]
+        wrong += _not_exported(name) or near
+    raise ValueError(wrong)
 
 
 def settings_of(
@@ -247,7 +248,7 @@ def settings_of(
 ) -> tuple[type[Method], BaseModel]:
     """The class of a method and all its settings for a task. Raises `ValueError` for an unknown
     name or unfit options."""
-    cls = method_of(name)
+    cls = method_of(name, hints=False)
     return cls, read_settings(
         cls.Settings,
         {**cls.recipe(task, (options or {}).get('preset', 'fair')), **(options or {})},
