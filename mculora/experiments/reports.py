@@ -615,10 +615,11 @@ def verdict(
 ) -> str:
     "What the paper claims, what came out here, and on how many runs that rests."
     found, lines = judged(effects), [f'Claim: {claim}']
-    for word, rows in found.sort_values('mean').groupby('word', sort=False):
+    p = ['p < 0.001' if x < 0.0005 else f'p = {x:.3f}' for x in found.p]
+    for word, rows in found.assign(said=p).sort_values('mean').groupby('word', sort=False):
         each = [
             f'{effect} {r["mean"]:+.{digits}f}'
-            + ('' if math.isnan(r.half) else f' ± {r.half:.{digits}f} (p = {r.p:.3f})')
+            + ('' if math.isnan(r.half) else f' ± {r.half:.{digits}f} ({r.said})')
             for effect, r in rows.iterrows()
         ]
         named = '; '.join(each) if len(each) <= most else f'from {each[0]} to {each[-1]}'
