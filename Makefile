@@ -23,6 +23,8 @@ STAMP := $(VENV)/.stamp
 RUN_NAME = train-$(notdir $(DATASET))-$(METHOD)-$(SIZE)-$(SCHEDULE)-fold$(FOLD)-seed$(SEED)
 # make paper: how many cores it may use
 CORES = all
+# make html: where it goes
+SITE = _site
 
 # Notebooks must run in this environment's kernel, whatever other kernels the user has; nbdev exports nothing while
 # IN_TEST is set.
@@ -35,7 +37,7 @@ QUIET = 2> >(grep -v --line-buffered 'TCP without encryption\|KeyboardInterrupt 
 # make audit: in an environment of its own, which uv makes
 AUDIT = pip-audit==2.10.1
 
-.PHONY: help setup setup-locked lock audit train test test-notebooks test-unpinned test-lowest test-newest test-all test-faults test-order test-mutants coverage lint paper lab html bench export clean-notebooks hooks
+.PHONY: help setup setup-locked lock audit train reproduce test test-notebooks test-unpinned test-lowest test-newest test-all test-faults test-order test-mutants coverage lint paper lab html bench export clean-notebooks hooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -83,6 +85,9 @@ train: $(STAMP) ## one training run: [DATASET=iemocap] [METHOD=mculora] [SEED=66
 		-p seed '$(SEED)' -p fold '$(FOLD)' -r schedule '$(SCHEDULE)' -r size '$(SIZE)' \
 		$(if $(DATA_ROOT),-r data_root "$$($(BIN)/python -c 'import os, sys; print(os.path.abspath(os.path.expanduser(sys.argv[1])))' '$(DATA_ROOT)')") $(ARGS) $(QUIET)
 	@echo "the run as a notebook, with its pictures: runs/notebooks/$(RUN_NAME).ipynb"
+
+reproduce: $(STAMP) ## one cheap run of each method made again and compared with its record, on twins where there are some: about 75 minutes; [ARGS="--method gcnet"]
+	@MCULORA_DATA='$(DATA_ROOT)' $(BIN)/mculora reproduce $(ARGS)
 
 # One thread a process, and a process a core; what a worker has at the end another one takes over.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
@@ -150,11 +155,12 @@ lab: $(STAMP) ## JupyterLab in nbs/; what it saves is cleaned
 	@JUPYTER_CONFIG_PATH='$(CURDIR)/.jupyter' $(BIN)/jupyter lab --notebook-dir=nbs $(ARGS)
 
 html: $(STAMP) ## the whole companion as HTML: _site/index.html
-	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && mkdir "$$tmp/pages" && \
-	cp -R docs/*.md README.md CHANGELOG.md figures nbs "$$tmp/pages" && \
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && mkdir -p "$$tmp/pages/docs" && \
+	cp -R figures nbs *.md CITATION.cff "$$tmp/pages" && cp docs/*.md "$$tmp/pages/docs" && \
+	mv "$$tmp/pages/docs/index.md" "$$tmp/pages" && \
 	$(BIN)/python -m sphinx -q -c docs -d "$$tmp/doctrees" $(ARGS) "$$tmp/pages" "$$tmp/html" && \
-	rm -rf _site && mv "$$tmp/html" _site
-	@echo "the whole companion as HTML: _site/index.html"
+	rm -rf '$(SITE)' && mv "$$tmp/html" '$(SITE)'
+	@echo "the whole companion as HTML: $(SITE)/index.html"
 
 bench: $(STAMP) ## seconds, memory and share of the machine's ceiling, beside a plain version: [ARGS=--json]
 	@$(BIN)/mculora bench $(ARGS)

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small import known
 
 from mculora.use.artefact import Artefact, Standalone, card, from_run, load, save, write_program
 from mculora.training.calibration import Calibration, calibrate, calibration_report
@@ -34,11 +35,8 @@ SHAPES = {
 def new(method, shape, train=None, **options):
     widths, classes = SHAPES[shape]
     d = random_dialogues((5, 3, 7, 4, 6), widths, classes, parts=('train',) * 4 + ('test',))
-    known = methods()[method].Settings.model_fields
     torch.manual_seed(0)
-    m = create(
-        method, d.task, widths, {k: v for k, v in {**SMALL, **options}.items() if k in known}
-    )
+    m = create(method, d.task, widths, known(method, SMALL | options))
     stats = fit_scale(d)
     m.prepare(scale(train or d, stats))
     with torch.no_grad():
@@ -290,16 +288,16 @@ def test_programs_of_other_methods_are_refused_before_anything_is_written(tmp_pa
 @pytest.mark.parametrize('method', ['majority', 'logistic', 'logistic-per-condition'])
 def test_calibration_is_not_decided_by_a_class_that_training_never_had(tmp_path, method):
     d = random_dialogues((60, 60))
-    known = replace(d, label=d.label.clamp(max=2))
+    three = replace(d, label=d.label.clamp(max=2))
     m = create(method, d.task, d.widths)
-    m.prepare(known)
+    m.prepare(three)
     rest = torch.arange(120)[:, None].expand(-1, 3) > 0
     # one utterance of it; nothing else
-    for label in (torch.where(rest[:, 0], known.label, 3), torch.full_like(d.label, 3)):
+    for label in (torch.where(rest[:, 0], three.label, 3), torch.full_like(d.label, 3)):
         val = replace(d, label=label)
         c = calibrate(m, val)
         assert c.temperature == pytest.approx(
-            calibrate(m, drop(known, rest)).temperature
+            calibrate(m, drop(three, rest)).temperature
             if label[1] != 3
             else dict.fromkeys(labels(d.widths), 1.0),
             abs=1e-5,

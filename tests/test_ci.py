@@ -131,6 +131,7 @@ def test_what_must_run_runs():
     assert {m for flow, m in MADE if flow == 'nightly'} >= {
         'test-all',
         'test-faults',
+        'reproduce',
         'audit',
         'test-newest',
     }

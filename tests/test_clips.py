@@ -424,7 +424,7 @@ GOOD = dict(utterance='u1', dialogue='d', transcript='hello')
     [
         ([dict(dialogue='d', wav='')], "found no column 'utterance'"),
         ([dict(utterance='u', dialogue='d')], 'found none of the columns wav, transcript, frames'),
-        ([GOOD | dict(emotion='x')], "found the column 'emotion', expected one of"),
+        ([GOOD | dict(labels='x')], "found the column 'labels', expected 'label' or one of"),
         ([GOOD, GOOD], "row 2, utterance 'u1': found the same utterance in row 1"),
         ([GOOD | dict(utterance='../u')], "found utterance '../u', expected a plain file name"),
         ([GOOD | dict(utterance='')], "found utterance '', expected a plain file name"),
@@ -796,3 +796,11 @@ def test_from_clips_to_a_probability_on_the_command_line(tmp_path, monkeypatch):
     assert 'left out: utterance' in here(
         'data', 'extract', manifest, tmp_path / 'data', '--skip', *only, rc=1
     )
+
+
+def test_other_columns_of_a_manifest_are_named_and_left_alone(tmp_path):
+    said, rows = [], [GOOD | dict(emotion='x', label='sad', rater='me')]
+    pd.DataFrame(rows).to_csv(tmp_path / 'clips.csv', index=False)
+    (clip,) = read_manifest(tmp_path / 'clips.csv', said.append)
+    assert clip.label == 'sad'
+    assert [s.split(': ', 1)[1] for s in said] == ["columns that are not used: 'emotion', 'rater'"]

@@ -12,8 +12,10 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import pytest
@@ -21,10 +23,12 @@ import typer
 import typer.exceptions
 import yaml
 from fastcore.script import anno_parser
+from markdown_it import MarkdownIt
 from notebooks import passes
 
 from mculora.use.cli import app
-from mculora.experiments.results import Result, Score, addresses, read_result, said_by, write_result
+from mculora.experiments.results import Result, Score, Shared
+from mculora.experiments.results import addresses, read_result, said_by, write_result
 from mculora.experiments.runs import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,12 +67,18 @@ def test_every_block_is_of_a_known_kind():
 
 # what the commands before the block leave behind, of a smaller model
 BEFORE = {
-    'README.md': """
+    'docs/prediction.md': """
 from mculora.use.artefact import from_run, save
 from mculora.experiments.runs import RunConfig, run
 config = RunConfig(size='tiny', device='cpu', options=dict(width=16, depth=1, epochs=2))
 save(from_run(run(config, progress=False)[1]), 'model')
-"""
+""",
+    'docs/own-data.md': """
+import pandas as pd
+rows = pd.DataFrame(dict(dialogue='d1', position=[0, 1, 2], label=['calm', 'calm', 'merry']))
+rows.to_parquet('new_talks.parquet')
+rows.assign(label='calm', combination=['a', 'at', 'a']).to_csv('probabilities.csv')
+""",
 }
 
 
@@ -90,7 +100,7 @@ def test_python_blocks_run_in_order(page, tmp_path):
     if page.name == 'new-method.md':
         row = next(line for line in printed.splitlines() if line.startswith('| `votes`'))
         floor = next(line for line in printed.splitlines() if line.startswith('| `majority`'))
-        mean, least = (float(line.split('|')[-3].split('±')[0]) for line in (row, floor))
+        mean, least = (float(line.split('|')[-3].split()[0]) for line in (row, floor))
         assert mean > least + 5, 'a method that learns nothing'
 
 
@@ -145,8 +155,11 @@ def check_mculora(words):
 
 
 def check_papermill(words):
-    "The notebook is there, and every parameter is one of a run."
+    "The notebook is there, and every parameter is one of a run, or of the notebook's own."
     assert (ROOT / words[1]).is_file() and words[2].endswith('.ipynb')
+    cells = nbformat.read(ROOT / words[1], 4).cells
+    own = [c.source for c in cells if 'parameters' in c.metadata.get('tags', [])]
+    known = set(re.findall(r'^(\w+) =', own[0], flags=re.M)) | set(RunConfig.model_fields)
     rest = words[3:]
     while rest:
         flag, rest = rest[0], rest[1:]
@@ -154,7 +167,7 @@ def check_papermill(words):
         names, rest = (
             (list(yaml.safe_load(rest[0])), rest[1:]) if flag == '-y' else ([rest[0]], rest[2:])
         )
-        assert set(names) <= set(RunConfig.model_fields), names
+        assert set(names) <= known, names
 
 
 def check_installed(words):
@@ -262,14 +275,76 @@ def test_what_can_be_imported_can_be(page):
             found = getattr(found, p)
 
 
-@pytest.mark.parametrize('page', [p for p in PAGES if p.parent.name == 'docs'], ids=named)
-def test_pages_link_to_pages_and_files_that_exist(page):
-    text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.S | re.M)
-    for link in re.findall(r'\]\(([^)\s#]+)[^)]*\)', text):
-        if '://' not in link:
-            assert (page.parent / link).exists(), link
-    for name in re.findall(r'`((?:nbs|tests|results|workflow)/[\w./-]+)`', text):
-        assert (ROOT / name).exists(), name
+# --- links ---
+
+PARSER = MarkdownIt('commonmark').enable('table')
+NOTEBOOKS = sorted((ROOT / 'nbs').rglob('*.ipynb'))
+LINKING = [*PAGES, ROOT / 'figures' / 'README.md', *NOTEBOOKS]
+
+
+def prose(path):
+    "The Markdown of a page or of a notebook's cells."
+    if path.suffix != '.ipynb':
+        return path.read_text()
+    cells = nbformat.read(path, 4).cells
+    return '\n\n'.join(c.source for c in cells if c.cell_type == 'markdown')
+
+
+@cache
+def parsed_page(path):
+    "Targets of links and pictures, words in code font, and anchors of headings as GitHub has them."
+    links, codes, anchors = [], [], []
+    tokens = PARSER.parse(prose(path))
+    for before, token in zip([None, *tokens], tokens):
+        for t in token.children or []:
+            links += [v for k, v in t.attrs.items() if k in ('href', 'src')]
+            codes += [t.content] * (t.type == 'code_inline')
+        if before is not None and before.type == 'heading_open':
+            text = ''.join(t.content for t in token.children)
+            slug = re.sub(r'[^\w\- ]', '', text.lower()).replace(' ', '-')
+            again = [a for a in anchors if re.fullmatch(rf'{re.escape(slug)}(-\d+)?', a)]
+            anchors.append(f'{slug}-{len(again)}' if again else slug)
+    return links, codes, anchors
+
+
+def dead(path, link):
+    "Does a link lead nowhere? Other hosts are not asked."
+    if re.match(r'[a-z]+:', link):
+        return False
+    name, _, anchor = unquote(link).partition('#')
+    target = (path.parent / name).resolve() if name else path
+    if not target.exists() or not target.is_relative_to(ROOT):
+        return True
+    return bool(anchor) and (target.suffix == '.md') and anchor not in parsed_page(target)[2]
+
+
+@pytest.mark.parametrize('page', LINKING, ids=named)
+def test_no_link_is_dead(page):
+    links, codes, _ = parsed_page(page)
+    assert not [link for link in links if dead(page, link)]
+    files = {
+        c for c in codes if re.fullmatch(r'(nbs|tests|results|workflow|figures|docs)/[\w./-]+', c)
+    }
+    # results/DATA/METHOD/RUN stands for many
+    assert not [f for f in files if not re.search('/[A-Z]+/', f) and not (ROOT / f).exists()]
+    places = page.parent, ROOT, ROOT / 'nbs'
+    notebooks = {c for c in codes if re.fullmatch(r'[\w./-]+\.ipynb', c)}
+    assert not [n for n in notebooks if not any((at / n).exists() for at in places)]
+
+
+def test_a_dead_link_is_noticed():
+    page = ROOT / 'README.md'
+    for link in ('docs/nowhere.md', 'docs/findings.md#nowhere', '#nowhere', '../main'):
+        assert dead(page, link), link
+    for link in ('docs/findings.md', '#methods', 'https://example.org/x', 'nbs/00_start.ipynb'):
+        assert not dead(page, link), link
+
+
+def test_the_first_page_stays_short_and_leads_to_every_other():
+    readme = ROOT / 'README.md'
+    assert len(readme.read_text().splitlines()) <= 200
+    linked = {(ROOT / link.split('#')[0]).resolve() for link in parsed_page(readme)[0]}
+    assert set((ROOT / 'docs').glob('*.md')) - linked == {ROOT / 'docs' / 'index.md'}
 
 
 def test_every_page_is_in_the_index():
@@ -277,7 +352,7 @@ def test_every_page_is_in_the_index():
     assert not [
         p.stem
         for p in (ROOT / 'docs').glob('*.md')
-        if p.stem != 'index' and not re.search(rf'^{p.stem}$', index, flags=re.M)
+        if p.stem != 'index' and not re.search(rf'^docs/{p.stem}$', index, flags=re.M)
     ]
     assert 'docs/*.md' in (ROOT / 'Makefile').read_text()
 
@@ -329,11 +404,13 @@ def test_what_results_hold_is_described(path):
         *(('stages', s) for s in r.stages),
     ]:
         known = described(section)
+        if section == 'config':
+            known = dict.fromkeys(Shared.model_fields, 'missing in files') | known
         always = {
             k
             for k, v in known.items()
             if not re.search(
-                r'missing in files|own data only|with gaps only|a whole training session only', v
+                r'missing in files|own data only|with gaps only|session only|switched off only', v
             )
         }
         assert always <= set(found) <= set(known), section
@@ -342,10 +419,8 @@ def test_what_results_hold_is_described(path):
         (ROOT / 'docs' / 'results.md').read_text(),
         flags=re.M,
     )[1]
-    assert set(re.findall(r'`(\w+)`', left_out)) == set(RunConfig.model_fields) - set(r.config) - {
-        'missing',
-        'hold',
-    }
+    own = set(RunConfig.model_fields) - set(Shared.model_fields)
+    assert set(re.findall(r'`(\w+)`', left_out)) == own - set(r.config) - {'check'}
 
 
 # --- citation, changelog ---

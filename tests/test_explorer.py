@@ -2,12 +2,12 @@
 the model says. Skipped where no browser is installed."""
 
 import re
-import shutil
 import subprocess
 from html import unescape
 
 import pytest
 import torch
+from browser import BROWSER, browser
 
 from mculora.use.artefact import Artefact
 from mculora.training.calibration import Calibration
@@ -18,13 +18,6 @@ from mculora.basics.method import create
 from mculora.basics.modalities import labels
 from mculora.use.prediction import Predictor
 
-BROWSER = next(
-    filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))),
-    None,
-)
-browser = pytest.mark.skipif(
-    not BROWSER, reason='no Chromium or Chrome is installed here (Debian: apt-get install chromium)'
-)
 D = random_dialogues((4, 3), {'a': 4, 't': 6, 'v': 5}, missing=0.2, seed=3)
 
 

@@ -12,11 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small import small
+from torch import nn
 
 import mculora.experiments.runs
-from mculora.training.calibration import calibrate, calibration_report
-from mculora.basics.dialogues import random_dialogues, split
-from mculora.basics.method import Method, create, methods
+from mculora.training.calibration import Calibration, calibrate, calibration_report
+from mculora.training.evaluation import evaluate_random, predictions
+from mculora.training.recording import observe
+from mculora.basics.dialogues import Inputs, Unlabelled, random_dialogues, split
+from mculora.basics.method import Method, Settings, Stage, create, methods
+from mculora.basics.modalities import labels
+from mculora.model.losses import task_loss
+from mculora.use.artefact import Artefact
+from mculora.use.explorer import explore
+from mculora.use.prediction import Predictor
 from mculora.data.tables import open_data
 from mculora.experiments.runs import RunConfig, load_method, prepare, run
 from mculora.training.trainer import fit
@@ -189,6 +197,81 @@ def test_what_training_lacks_follows_the_seed_alone():
     (ids, one), (same_ids, again), (others, two) = map(gaps, (66, 66, 67))
     assert ids == same_ids == others
     assert one == again and one['train'] != two['train']
+
+
+# --- nor does a method see labels, or what is missing, outside its loss ---
+
+
+class Looks(Method):
+    "Keeps all that it is shown but for its loss, which alone learns."
+
+    name = 'looks'
+
+    def __init__(self, task, widths, settings=Settings()):
+        super().__init__(task, widths, settings)
+        self.heads = nn.ModuleDict({m: nn.Linear(w, task.n_outputs) for m, w in widths.items()})
+        self.shown = {}
+
+    def look(self, where, x):
+        self.shown.setdefault(where, []).append(x)
+
+    def stages(self):
+        return [Stage('first', 1), Stage('second', 1, encoded=True)]
+
+    def end_epoch(self, stage, val):
+        self.look('end_epoch', val)
+
+    def encode(self, batch):
+        self.look('encode', batch)
+        return dict(batch.features)
+
+    def inspect(self, batch):
+        self.look('inspect', batch)
+        return {}
+
+    def predict(self, batch, stage=None):
+        self.look('predict', batch)
+        return sum(self.heads[m](x) for m, x in batch.features.items())
+
+    def loss(self, batch, stage):
+        y = sum(self.heads[m](x) for m, x in batch.features.items())
+        task = task_loss(y, batch.label, batch.valid)
+        return task, dict(task=task)
+
+
+def trained_looks(d):
+    s, method = split(d), Looks(d.task, d.widths)
+    fit(method, s, progress=False)
+    return method, s
+
+
+def asked(method, s):
+    "All that is asked of a trained model, anywhere."
+    predictions(method, s.test)
+    evaluate_random(method, s.test, {'0.5': torch.rand_like(s.test.present.float()) > 0.5})
+    calibrate(method, s.val)
+    observe(method, s.test)
+    model = Artefact(method, {}, Calibration(dict.fromkeys(labels(s.test.modalities), 1.0)))
+    explore(Predictor(model), s.test)
+
+
+def test_outside_its_loss_a_method_is_shown_no_label_and_nothing_that_is_missing():
+    d = random_dialogues((5, 9, 3, 7, 4, 6, 8, 5), parts=PARTS, missing=0.3)
+    # values where nothing is present: no source gives them
+    method, s = trained_looks(replace(d, features={m: x + 9.0 for m, x in d.features.items()}))
+    for training in (True, False):
+        if not training:
+            method.shown.clear()
+            asked(method, s)
+        expected = {'encode', 'predict', 'end_epoch' if training else 'inspect'}
+        assert method.shown.keys() == expected
+        for where, shown in method.shown.items():
+            for x in shown:
+                assert type(x) in (Inputs, Unlabelled), where
+                assert not {'label', 'complete'} & {*dir(x)}, where
+                for k, v in enumerate(x.features.values()):
+                    if isinstance(x, Inputs):
+                        assert not v[~x.present[..., k]].any(), where
 
 
 # --- a shared stage depends on its key alone ---

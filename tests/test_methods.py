@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from small import known
 
-from mculora.basics.dialogues import DataError, batch, keep, random_dialogues, split
+from mculora.basics.dialogues import DataError, batch, keep, random_dialogues, select, split
+from mculora.training.check import findings
 from mculora.training.evaluation import evaluate, predictions, predictions_of
 from mculora.basics.masking import drop, random_mask, sample
 from mculora.basics.method import create, methods
@@ -121,55 +122,10 @@ each = pairs(METHODS)
 
 
 @each
-@torch.no_grad()
-def test_prediction_knows_nothing_of_missing_values_padding_and_neighbours(models, method, name):
-    m, s, _ = models(method, name)
-    b = batch(s.test, range(len(s.test)))
-    M = len(b.features)
-    rows = members(M)
-    for mask in [
-        *rows,
-        rows[torch.arange(len(b.rows)) % len(rows)],
-        torch.rand(*b.shape, M, generator=torch.Generator().manual_seed(0)) > 0.4,
-    ]:
-        y = m.predict(keep(b, mask))
-        assert y.shape == (*b.shape, s.test.task.n_outputs) and y[b.valid].isfinite().all()
-        # values are planted after `keep` has put zeros there: the method must look at `present`
-        less = keep(b, mask)
-        wild = replace(
-            less,
-            features={
-                k: x.masked_fill(~less.present[..., j : j + 1], 1e3)
-                for j, (k, x) in enumerate(less.features.items())
-            },
-        )
-        torch.testing.assert_close(m.predict(wild)[b.valid], y[b.valid], rtol=0, atol=1e-4)
-        for j, k in enumerate(b.rows):  # alone, without padding
-            one = batch(s.test, [k])
-            own = (
-                mask
-                if mask.ndim == 1
-                else mask[j : j + 1]
-                if mask.ndim == 2
-                else mask[j : j + 1, : one.shape[1]]
-            )
-            torch.testing.assert_close(
-                m.predict(keep(one, own))[0], y[j][b.valid[j]], rtol=0, atol=1e-4
-            )
-
-
-@each
-def test_shared_encoding_and_large_batches_change_no_number(models, method, name):
-    m, s, _ = models(method, name)
-    y = predictions(m, s.test)
-    with torch.no_grad():
-        slow = torch.stack(
-            [
-                torch.cat([m.predict(keep(batch(s.test, [k]), row))[0] for k in range(len(s.test))])
-                for row in members(len(s.test.features))
-            ]
-        )
-    torch.testing.assert_close(y, slow, rtol=0, atol=1e-4)
+def test_what_is_looked_at_before_a_run_holds_after_it_too(models, method, name):
+    "Missing values, padding, neighbours, order, encodings, labels: `training.check`."
+    m, _, _ = models(method, name)
+    assert not any(findings(m, select(data(name), range(7))).values())
 
 
 @each

@@ -57,6 +57,17 @@ def test_notebook_runs(notebook):
 
 
 @pytest.mark.slow
+def test_own_data_runs_from_any_folder(tmp_path):
+    "The committed results are not there; the two tables that are made of them are left out."
+    nb = nbformat.read(ROOT / 'nbs' / 'own_data.ipynb', 4)
+    first = f'import os\nos.chdir({str(tmp_path)!r})\nos.environ["IN_TEST"] = "1"'
+    nb.cells.insert(0, nbformat.v4.new_code_cell(first))
+    nbformat.write(nb, tmp_path / 'own_data.ipynb')
+    said = passes(tmp_path / 'own_data.ipynb', {}).text
+    assert '/results is not there: the two real tables at the end are left out' in said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('notebook', [n for n in RUN_HERE if '"#| slow' in (ROOT / n).read_text()])
 def test_slow_cells_run(notebook):
     passes(notebook, flags='slow')

@@ -743,6 +743,8 @@ def test_a_model_of_a_table_is_exported_from_the_file_itself(tmp_path, monkeypat
     ):
         from_run(folder)
     assert from_run(folder, calibrated=False).table == Columns(label='joy')
+    # it lies where it lay, and its name is known
+    assert from_run(folder, data_root=tmp_path).calibration.utterances
     a = load(save(from_run(folder, dataset=at['dataset']), tmp_path / 'model'))
     assert a.table == Columns(label='joy') and a.table.model_fields_set == {'label'}
     # who may read the folder may read all of it

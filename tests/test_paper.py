@@ -3,17 +3,21 @@ makes, and a missing run is named.
 
 `python tests/test_paper.py` writes `figures/README.md` anew, the page that shows every picture."""
 
+import csv
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
+import nbformat
 import pytest
 import yaml
 from notebooks import passes
 
-from mculora.experiments.results import STORE
+from mculora.experiments.reports import SIDECAR, why
+from mculora.experiments.results import STORE, read_result
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / 'figures'
@@ -63,16 +67,30 @@ def parameters(notebook, name, figures, results='results'):
     )
 
 
-def make(notebook, name, figures, results='results'):
-    "Run a notebook of the paper; the files that it writes."
-    passes(f'nbs/experiments/{notebook}.ipynb', parameters(notebook, name, figures, results))
+# a method that is no row: registered and listed, with a grid and a recipe of its own
+ANOTHER = """from mculora.basics.method import methods, register
+
+
+@register('another')
+class Another(methods()['zero-fill']):
+    recipe = methods()['momke'].recipe
+"""
+
+
+def make(notebook, name, figures, results='results', before=''):
+    "Run a notebook of the paper, after a cell of code; the files that it writes."
+    nb = nbformat.read(EXPERIMENTS / f'{notebook}.ipynb', 4)
+    nb.cells.insert(0, nbformat.v4.new_code_cell(before))
+    figures.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nb, file := figures / f'{notebook}.ipynb')
+    passes(file, parameters(notebook, name, figures, results))
     return sorted((figures / name).iterdir())
 
 
 def same_as_committed(notebook, name, made):
     there = sorted((FIGURES / name).glob(f'{notebook}-*'))
     assert [p.name for p in made] == [p.name for p in there]
-    assert all(p.stem.endswith(f'-{name}') for p in made)
+    assert all(p.name.partition('.')[0].endswith(f'-{name}') for p in made)
     assert not [
         p.name for p, committed in zip(made, there) if p.read_bytes() != committed.read_bytes()
     ]
@@ -91,7 +109,22 @@ def test_by_default_every_notebook_and_all_data_are_met():
 @pytest.mark.pinned
 @pytest.mark.parametrize('notebook, name', CASES)
 def test_committed_tables_and_figures_are_what_the_results_give(notebook, name, tmp_path):
-    same_as_committed(notebook, name, make(notebook, name, tmp_path))
+    "Whatever methods are registered beside those of the paper."
+    same_as_committed(notebook, name, make(notebook, name, tmp_path, before=ANOTHER))
+
+
+def test_a_new_method_is_run_like_the_others_and_is_no_row():
+    code = f"""{ANOTHER}
+from mculora.experiments.studies import CORE, ROWS, studies
+known = studies()
+print([v.method for v in known['new'] if v.method == 'another'], 'new' in CORE)
+assert [v.method for v in known['methods']] == list(ROWS) == sorted(ROWS)
+assert set(ROWS) <= set(methods())
+for of in ('grid', 'published'):
+    assert 'another' in [v.method for v in known[of]]
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "['another'] True\n"), done.stderr
 
 
 @pytest.mark.slow
@@ -241,6 +274,89 @@ def test_simulated_output_says_so(path):
     assert 'simulated' in text
 
 
+# --- from a cell to its runs ---
+
+TABLES = sorted(FIGURES.rglob(f'*{SIDECAR}'))
+# what no run gives: the limit of a twin is computed, and so is what equations say
+COMPUTED = ('limit (Bayes', 'Claims about the equations')
+
+
+def cells_of(sidecar):
+    "The cells of a table's CSV, by title, row and column."
+    text = sidecar.with_name(sidecar.name.replace(SIDECAR, '.csv')).read_text()
+    known = ('table', 'column', 'mean', 'half', 'runs', 'mark', 'words')
+    for x in csv.DictReader(text.splitlines()):
+        yield x['table'], ''.join(v for k, v in x.items() if k not in known), x['column'], x
+
+
+def lists_of(sidecar):
+    "(title, row, column) -> addresses."
+    said = json.loads(sidecar.read_text())
+    lists = [[f'{x["folder"]}/{n}' for n in x['names']] for x in said['lists']]
+
+    def of(title, row, column):
+        at = said['tables'].get(title, {}).get(row, [])
+        numbers = at.get(column, []) if isinstance(at, dict) else at
+        return [a for n in numbers for a in lists[n]]
+
+    return of
+
+
+def test_every_table_says_what_its_cells_are_made_from():
+    tables = sorted(FIGURES.rglob('*.md'))
+    assert [p.with_suffix(SIDECAR) for p in tables if p.name != 'README.md'] == TABLES
+
+
+@pytest.mark.parametrize('sidecar', TABLES, ids=lambda p: p.name.removesuffix(SIDECAR))
+def test_every_mean_names_its_runs_and_they_are_there(sidecar):
+    of, seen = lists_of(sidecar), set()
+    for title, row, column, x in cells_of(sidecar):
+        sources = of(title, row, column)
+        seen.update(sources)
+        if x['mean'] and not (row.startswith(COMPUTED) or title.startswith(COMPUTED)):
+            assert sources, (title, row, column)
+        # a difference has the runs of both sides; of one run, its utterances are the sample
+        assert not sources or len(sources) >= int(x['runs']) or len(sources) == 1
+    for address in sorted(seen)[::25]:
+        assert (ROOT / address).is_file() or read_result(ROOT / address)
+
+
+def test_the_runs_of_a_cell_give_its_number():
+    "Table 1, by hand: mean of the folds, seeds of a fold averaged first."
+    sidecar = FIGURES / 'iemocap' / f'table1_fixed-iemocap{SIDECAR}'
+    of, seen = lists_of(sidecar), 0
+    for title, row, column, x in cells_of(sidecar):
+        metric = re.match(r'Table 1, (\w+) \(%\),.* fixed', title)
+        if not metric or row not in ('mculora', 'majority') or not x['mean']:
+            continue
+        key = ('validation', 'fixed', column, metric[1])
+        folds = {}
+        for r in map(read_result, (ROOT / a for a in of(title, row, column))):
+            (value,) = (
+                s.value for s in r.scores if (s.selection, s.protocol, s.condition, s.metric) == key
+            )
+            folds.setdefault(r.data['fold'], []).append(value)
+        assert float(x['mean']) == pytest.approx(100 * mean(map(mean, folds.values())), abs=1e-7)
+        assert int(x['runs']) == sum(map(len, folds.values()))
+        seen += 1
+    assert seen == 4 * 2 * 9  # metrics and sets of seeds, rows, columns
+
+
+def test_one_question_has_one_number():
+    "What DPFT gives on IEMOCAP: in Table 2, on its last page, in the audit and in the README."
+    found = why('table2_ablation-iemocap', 'DPFT', 'complete', FIGURES)
+    (by_step,) = [o for o in found if 'WA' in o.table]
+    page = why('table2_ablation-iemocap', 'DPFT (MCLA + DPFT − MCLA)', 'complete', FIGURES)
+    assert [(o.value, o.sources) for o in page] == [(by_step.value, by_step.sources)]
+    claim = 'DPFT: "optimizing the learning efficiency across different modality combinations"'
+    (audited,) = why('audit-iemocap', claim, 'of what', FIGURES)
+    assert f'complete: {by_step.value}; 5 seeds' in audited.value
+    assert audited.sources == by_step.sources and len(by_step.sources) == 2 * by_step.runs == 40
+    found = why('table2_ablation-iemocap', 'DPFT', 'incomplete', FIGURES)
+    (by_step,) = [o for o in found if 'WA' in o.table]
+    assert f'[+{by_step.value}](results/iemocap/' in (ROOT / 'README.md').read_text()
+
+
 # --- the page that shows every picture ---
 
 DATA = {
@@ -256,7 +372,14 @@ INDEX = """# Tables and figures
 Every committed table and figure, one folder per dataset, made by notebooks from the committed
 results. `python tests/test_paper.py` writes this page.
 """
-KINDS = {'.md': 'table', '.csv': 'CSV', '.tex': 'LaTeX', '.svg': 'SVG', '.pdf': 'PDF'}
+KINDS = {
+    '.md': 'table',
+    '.csv': 'CSV',
+    '.tex': 'LaTeX',
+    '.json': 'runs',
+    '.svg': 'SVG',
+    '.pdf': 'PDF',
+}
 
 
 def titled(notebook):

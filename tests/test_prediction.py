@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from typer.testing import CliRunner
+from small import known
 
 from mculora.use.artefact import Artefact, save
 from mculora.training.calibration import Calibration, ece, fit_temperature, nll, reliability
@@ -31,10 +32,9 @@ D = random_dialogues((5, 3, 7, 4), WIDTHS, parts=('train', 'train', 'train', 'te
 
 
 def artefact(method='mculora', d=D):
-    known = methods()[method].Settings.model_fields
     torch.manual_seed(0)
     m, stats = (
-        create(method, d.task, d.widths, {k: v for k, v in SMALL.items() if k in known}),
+        create(method, d.task, d.widths, known(method, SMALL)),
         fit_scale(d),
     )
     m.prepare(scale(d, stats))

@@ -1,4 +1,5 @@
-"The committed results: whole, labelled, and the only source of the README's numbers."
+"""The committed results: whole and labelled, and what the pages say of them in words is so. The
+numbers of the pages are in test_pages."""
 
 import json
 import re
@@ -12,10 +13,9 @@ from optuna import load_study
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from mculora.experiments.bench import markdown
 from mculora.basics.dialogues import DataError
 from mculora.data.sources import described
-from mculora.basics.method import methods, settings_of
+from mculora.basics.method import methods, read_settings, settings_of
 from mculora.experiments.results import (
     STORE,
     addresses,
@@ -28,13 +28,13 @@ from mculora.experiments.results import (
     line_of,
     lines_of,
     read_result,
-    report,
     run_name,
     said_by,
     store_of,
+    summarise,
     write_result,
 )
-from mculora.experiments.reports import Report
+from mculora.experiments.reports import FLOOR, Report, read_runs, tables_of_runs
 from mculora.experiments.store import add
 from mculora.experiments.studies import (
     ABLATION,
@@ -51,8 +51,6 @@ from mculora.data.twins import bayes_limit
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = addresses(ROOT / 'results')
-README = (ROOT / 'README.md').read_text(encoding='utf-8')
-BLOCKS = re.findall(r'<!-- results: (\S+) (\S+) -->\n(.*?)\n<!-- end -->', README, re.S)
 
 
 @cache
@@ -201,11 +199,6 @@ def test_scores_that_a_line_cannot_hold_are_refused():
     said = said_by(ONE)
     with pytest.raises(DataError, match='scores'):
         line_of(said | {'scores': said['scores'] + said['scores'][:1]})
-
-
-@pytest.mark.parametrize('dataset, metric, text', BLOCKS, ids=[b[0] for b in BLOCKS])
-def test_readme_prints_the_results(dataset, metric, text):
-    assert text == report(methods_on(dataset), dataset, metric)
 
 
 def test_bfloat16_is_not_told_from_float32():
@@ -492,56 +485,6 @@ def test_a_tuning_study_is_whole(path):
     ).validation.tolist() == pytest.approx(trials.validation.tolist(), nan_ok=True)
 
 
-@pytest.mark.parametrize('file', ['results/speed.json', 'results/speed-h200.json'])
-def test_readme_prints_the_bench(file):
-    found = json.loads((ROOT / file).read_text())
-    assert re.search(rf'<!-- speed: {re.escape(file)} -->\n(.*?)\n<!-- end -->', README, re.S)[
-        1
-    ] == markdown(found, file)
-    assert found['environment']['changed'] is False and found['config']['size'] == 'full'
-
-
-def side_by_side(names=('mculora', 'mculora-plus', 'momke', 'gcnet', 'mctn', 'zero-fill')):
-    "Median seconds of a run with a method's own settings on IEMOCAP, by where it was made."
-    t = methods_on('iemocap', seeds=[66, 67, 68, 69, 70], names=names)
-    runs = t.drop_duplicates('file').assign(seconds=lambda x: [read(f).seconds for f in x.file])
-    s = runs.pivot_table(index='method', columns='machine', values='seconds', aggfunc='median')
-    assert (
-        all(read(f).environment['side_by_side'] == 8 for f in runs.file[runs.machine != 'CPU'])
-        and len(runs) == 20 * len(names)
-        and (runs.machine == 'CPU').mean() == 0.6
-    )
-    return '\n'.join(
-        [
-            '| | one after the other, CPU | side by side, NVIDIA H200 | ratio |',
-            '| --- | --- | --- | --- |',
-            *(
-                (
-                    f'| `{m}` | {s.CPU[m]:.0f} s | {s["NVIDIA H200"][m]:.0f} s | '
-                    f'{s.CPU[m] / s["NVIDIA H200"][m]:.0f}x |'
-                )
-                for m in names
-            ),
-        ]
-    )
-
-
-def test_readme_prints_what_side_by_side_gives():
-    assert (
-        re.search(r'<!-- side by side -->\n(.*?)\n<!-- end -->', README, re.S)[1] == side_by_side()
-    )
-
-
-QUOTED = re.findall(r'<!-- from (\S+): (.+?) -->\n(.*?)\n<!-- end -->', README, re.S)
-
-
-@pytest.mark.parametrize('file, title, text', QUOTED, ids=[q[1] for q in QUOTED])
-def test_readme_quotes_the_tables(file, title, text):
-    "A table of figures/ in the README is that table."
-    tables = re.split(r'\n(?=\*\*)', (ROOT / file).read_text())
-    assert [t.strip() for t in tables if t.startswith(f'**{title}')] == [text]
-
-
 def page(data):
     """Of one dataset, what is true of MCULoRA: question -> mean on the incomplete conditions, and
     where its interval has no zero."""
@@ -561,12 +504,6 @@ def page(data):
 
 
 PARTS = ['second stage', 'adapters', 'private adapters', 'L_ort', 'DPFT']
-
-
-def test_the_readme_quotes_these_pages():
-    assert {q[0] for q in QUOTED if 'what is true of MCULoRA' in q[1]} == {
-        f'figures/{data}/table2_ablation-{data}.md' for data in ('iemocap', 'mosi', 'mosei_video')
-    }
 
 
 @pytest.mark.parametrize('data, additions', [('iemocap', 'complete'), ('mosi', 'all, complete')])
@@ -670,10 +607,6 @@ def test_claims_what_is_told_from_zero_on_single_videos():
         4e-3: [],
     }
     assert all(max(best, key=lambda lr: best[lr][row]) == 2e-3 for row in ('control', 'MCLA'))
-
-
-def test_readme_has_results():
-    assert {b[0] for b in BLOCKS} >= {'iemocap', 'mosi'}
 
 
 TWINS = [p for p in RUNS if 'simulated' in str(p) and 'majority' not in str(p)]
@@ -824,3 +757,64 @@ def test_claims_what_was_tried_and_what_it_gave():
         and (d.corrected > 0.05).all()
         and 0 < d['mean'][RECIPE] < d.half[RECIPE]
     )
+
+
+def test_a_table_that_is_made_elsewhere_says_at_once_where_it_looked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = dict(data='iemocap', folds=[1], seeds=[66])
+    with pytest.raises(ValueError, match='results: found .results., expected the folder with the'):
+        read_settings(Report, given | dict(results='results'), 'parameters')
+    assert read_settings(Report, given | dict(results=str(ROOT / 'results')), 'parameters')
+
+
+# --- the table of what ran ---
+
+
+def ran(*names):
+    return read_runs([ROOT / 'results' / f'{name}.runs.jsonl' for name in names])
+
+
+def test_the_report_has_every_metric_of_what_ran_and_a_floor():
+    tables = tables_of_runs(ran('mosi/majority', 'mosi/momke'))
+    whole = {t.title.split(' ')[0].strip(','): t for t in tables if 'missing' not in t.title}
+    assert list(whole) == ['ACC', 'F1', 'r', 'MAE']
+    assert all(next(iter(t.rows)) == FLOOR and t.columns[-1] == 'all' for t in whole.values())
+    floor = {m: t.rows[FLOOR]['all'].mean for m, t in whole.items()}
+    assert floor['r'] == 0 and floor['MAE'] > whole['MAE'].rows['momke']['all'].mean > 0
+    # the training mean is on the smaller side of the middle
+    assert f'has {100 - floor["ACC"]:.1f}' in whole['ACC'].notes[-1] and floor['ACC'] < 50
+    assert all('Not simulated; folds 1; seeds' in t.notes[0] for t in tables)
+
+
+def test_the_report_has_all_folds_and_each_and_says_who_lacks_some():
+    runs = ran('iemocap/majority', 'iemocap/gcnet')
+    # without the grid of learning rates
+    plain = runs.groupby('method').options.transform(lambda o: o.value_counts().index[0])
+    runs = runs[
+        (runs.options == plain)
+        & ~((runs.method == 'gcnet') & ((runs.fold == 4) | (runs.seed != 66)))
+    ]
+    together, each, *_ = tables_of_runs(runs)
+    assert len(each.rows) == 4 + 3 and 'by fold' in each.title
+    assert each.rows['gcnet, fold 1']['all'].say().endswith('(1 run)')
+    at = runs[(runs.method == 'gcnet') & (runs.metric == 'WA') & (runs.condition == 'all')]
+    at = at[at.selection == 'validation']
+    assert together.rows['gcnet']['all'].mean == pytest.approx(100 * at.value.mean())
+    assert any('not to be compared: gcnet (3 of' in n for n in together.notes)
+
+
+def test_two_versions_of_a_dataset_are_refused():
+    runs = ran('mosi/majority')
+    runs.loc[runs.seed == 67, 'data_hash'] = 'other'
+    for f in (tables_of_runs, lambda t: summarise(t, ('method',))):
+        with pytest.raises(DataError, match='mosi: found results on different data'):
+            f(runs)
+
+
+def test_a_place_without_runs_is_refused(tmp_path):
+    for place, says in (
+        (tmp_path / 'nowhere', 'found no such folder'),
+        (tmp_path, 'found no finished run'),
+    ):
+        with pytest.raises(DataError, match=says):
+            read_runs([ROOT / 'results' / 'mosi', place])

@@ -2,11 +2,16 @@
 papermill."""
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import torch
@@ -16,6 +21,7 @@ from safetensors.torch import load_file
 from small import known
 from typer.testing import CliRunner
 
+import mculora
 from mculora.use.cli import app
 from mculora.basics.dialogues import DataError, random_dialogues
 from mculora.training.evaluation import metric_names
@@ -502,3 +508,39 @@ def test_tiny_twin_is_learnt_within_its_limit(tmp_path):
         assert (
             wa['majority', c] < wa['logistic-per-condition', c] < m['WA'][0] + 4 * (0.25 / n) ** 0.5
         )
+
+
+def test_ctrl_c_says_what_to_type_and_the_same_command_goes_on(tmp_path):
+    "A moment after its first epoch, and exit code 130 as shells have it."
+    command = [sys.executable, '-m', 'mculora', 'train', '--size', 'tiny', '--fold', '1']
+    command += ['--device', 'cpu', '--out-dir', str(tmp_path), '--options']
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
+    how = dict(cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    long = '{"epochs": 3000, "width": 8, "depth": 1}'
+    with subprocess.Popen([*command, long], **how) as p:
+        while p.poll() is None and not list(tmp_path.rglob('checkpoint.safetensors')):
+            time.sleep(0.01)
+        p.send_signal(signal.SIGINT)
+        said = p.communicate(timeout=120)[0]
+    assert p.returncode == 130 and 'Traceback' not in said, said
+    kept = re.search(r'stopped; the same command goes on after pretrain, epoch (\d+)', said)[1]
+    with subprocess.Popen([*command, long], **how) as p:
+        until = f'going on from the checkpoint: stage 1, epoch {kept}'
+        for line in p.stdout:
+            if until in line:
+                break
+        else:
+            raise AssertionError('it did not go on')
+        p.kill()
+
+
+def test_a_method_that_was_not_exported_is_named_with_its_notebook(tmp_path, monkeypatch):
+    monkeypatch.setattr(mculora, '__file__', str(tmp_path / 'mculora' / '__init__.py'))
+    (tmp_path / 'nbs' / 'baselines').mkdir(parents=True)
+    code = "#| export\n@register('votes')\nclass Votes(Method): ..."
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbformat.write(nb, tmp_path / 'nbs' / 'baselines' / '13_votes.ipynb')
+    with pytest.raises(ValueError, match=r'; nbs/baselines/13_votes.ipynb .*: run nbdev_export$'):
+        prepare(RunConfig(method='votes', size='tiny', device='cpu'))
+    with pytest.raises(ValueError, match=r"found 'mculor', .*; did you mean 'mculora'\?$"):
+        prepare(RunConfig(method='mculor', size='tiny', device='cpu'))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from pydantic import Field
 from ..basics.modalities import labels
-from ..basics.dialogues import Batch, Task, flat, unflat
+from ..basics.dialogues import Batch, Inputs, Task, flat, unflat
 from ..model.encoders import attend, attention_mask
 from ..model.losses import task_loss
 from ..basics.method import register
@@ -359,7 +359,7 @@ class Projecting(Baseline):
 
     def project(
         self,
-        b: Batch,
+        b: Inputs,
     ) -> dict[str, Tensor]:  # modality -> [B, L, d] x_m, zeros where missing
         "The vectors that are recovered and fused."
         out = {}
@@ -404,7 +404,7 @@ class Refining(Projecting):
 
     def recovered(
         self,
-        b: Batch,  # of single utterances: `flat`
+        b: Inputs,  # of single utterances: `flat`
         x: dict[str, Tensor],  # modality -> [..., d], zeros where missing
         # modality -> [..., d], where it is missing; elsewhere anything finite
     ) -> dict[str, Tensor]:
@@ -413,7 +413,7 @@ class Refining(Projecting):
 
     def refined(
         self,
-        b: Batch,  # of single utterances: `flat`
+        b: Inputs,  # of single utterances: `flat`
         x: dict[str, Tensor],  # modality -> [..., d]
         # modality -> [..., d]: itself where present, refined where missing, zeros where nothing is
         # there
@@ -565,7 +565,7 @@ class Transferring(Flows):
 
     def latent(
         self,
-        b: Batch,  # of single utterances: `flat`
+        b: Inputs,  # of single utterances: `flat`
         x: dict[str, Tensor],  # modality -> [..., d]
     ) -> list[Tensor]:  # M times [..., d]
         "z_m = F_m(x_m)"
@@ -575,7 +575,7 @@ class Transferring(Flows):
     @torch.no_grad()
     def transferred(
         self,
-        b: Batch,  # of single utterances: `flat`
+        b: Inputs,  # of single utterances: `flat`
         x: dict[str, Tensor],  # modality -> [..., d]
         # modality -> [..., M-1, d] what each other modality says of it; zeros where that is
         # missing, or nothing is to be said

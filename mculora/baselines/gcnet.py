@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from pydantic import Field
-from ..basics.dialogues import Batch
+from ..basics.dialogues import Inputs
 from ..basics.randomness import Dropout
 from ..model.losses import task_loss
 from ..basics.method import register
@@ -232,7 +232,7 @@ class GCNetReads(GCNetBuild):
 
     def context(
         self,
-        b: Batch,  # what is there
+        b: Inputs,  # what is there
     ) -> Tensor:  # [B, L, 2 width] H^0
         "H^0 = BiLSTM(X)"
         ends = self._ends(b)
@@ -249,7 +249,7 @@ class GCNetGraphs(GCNetReads):
     def nodes(
         self,
         h: Tensor,  # [B, L, 2 width] H^0
-        b: Batch,  #
+        b: Inputs,  #
     ) -> list[Tensor]:  # of each graph [B, L, 2.5 width] [G'; H^0]
         "One exchange of messages in both graphs."
         near = window(b.valid, self.settings.past, self.settings.future)
@@ -261,7 +261,7 @@ class GCNetGraphs(GCNetReads):
 
     def represent(
         self,
-        b: Batch,  # what is there
+        b: Inputs,  # what is there
     ) -> Tensor:  # [B, L, 2.5 width] H
         "H = H_temporal + H_speaker: everything before the two heads."
         ends, graphs = self._ends(b), (self.temporal, self.speaker)

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from pydantic import Field
-from ..basics.dialogues import Batch, Task
+from ..basics.dialogues import Batch, Inputs, Task
 from ..basics.method import register
 from ..basics.randomness import random_integers, seeded
 from .euar import gaussian
@@ -282,7 +282,7 @@ KEY = 66  # of the sampler's noise outside training
 
 
 def noise_key(
-    b: Batch,  # any
+    b: Inputs,  # any
 ) -> Tensor:  # scalar
     "A key, drawn anew each time; modality k has the k-th after it."
     none = torch.zeros((), dtype=torch.int32, device=b.place.device)
@@ -295,7 +295,9 @@ class Keyed(Scores):
     def _whole(self, b):
         if self.settings.form == 'vector':
             return b
-        return replace(b, pack=False, complete=b.complete and replace(b.complete, pack=False))
+        if isinstance(b, Batch) and b.complete:
+            return replace(b, pack=False, complete=replace(b.complete, pack=False))
+        return replace(b, pack=False)
 
     def loss(self, batch, stage):
         return super().loss(self._whole(batch), stage)

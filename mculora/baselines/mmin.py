@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from pydantic import Field
 from ..basics.modalities import labels
-from ..basics.dialogues import Batch, flat, unflat
+from ..basics.dialogues import Inputs, flat, unflat
 from ..basics.randomness import Dropout
 from ..model.losses import task_loss
 from ..basics.method import register
@@ -83,8 +83,8 @@ def slot_error(
 
 # %% ../../nbs/baselines/04_mmin.ipynb #d69c2334
 def lost(
-    full: Batch,  # everything the data have
-    b: Batch,  # what is left of it
+    full: Inputs,  # everything the data have
+    b: Inputs,  # what is left of it
 ) -> tuple[Tensor, Tensor]:  # [B, L, M] bool each
     "What was dropped, and the slots with a target, in utterances that lost something."
     gone = full.present & ~b.present
@@ -153,7 +153,7 @@ class Hidden(Baseline):
 
     def hidden(
         self,
-        b: Batch,  # what is there
+        b: Inputs,  # what is there
         nets: nn.ModuleDict | None = None,  # encoders; None: the student's
         drop: Dropout | None = None,  # None: no dropout
     ) -> Tensor:  # [B, L, M*d] h

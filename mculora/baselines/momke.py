@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from pydantic import Field
 from ..basics.modalities import labels
-from ..basics.dialogues import Batch, Task, flat, unflat
+from ..basics.dialogues import Inputs, Task, flat, unflat
 from ..model.encoders import attend, attention_mask
 from ..model.losses import task_loss
 from ..basics.method import register
@@ -126,7 +126,7 @@ class Rows:
     at: Tensor | None  # [n]; None: all
 
     @classmethod
-    def valid(cls, b: Batch):
+    def valid(cls, b: Inputs):
         "The utterances, if they may be packed."
         return cls(b.valid.flatten().nonzero()[:, 0] if b.pack else None)
 
@@ -207,7 +207,7 @@ class MoMKEFirstStage(MoMKEParts):
 
     def _own(
         self,
-        b: Batch,
+        b: Inputs,
     ) -> list[Tensor]:  # M times [n, 1, d] of `flat(b)`: e_{m,m}
         "Each modality through its own expert."
         rows = Rows.valid(b)
@@ -270,7 +270,7 @@ class MoMKESecondStage(MoMKEFirstStage):
 
     def encode(
         self,
-        b: Batch,
+        b: Inputs,
         # modality -> [B, L, 2d] x_m and, beside it, e_{m,m}; zeros where missing
     ) -> dict[str, Tensor]:
         if b.encoded:

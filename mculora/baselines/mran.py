@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from pydantic import Field
 from ..basics.modalities import combination_index
-from ..basics.dialogues import Batch, Task, flat, unflat
+from ..basics.dialogues import Inputs, Task, flat, unflat
 from ..basics.randomness import Dropout
 from ..model.losses import task_loss
 from ..basics.method import register
@@ -187,7 +187,7 @@ class MRANParts(MRANEmbeddings):
 
     def parts(
         self,
-        b: Batch,  # what is there
+        b: Inputs,  # what is there
         drop: Dropout | None = None,  # None: no dropout
         # reconstructed h^ [B, L, M, d], aligned z [B, L, M, d], prediction [B, L, C]
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -219,10 +219,15 @@ class MRAN(MRANParts):
 
     grid = (5e-3, 2e-3, *GRID)
     tuned = {'iemocap': 2e-3}
-    second = ('encoders', 'embed', 'index', 'recover', 'project', 'words', 'own', 'head')
     # settings without a part in the first stage
     late = ('depth', 'index', 'reconstructor', 'text_map', 'anchors', 'distance', 'align')
     late += ('reconstruction', 'alignment')
+
+    @property
+    def second(self):
+        "The parameters of the second stage: those that the settings ask for."
+        own = ('encoders', 'embed', 'index', 'recover', 'project', 'words', 'own', 'head')
+        return tuple(n for n in own if hasattr(self, n))
 
     def stages(self):
         return super().stages()[0 if self.settings.target == 'teacher' else 1 :]
@@ -233,7 +238,7 @@ class MRAN(MRANParts):
         task = task_loss(y, full.label, full.valid)
         return task, dict(task=task)
 
-    def target(self, full: Batch) -> Tensor:  # [B, L, M, d] h^target, without gradient
+    def target(self, full: Inputs) -> Tensor:  # [B, L, M, d] h^target, without gradient
         "What is to be reconstructed, from complete data."
         own = self.settings.target == 'own'
         h = self.hidden(full, self.encoders if own else self.teacher['encoders'])

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from pydantic import Field
-from ..basics.dialogues import Batch, Task, flat, unflat
+from ..basics.dialogues import Inputs, Task, flat, unflat
 from ..model.encoders import UnimodalEncoder, unimodal_heads
 from ..model.losses import task_loss
 from ..basics.method import register
@@ -77,7 +77,7 @@ class FillsGaps(Baseline):
 
     def inputs(
         self,
-        b: Batch,  # any
+        b: Inputs,  # any
     ) -> Tensor:  # [B, L, sum D_m], with flags [B, L, sum D_m + M]
         "The features that are there, and the stand-ins of the others."
         x = [
@@ -253,7 +253,7 @@ def encoders(
 
 def represent(
     encoders: nn.ModuleDict,  # modality -> E_m
-    b: Batch,  # raw features
+    b: Inputs,  # raw features
 ) -> dict[str, Tensor]:  # modality -> [B, L, d] R^m, zeros where absent
     "What each encoder makes of its modality."
     return {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from pydantic import Field
 from ..basics.modalities import members
-from ..basics.dialogues import Dialogues, Task, batch, batches, flat, unflat
+from ..basics.dialogues import Unlabelled, Task, batch, batches, flat, unflat
 from ..model.losses import task_loss
 from ..basics.masking import from_modalities
 from ..basics.method import register
@@ -300,7 +300,7 @@ class ReleasedDPFT(ReleasedOnce):
     @torch.no_grad()
     def divergences(
         self,
-        d: Dialogues,  #
+        d: Unlabelled,  #
     ) -> Tensor:  # [N]
         "How far main and private stream are apart for each combination, with everything present."
         rows, N = members(len(self.widths)).to(self.q.device), len(self.q)

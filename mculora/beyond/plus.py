@@ -249,9 +249,10 @@ class PlusStages(PlusBuild):
 
     def stages(self):
         s = self.settings
+        more = [n for n in ('scales', 'surer', 'context') if hasattr(self, n)]
         first, *second = (replace(x, average=self.settings.average) for x in super().stages())
         return [trains(first, 'context.') if s.context else first] + [
-            replace(trains(x, 'scales', 'surer', 'context'), lr=s.lr_fine or x.lr) for x in second
+            replace(trains(x, *more), lr=s.lr_fine or x.lr) for x in second
         ]
 
     def depends(self, stage):

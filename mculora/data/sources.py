@@ -616,11 +616,11 @@ def read_layout(
         {m: x for m, (x, _, _) in columns.items()},
         torch.stack([p for _, p, _ in columns.values()], -1),
         torch.tensor([max(l.speakers.find(s), 0) for s in speakers]),
-        torch.tensor([float(y) for y in labels]).to(torch.long if l.classes else torch.float),
         torch.tensor([0, *(len(r[0]) for r in rows.values())]).cumsum(0),
         tuple(rows),
         tuple(utterances),
         tuple(r[3] for r in rows.values()),
+        label=torch.tensor([float(y) for y in labels]).to(torch.long if l.classes else torch.float),
     )
     return d, bad + problems(d)
 
@@ -696,12 +696,12 @@ def load_dialogues(
             {m: tensors[f'features/{m}'] for m in meta.modalities},
             tensors['present'],
             tensors['speaker'],
-            tensors['label'],
             tensors['offset'],
             meta.ids,
             meta.utterances,
             meta.part,
             meta.encoded,
+            label=tensors['label'],
         )
     except DataError:
         raise

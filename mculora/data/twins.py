@@ -487,11 +487,11 @@ def simulate(
             {m: features(s, m, z, shape.widths[m], rng) for m in s.modalities},
             torch.ones(len(z), len(s.common), dtype=torch.bool),
             speaker,
-            torch.tensor(s.scores)[state] if s.scores else state,
             offset,
             ids,
             tuple(f'{i}_{j:03d}' for i, n in zip(ids, size) for j in range(n)),
             part,
+            label=torch.tensor(s.scores)[state] if s.scores else state,
         )
     )
 

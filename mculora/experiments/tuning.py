@@ -15,9 +15,9 @@ from pydantic import Field, field_validator
 import mculora
 from ..data.clips import need
 from ..training.evaluation import AVERAGES, evaluate, metric_names
-from ..basics.method import Settings, create, methods, settings_of
-from .results import config_hash
-from .runs import Missing, load_method, locked, output_folder, prepare, run_all
+from ..basics.method import create, method_of, settings_of
+from .results import Shared, at_default, config_hash
+from .runs import load_method, locked, output_folder, prepare, run_all
 from ..basics.files import write_atomically
 from .studies import Sweep, Variant
 from ..data.twins import repo_root
@@ -39,19 +39,14 @@ def space_of(
     # setting -> a pair, the range on a logarithmic scale; or a list of values
 ) -> dict[str, Sequence]:
     "What is tuned of a method. Raises `ValueError` for an unknown one."
-    if method not in (known := methods()):
-        raise ValueError(f'method: found {method!r}, expected one of {", ".join(known)}')
-    return {
-        k: v
-        for k, v in {**SPACE, **known[method].space}.items()
-        if k in known[method].Settings.model_fields
-    }
+    cls = method_of(method)
+    return {k: v for k, v in {**SPACE, **cls.space}.items() if k in cls.Settings.model_fields}
 
 # %% ../../nbs/experiments/04_tuning.ipynb #864a6c98
 FINAL = (66, 67, 68, 69, 70)  # seeds of reported runs
 
 
-class Tuning(Settings):
+class Tuning(Shared):
     "A tuning study of one method."
 
     data: str  # as results name it
@@ -60,9 +55,7 @@ class Tuning(Settings):
     folds: list[int] = Field([1], min_length=1)  # a trial is a run of each fold and seed
     seeds: list[int] = Field([1, 2, 3], min_length=1)
     schedule: Literal['paper', 'quick'] = 'quick'
-    missing: Missing = 0.0  # what training lacks for good
-    # what validation is, as in `RunConfig`
-    hold: Literal['dialogues', 'session'] = 'dialogues'
+    'paper or quick.'
 
     @field_validator('seeds')
     @classmethod
@@ -81,8 +74,7 @@ class Tuning(Settings):
             folds=self.folds,
             seeds=self.seeds,
             schedule=self.schedule,
-            missing=self.missing,
-            hold=self.hold,
+            **{k: getattr(self, k) for k in Shared.model_fields},
         )
 
 # %% ../../nbs/experiments/04_tuning.ipynb #807b0f38
@@ -208,7 +200,9 @@ def tune(
     what `run_all` raises."""
     optuna = need('optuna', 'tuning')
     first, space = _tunable(t)
-    about = t.model_dump(exclude={'trials'}) | dict(space=space, version=mculora.__version__)
+    later = at_default(t) & set(Shared.model_fields) - {'missing', 'hold'}
+    about = t.model_dump(exclude={'trials'} | later)
+    about |= dict(space=space, version=mculora.__version__)
     folder = output_folder(
         repo_root() / out_dir / 'tuning' / t.data / f'{t.method}-{config_hash(about)[:8]}',
         need=2**20,

@@ -8,7 +8,7 @@ __all__ = ['update_as_printed', 'low_rank_update', 'CombinationLoRA', 'OutputAda
 # %% ../../nbs/model/01_mcla.ipynb #23b05041
 import torch
 from torch import Tensor, nn
-from .encoders import Adapt
+from .encoders import Adapt, linear_maps
 
 # %% ../../nbs/model/01_mcla.ipynb #d5054542
 def update_as_printed(
@@ -116,26 +116,25 @@ class OutputAdapters(nn.Module):
         return R_prt, R_com
 
 # %% ../../nbs/model/01_mcla.ipynb #263a76b7
+def _key(name):  # of a linear map, as a module can be called
+    return name.replace('.', '_')
+
+
 class LinearAdapters(nn.Module):
     "One set of adapters for all linear maps of one encoder."
 
     def __init__(
         self,
-        encoder: nn.Module,  # a `UnimodalEncoder`
+        encoder: nn.Module,  # a `UnimodalEncoder`, or built like one
         n_adapters: int,  # combinations with an adapter of their own
         rank: int = 4,  # r
         alpha: float = 1.0,  # scale of the update
     ):
         super().__init__()
-        maps = {'input': encoder.input} | {
-            f'{i}_{name}': getattr(b, name)
-            for i, b in enumerate(encoder.blocks)
-            for name in ('qkv', 'out', 'up', 'down')
-        }
         self.lora = nn.ModuleDict(
             {
-                name: CombinationLoRA(w.in_features, w.out_features, n_adapters, rank, alpha)
-                for name, w in maps.items()
+                _key(k): CombinationLoRA(w.in_features, w.out_features, n_adapters, rank, alpha)
+                for k, w in linear_maps(encoder).items()
             }
         )
 
@@ -146,6 +145,6 @@ class LinearAdapters(nn.Module):
         "W h + alpha B_i A_i h for the encoder's linear maps (eq. 1)."
 
         def adapted(name, linear, h):
-            return linear(h) + self.lora[name.replace('.', '_')](h, combination)  # eq. 1
+            return linear(h) + self.lora[_key(name)](h, combination)  # eq. 1
 
         return adapted

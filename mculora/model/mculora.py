@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from pydantic import Field
 from ..basics.modalities import members
-from ..basics.dialogues import Batch, Task, batch, batches, flat, keep, unflat
+from ..basics.dialogues import Inputs, Task, batch, batches, flat, keep, unflat
 from ..basics.masking import from_modalities
 from ..basics.method import Method, Settings, Stage, register
 from .encoders import UnimodalEncoder, plain, unimodal_heads
@@ -100,9 +100,7 @@ class Built(Method):
         super().__init__(task, widths, settings)
         s, M, N, C = settings, len(widths), len(self.q), task.n_outputs
         must_fit(s)
-        self.encoders = nn.ModuleDict(
-            {m: UnimodalEncoder(w, s.width, s.depth, s.heads, s.dropout) for m, w in widths.items()}
-        )  # E_m
+        self.encoders = nn.ModuleDict({m: self.encoder(m, w) for m, w in widths.items()})  # E_m
         self.unimodal = unimodal_heads(widths, s.width, C, s.dropout)  # C_m
         self.fusion = Fusion(M, s.width, s.heads, s.dropout)  # Omega
         self.common_head = CombinationHead(s.width, C)  # F^com
@@ -113,6 +111,12 @@ class Built(Method):
         self.register_buffer('s', torch.zeros(N))  # s_0 = 0
         self.register_buffer('p', torch.full((M,), 0.5))
         self.register_buffer('occurs', torch.ones(N, dtype=torch.bool))
+
+    def encoder(self, modality: str, features: int) -> nn.Module:
+        """A new E_m for features [B, L, D_m]; a method derived from this one may have others, with
+        the arguments of `UnimodalEncoder.forward`."""
+        s = self.settings
+        return UnimodalEncoder(features, s.width, s.depth, s.heads, s.dropout)
 
     def prepare(self, train):
         if train.can is None:
@@ -158,7 +162,7 @@ class Represents(Encodes):
 
     def represent(
         self,
-        b: Batch,
+        b: Inputs,
         # each [B, L, M, d], zeros where absent
     ) -> tuple[Tensor, Tensor, Tensor]:
         "R, R_prt and R_com."
@@ -200,7 +204,7 @@ class Predicts(Represents):
 
     def parts(
         self,
-        b: Batch,
+        b: Inputs,
         # frozen, private, common [B, L, M, d]; token [B, L, d], the fused common one; y_com, y_prt,
         # y_last [B, L, C]; weight [B, L, 1]
     ) -> dict[str, Tensor]:
@@ -226,12 +230,13 @@ class TwoStages(Predicts):
 
     def stages(self):
         s, both = self.settings, ('fusion', 'common_head')
+        adapters = ('adapters',) if s.adapter_place != 'none' else ()
         usual = Stage('', s.epochs, s.lr, s.batch_size, sampling=s.sampling)
         first = replace(usual, name='pretrain', trainable=('encoders', 'unimodal', *both))
         second = replace(
             usual,
             name='finetune',
-            trainable=('adapters', 'private_head', 'weight', *both),
+            trainable=(*adapters, 'private_head', 'weight', *both),
             encoded=s.adapter_place != 'linear' and s.sampling in ('dialogue', 'batch'),
         )
         return [first, second] if s.second_stage else [first]

@@ -50,7 +50,7 @@ def predictions_of(
     ]
     for step in range(max(map(len, plans))):
         rows = [p[step] if step < len(p) else p[0][:0] for p in plans]
-        b = side_by_side(parts, rows)
+        b = side_by_side([d.unlabelled for d in parts], rows)
         # [R, K, B L, C]
         y = team(lambda m, b: _under_all(m, b, conditions, stage), b).float().flatten(2, 3)
         for r, (d, own) in enumerate(zip(parts, rows)):
@@ -282,7 +282,7 @@ def evaluate_random(
     masks: dict[str, Tensor],  # rate -> [N, M] bool: what stays (`protocol_masks`)
     stage: str | None = None,  # None: the finished model
 ) -> dict[str, dict[str, float]]:  # rate -> metric -> value
-    "Random missing protocol: every metric at every rate."
+    "A protocol that draws what is missing: every metric at every rate."
     whole = torch.ones(1, len(d.modalities), dtype=torch.bool)
     # who has nothing at all is not counted
     some = None if d.can is None else d.present.any(-1, keepdim=True).cpu()

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from ..basics.modalities import labels, members
 from ..basics.dialogues import DataError, Dialogues, batch, batches, keep
 from .evaluation import predictions
+from .trainer import _pick
 from ..basics.method import Method
 from ..basics.files import brief, write_atomically
 
@@ -97,7 +98,7 @@ def observe(
     some, said, points = torch.linspace(0, N - 1, min(n, N)).long().unique(), {}, {}
     for k, row in enumerate(members(len(d.modalities)).to(d.present.device)):
         for at in batches(d.lengths, len(d), 2048):
-            b = keep(batch(d, at), row)
+            b = keep(batch(d.unlabelled, at), row)
             where = torch.cat([torch.arange(int(d.offset[i]), int(d.offset[i + 1])) for i in at])
             for name, v in method.inspect(b).items():
                 v = v[b.valid].float().cpu()
@@ -142,10 +143,6 @@ def save_observed(o: Observed, path):
 _names = TypeAdapter(tuple[list[str], list[str]])  # the header
 
 # %% ../../nbs/training/04_recording.ipynb #b4bf6a87
-def _pick(tensors, prefix):  # those under a prefix, without it
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
 def load_observed(path) -> Observed:
     "Read it again. Raises `DataError` if the file is not whole."
     try:

@@ -13,13 +13,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..basics.dialogues import Batch, Dialogues, batch, keep, onto
+from ..basics.dialogues import Batch, Inputs, Unlabelled, batch, keep, onto
 from ..basics.method import Method
 from ..basics.randomness import seeded
 
 # %% ../../nbs/training/00_replicas.ipynb #3a7d9d90
 def _cat(tensors):  # of one model: its own, not a copy
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def _names(b):  # what of a batch is tensors, labels only where there are any
+    names = ('features', 'present', 'valid', 'speaker', 'combination', 'place')
+    return names + ('label',) * isinstance(b, Batch)
 
 
 def _padded(mask, size):  # padding stays
@@ -36,12 +41,12 @@ def _indices(bs):  # of combinations: for each utterance, if that is so in one o
 
 # %% ../../nbs/training/00_replicas.ipynb #81e118c7
 def side_by_side(
-    parts: list[Dialogues],  # R
+    parts: list[Unlabelled],  # R; with labels, for a loss
     rows: list[Tensor],  # R times indices of dialogues; empty: nothing this time
     # R times what stays, [b, M] or [b, l, M] for b dialogues of at most l utterances; None:
     # everything
     masks: list[Tensor] | None = None,
-) -> Batch:  # [R B, L]
+) -> Inputs:  # [R B, L]; a `Batch`, if there are labels
     "The batches of R replicas one after the other, all padded to the same size."
     longest = [int(d.lengths[r].max()) if len(r) else 0 for d, r in zip(parts, rows)]
     size = max(1, *map(len, rows)), max(1, *longest)
@@ -59,7 +64,7 @@ def side_by_side(
         combination=_cat(_indices(bs)),
         rows=sum((b.rows for b in bs), ()),
         pack=bs[0].pack and len(bs) == 1,
-        **{k: joined(k) for k in ('present', 'valid', 'speaker', 'label', 'place')},
+        **{k: joined(k) for k in _names(bs[0]) if k not in ('features', 'combination')},
     )
     if masks is None:
         return out
@@ -99,14 +104,17 @@ def stack_buffers(methods: list[Method]) -> dict[str, Tensor]:  # name -> [R, ..
     return out
 
 # %% ../../nbs/training/00_replicas.ipynb #92dfaeda
+def _complete(b):  # the batch before modalities were dropped, if a loss is to be shown it
+    return b.complete if isinstance(b, Batch) else None
+
+
 def _tensors(b):  # what of a batch is a tensor
-    names = ('features', 'present', 'valid', 'speaker', 'label', 'combination', 'place')
-    own = {k: getattr(b, k) for k in names}
-    return own | ({'complete': _tensors(b.complete)} if b.complete else {})
+    own = {k: getattr(b, k) for k in _names(b)}
+    return own | ({'complete': _tensors(_complete(b))} if _complete(b) else {})
 
 
 def _rebuilt(b, tensors):  # the batch with these tensors in it
-    if not b.complete:
+    if not _complete(b):
         return replace(b, **tensors)
     return replace(b, **{**tensors, 'complete': _rebuilt(b.complete, tensors['complete'])})
 
@@ -123,7 +131,7 @@ def of_all(
     methods: list[Method],  # R, R > 1
     params: dict[str, Tensor],  # their `stack`
     f: Callable,  # (model, batch) -> tensors
-    b: Batch,  # [R B, L]
+    b: Inputs,  # [R B, L]
     keys: list[int] | None,  # R keys of the noise
 ) -> Any:  # as `f` gives it, each tensor with a leading R
     "`f` of every model and its part of the batch, in one call."
@@ -180,7 +188,7 @@ class Together:
     def __call__(
         self,
         f: Callable,  # (model, batch) -> tensors
-        b: Batch,  # [R B, L], of `side_by_side`
+        b: Inputs,  # [R B, L], of `side_by_side`
         keys: list[int] | None = None,  # R keys of the noise; None: outside training
     ) -> Any:  # as `f` gives it, each tensor with a leading R
         "`f` of every model and its part of the batch."

@@ -7,8 +7,8 @@ __all__ = ['SCHEDULES', 'QUICK', 'PRECISIONS', 'train_stage', 'resolve_schedule'
            'train_mode', 'to_be_had', 'plan_epoch', 'unsound', 'at_step', 'gradients', 'train_epoch', 'train_one',
            'encoded', 'earlier', 'save_checkpoint', 'load_checkpoint', 'resume', 'Replica', 'Options', 'restore_adam',
            'one_adam', 'regroup', 'next_epoch', 'running_mean', 'snapshot', 'put', 'averaged', 'not_finite', 'check',
-           'end_epoch', 'validate', 'chosen_by', 'keep_best', 'Stopwatch', 'record', 'progress_bar', 'show',
-           'adam_state', 'checkpoint', 'borrow', 'lend', 'begin', 'enter', 'finish', 'fit_all', 'fit']
+           'end_epoch', 'validate', 'chosen_by', 'keep_best', 'Stopwatch', 'record', 'progress_bar', 'show', 'estimate',
+           'adam_state', 'checkpoint', 'borrow', 'lend', 'begin', 'enter', 'finish', 'stoppable', 'fit_all', 'fit']
 
 # %% ../../nbs/training/02_trainer.ipynb #8785865b
 from contextlib import contextmanager, nullcontext
@@ -37,10 +37,11 @@ def train_stage(
     team = None
     optimiser = one_adam(replicas)
     with progress_bar(replicas, options) as bar:
+        on_step = estimate(replicas, bar)  # says how long it takes
         while busy := [r for r in replicas if r.busy]:
             team = regroup(team, busy)
             clock = Stopwatch()
-            losses, trouble = next_epoch(team, busy, optimiser, options)
+            losses, trouble = next_epoch(team, busy, optimiser, options, on_step)
             clock('train')
             with averaged(busy):  # where a stage averages its weights
                 end_epoch(busy, trouble)  # such as DPFT
@@ -239,6 +240,8 @@ def train_epoch(
     optimiser,  # of all their trained parameters
     seeds: list[int],  # R seeds of this epoch
     precision: str = 'float32',  # see above
+    # called after each step with how many are done, and of how many
+    on_step: Callable = lambda done, of: None,
     # the loss and each of its parts -> [R] mean over the dialogues, on the device; and `unsound` of
     # these steps, to be called once the numbers may be read
 ) -> tuple[dict[str, Tensor], Callable]:
@@ -251,7 +254,7 @@ def train_epoch(
     total, seen = 0.0, []
     with torch.random.fork_rng():  # for methods that draw from PyTorch's own stream
         torch.manual_seed(seeds[0])
-        for step in range(max(map(len, plans))):
+        for step in range(of := max(map(len, plans))):
             rows, masks, keys = at_step(plans, step)
             b = side_by_side(trains, rows, masks)
             active = [len(r) > 0 for r in rows]
@@ -264,6 +267,7 @@ def train_epoch(
             share = onto(share, value.device)
             total = total + torch.where(share > 0, value * share, 0)
             optimiser.step()
+            on_step(step + 1, of)
     names = [*found, 'length of the gradient']
     return dict(zip(found, total)), lambda: unsound(torch.stack(seen), names, plans, trains)
 
@@ -286,7 +290,7 @@ def encoded(
     method.eval()
     out: dict[str, Tensor] = {}
     for rows in batches(d.lengths, len(d), max_utterances):
-        b = batch(d, rows)
+        b = batch(d.unlabelled, rows)
         at = torch.cat([torch.arange(int(d.offset[k]), int(d.offset[k + 1])) for k in rows])
         for m, r in method.encode(b).items():
             if m not in out:
@@ -366,7 +370,7 @@ class Replica:
     shared: Callable | None = None
     history: list[dict] = field(default_factory=list)
     error: Exception | None = None
-    saved: float = field(default_factory=time.monotonic)  # when its last checkpoint was written
+    saved: float = -math.inf  # when its last checkpoint was written: the first is due at once
     # of the checkpoint it goes on from
     state: dict = field(default_factory=dict)
     tensors: dict = field(default_factory=dict)
@@ -441,6 +445,7 @@ def next_epoch(
     busy: list[Replica],
     optimiser: torch.optim.Adam,
     options: Options,
+    on_step: Callable,  # of `train_epoch`
     # the loss and its parts -> R means over the dialogues; what `unsound` found, to be called
 ) -> tuple[dict[str, list[float]], Callable]:
     "Train one epoch of every replica."
@@ -451,6 +456,7 @@ def next_epoch(
         optimiser,
         [epoch_seed(r.seed, r.stage.name, r.at['epoch']) for r in busy],
         options.precision,
+        on_step,
     )
     return {k: v.tolist() for k, v in losses.items()}, trouble
 
@@ -524,7 +530,7 @@ def end_epoch(
     "What a method does between epochs, then the checks."
     for r in busy:
         r.method.eval()
-        r.method.end_epoch(r.stage.name, r.data.val)
+        r.method.end_epoch(r.stage.name, r.data.val.unlabelled)
     for r, found in zip(busy, trouble()):
         check(r, found)
 
@@ -630,6 +636,25 @@ def show(bar: tqdm, busy: list[Replica], losses: dict[str, list[float]], val: li
         + f'loss {sum(losses["loss"]) / R:.3f}, validation {lead} {score:.1f}, best {best:.1f}'
     )
 
+# %% ../../nbs/training/02_trainer.ipynb #98dc557f
+def estimate(replicas: list[Replica], bar: tqdm) -> Callable:
+    "For `train_epoch`: in the first epoch, a line on how long the stage takes at most."
+    start, said = time.perf_counter(), bar.disable
+    epochs = max(r.stage.epochs - r.at['epoch'] for r in replicas)
+
+    def on_step(done, of):
+        nonlocal said
+        seconds = time.perf_counter() - start
+        if said or (done < of and seconds < 2):
+            return
+        said, epoch = True, seconds / done * of
+        if (total := epochs * epoch) > 60:
+            long = f'{total / 3600:.1f} h' if total > 7200 else f'{total / 60:.0f} min'
+            each = f'{epochs} epochs of {epoch:.{int(epoch < 10)}f} s, without evaluation'
+            tqdm.write(f'{replicas[0].stage.name}: about {long} at most: {each}', file=bar.fp)
+
+    return on_step
+
 # %% ../../nbs/training/02_trainer.ipynb #b2c32d3c
 def adam_state(optimiser, trained: dict) -> dict[str, Tensor]:
     "Adam's moments by parameter name."
@@ -732,6 +757,20 @@ def finish(r: Replica):
         r.method.load_state_dict(r.kept)
         lend(r)
 
+# %% ../../nbs/training/02_trainer.ipynb #6652e4d3
+@contextmanager
+def stoppable(replicas: list[Replica]):
+    "Within, Ctrl-C says where the same run goes on."
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = 'from the beginning'
+        for r in replicas:
+            if r.checkpoint and (state := resume(r.checkpoint, r.key, say=False)[1]):
+                name = r.method.stages()[state['stage']].name
+                kept = f'after {name}, epoch {state["at"]["epoch"]}'
+        raise KeyboardInterrupt(f'stopped; the same command goes on {kept}') from None
+
 # %% ../../nbs/training/02_trainer.ipynb #24eb22b4
 def fit_all(
     methods: list[Method],  # R of one kind, trained in place; end with their selected weights
@@ -755,16 +794,17 @@ def fit_all(
     files, stages = checkpoints or [None] * R, shared or [None] * R
     each = zip(methods, splits, seeds, files, keys or [''] * R, stages)
     replicas = [Replica(k, *x) for k, x in enumerate(each)]
-    for r in replicas:
-        begin(r, progress)
-    for number in range(len(methods[0].stages())):
+    with stoppable(replicas):
         for r in replicas:
-            stage = scheduled(r.method.stages()[number], schedule, len(r.splits.train))
-            enter(r, number, stage, options)
-        if here := [r for r in replicas if r.here]:
-            train_stage(here, options)
-        for r in here:
-            finish(r)
+            begin(r, progress)
+        for number in range(len(methods[0].stages())):
+            for r in replicas:
+                stage = scheduled(r.method.stages()[number], schedule, len(r.splits.train))
+                enter(r, number, stage, options)
+            if here := [r for r in replicas if r.here]:
+                train_stage(here, options)
+            for r in here:
+                finish(r)
     for m in methods:
         m.requires_grad_(False)
         m.eval()

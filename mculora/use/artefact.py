@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from ..basics.modalities import labels
 from ..basics.dialogues import DataError, Task
 from ..basics.files import OutputError, write_atomically
-from ..data.tables import Columns
+from ..data.tables import FILES, Columns
+from ..data.twins import repo_root
 from ..basics.method import Method, read_settings
 from ..training.evaluation import metric_names, shown
 from ..training.calibration import Calibration, calibrate, calibration_report
 from .merge import merge
-from ..experiments.results import collect, file_hash, interval, read_result
+from ..experiments.results import Shared, collect, file_hash, interval, read_result
 from ..experiments.runs import RunConfig, load_method, prepare, save_method
 
 # %% ../../nbs/use/01_artefact.ipynb #88bc371d
@@ -489,9 +490,7 @@ def _sisters(folder, r):
         'options',
         'schedule',
         'size',
-        'precision',
-        'missing',
-        'hold',
+        *Shared.model_fields,
         'dataset',
         'data_hash',
         'version',
@@ -526,7 +525,15 @@ def _trained(folder, r):  # what a model says of the run that it comes from
     )
 
 
+def _own_file(r, root):  # the run's table, if it still lies in `root`
+    name = r.config['dataset']
+    names = [r.data['file']] if 'file' in r.data else [f'{name}{end}' for end in FILES]
+    return next((n for n in names if (Path(root) / n).is_file()), None)
+
+
 def _data(folder, r, data_root, features, dataset):  # the run's parts, opened as it opened them
+    if 'table' in r.data and dataset is None:
+        dataset = _own_file(r, data_root or repo_root())
     if 'table' in r.data and dataset is None:
         raise DataError(
             f"{folder}: found a run on a file of one's own, {r.config['dataset']}, expected "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from ..basics.modalities import combination, members
 from ..model.fusion import AdaptiveWeight, Fusion, mix
+from ..model.encoders import linear_maps
 from ..model.mcla import CombinationLoRA
 from ..basics.method import Method
 from ..model.mculora import MCULoRA, stack
@@ -109,9 +110,7 @@ def _weight(w, row):  # the weight's MLP of these modalities
 # a copy of an encoder whose linear maps have taken their adapters in
 def _adapted(e, adapters, i):
     out = deepcopy(e)
-    maps = dict(out.named_modules())
-    for name, lora in adapters.lora.items():
-        w = maps[name if name == 'input' else f'blocks.{name.replace("_", ".")}']
+    for w, lora in zip(linear_maps(out).values(), adapters.lora.values()):
         w.weight.data.copy_(folded(lora, i, w.weight))
     return out
 

@@ -7,7 +7,7 @@ __all__ = ['Utterance', 'gather', 'fitted', 'scaled', 'batches_of', 'outputs', '
            'read_input', 'as_rows', 'writable', 'write_rows']
 
 # %% ../../nbs/use/02_prediction.ipynb #33eb028f
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import json, operator
 import torch
 from torch import Tensor
 from ..basics.modalities import combination_index, labels
-from ..basics.dialogues import Batch, DataError, Dialogues, batch, batches, select
+from ..basics.dialogues import DataError, Dialogues, Inputs, batch, batches, select
 from ..basics.files import write_atomically
 from ..data.sources import described, find_all, read_layout, scale
 from mculora.data.tables import (
@@ -39,6 +39,8 @@ Utterance = dict  # modality -> [D_m] array, tensor or list; None or absent: mis
 # modality -> [D_m] of what is there, and all that is wrong with it
 def _checked(utterance, widths, nonfinite):
     vectors, bad = {}, []
+    if not isinstance(utterance, Mapping):
+        return {}, [f': found {utterance!r:.40}, expected a dict: modality -> vector']
     if odd := [m for m in utterance if m not in widths]:
         bad.append(f': found the modality {odd[0]!r}, expected {", ".join(widths)}')
     for m in widths:
@@ -77,6 +79,10 @@ def gather(
 ) -> Dialogues:  # raw features, NaN where not measured; labels are 0
     "Utterances as `Dialogues`. Raises `DataError` for what the model cannot use."
     widths = a.method.widths
+    for d in dialogues:
+        if not isinstance(d, Sequence) or isinstance(d, str):
+            said = 'expected a list of utterances, such as [{"t": vector}]'
+            raise DataError(f'dialogues: found {d!r:.40}, {said}')
     rows = [(i, j, u) for i, d in zip(ids, dialogues) for j, u in enumerate(d)]
     if not rows or min(map(len, dialogues)) == 0:
         raise DataError('dialogues: found one without utterances, expected at least one utterance')
@@ -96,11 +102,11 @@ def gather(
         features,
         present,
         _speakers(speakers, len(rows)),
-        torch.zeros(len(rows), dtype=torch.long if a.task.classes else torch.float),
         torch.tensor([0, *map(len, dialogues)]).cumsum(0),
         tuple(ids),
         tuple(f'{i}_{j}' for i, j, _ in rows),
         ('test',) * len(ids),
+        label=torch.zeros(len(rows), dtype=torch.long if a.task.classes else torch.float),
     )
 
 # %% ../../nbs/use/02_prediction.ipynb #4ab361eb
@@ -136,11 +142,11 @@ def batches_of(
     a: Artefact,
     d: Dialogues,  # raw features, NaN where not measured; modalities as the model's
     # rows of `d`, and the batch they are the valid utterances of
-) -> Iterator[tuple[Tensor, Batch]]:
+) -> Iterator[tuple[Tensor, Inputs]]:
     "What the model is shown."
     ready = scaled(a, d)
     for rows in batches(ready.lengths, len(ready), 512):
-        b = batch(ready, rows)
+        b = batch(ready.unlabelled, rows)
         at = torch.cat([torch.arange(int(d.offset[k]), int(d.offset[k + 1])) for k in rows])
         yield at, replace(b, place=torch.arange(b.shape[1]).expand(b.shape))
 
@@ -224,7 +230,7 @@ class Predictor:
         "What is told, as numbers: see `outputs`."
         return outputs(self.a, d)
 
-    def batches(self, d: Dialogues) -> Iterator[tuple[Tensor, Batch]]:
+    def batches(self, d: Dialogues) -> Iterator[tuple[Tensor, Inputs]]:
         "What the model is shown: see `batches_of`."
         return batches_of(self.a, d)
 

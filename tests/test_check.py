@@ -1,0 +1,315 @@
+"""What a method may do wrong, and what is said of it before it trains.
+
+The properties of all registered methods, on trained models and every kind of data, are in
+test_methods.py."""
+
+import pytest
+import torch
+from small import small
+from torch import nn
+
+import mculora.basics.method
+from mculora.basics.dialogues import Task
+from mculora.basics.method import Method, Settings, Stage, create, methods, settings_of
+from mculora.experiments.runs import RunConfig, run
+from mculora.experiments.studies import studies
+from mculora.model.losses import task_loss
+from mculora.training.check import (
+    PROPERTIES,
+    Case,
+    MethodError,
+    examined,
+    moved_copy,
+    noise,
+    refuse,
+    version,
+)
+
+WIDTHS = {'a': 5, 't': 6, 'v': 4}
+TASKS = {
+    'classes': Task('noise-simulated', ('w', 'x', 'y', 'z'), simulated=True, tiny=True),
+    'scores': Task('noise-simulated', simulated=True, tiny=True),
+}
+
+
+class Votes(Method):
+    "One linear model per modality; the mean of those that are there. It is sound."
+
+    name = 'votes'
+
+    def __init__(self, task, widths, settings=Settings()):
+        super().__init__(task, widths, settings)
+        self.heads = nn.ModuleDict({m: nn.Linear(w, task.n_outputs) for m, w in widths.items()})
+
+    def stages(self):
+        return [Stage('train', 1, batch_size=4)]
+
+    def encode(self, batch):
+        return {m: self.heads[m](x) for m, x in batch.features.items()}
+
+    def predict(self, batch, stage=None):
+        each = batch.features if batch.encoded else self.encode(batch)
+        here = batch.present[..., None]
+        return (torch.stack([*each.values()], -2) * here).sum(-2) / here.sum(-2).clamp(min=1)
+
+    def loss(self, batch, stage):
+        task = task_loss(self.predict(batch), batch.label, batch.valid)
+        return task, dict(task=task)
+
+
+# --- the faults that a new user met, each with what is said of it ---
+
+
+class ReadsLabels(Votes):
+    "output, found that `label` is read outside `loss`, expected what is there alone"
+
+    def predict(self, batch, stage=None):
+        return nn.functional.one_hot(batch.label, self.task.n_outputs).float()
+
+
+class SaysNaN(Votes):
+    "output, condition a: found NaN or infinity for 19 of 19 utterances, expected numbers"
+
+    def predict(self, batch, stage=None):
+        return super().predict(batch, stage) * torch.nan
+
+
+class OneLogit(Votes):
+    "output, condition a: found the shape [7, 5, 1] from `predict`, expected [7, 5, 4]"
+
+    def predict(self, batch, stage=None):
+        return super().predict(batch, stage)[..., :1]
+
+
+class OneClassTooMany(Votes):
+    "output, condition a: found the shape [7, 5, 5] from `predict`, expected [7, 5, 4]"
+
+    def predict(self, batch, stage=None):
+        return nn.functional.pad(super().predict(batch, stage), (0, 1))
+
+
+class OneForADialogue(Votes):
+    "output, condition a: found the shape [7, 4] from `predict`, expected [7, 5, 4]"
+
+    def predict(self, batch, stage=None):
+        return super().predict(batch, stage).mean(1)
+
+
+class MixesModalities(Votes):
+    "each modality alone, condition a: found encodings of a that differ by"
+
+    def encode(self, batch):
+        R = super().encode(batch)
+        there = [r * batch.present[..., k : k + 1] for k, r in enumerate(R.values())]
+        return {m: r + sum(there) for m, r in R.items()}
+
+
+class IgnoresPresent(Votes):
+    "missing values, condition a: found predictions that differ by"
+
+    def predict(self, batch, stage=None):
+        return sum((batch.features if batch.encoded else self.encode(batch)).values())
+
+
+class Remembers(Votes):
+    "order of conditions, condition a: found predictions that differ by"
+
+    most = 0  # modalities that it has seen: with fewer, it says what it said then
+
+    def predict(self, batch, stage=None):
+        y, n = super().predict(batch, stage), int(batch.present.sum())
+        if n >= self.most:
+            self.most, self.best = n, y
+        return self.best if self.best.shape == y.shape else y
+
+
+class LooksAtNeighbours(Votes):
+    "neighbours, condition a combination for each dialogue: found predictions that differ by"
+
+    def predict(self, batch, stage=None):
+        y = super().predict(batch, stage)
+        return y - y[batch.valid].mean(0)
+
+
+class ThrowsDice(Votes):
+    "twice the same, condition a combination for each utterance: found predictions that differ by"
+
+    def predict(self, batch, stage=None):
+        y = super().predict(batch, stage)
+        return y + torch.rand_like(y)
+
+
+class NoTuple(Votes):
+    "loss, stage train: found Tensor from `loss`, expected a pair"
+
+    def loss(self, batch, stage):
+        return super().loss(batch, stage)[0]
+
+
+class WrongPrefix(Votes):
+    "trained parameters, stage train: found 'haeds' in `trainable`, expected the beginning of"
+
+    def stages(self):
+        return [Stage('train', 1, trainable=('haeds',))]
+
+
+class EndlessLoss(Votes):
+    "loss, stage train: found nan of the loss, expected a finite number"
+
+    def loss(self, batch, stage):
+        total, parts = super().loss(batch, stage)
+        return total * torch.nan, parts
+
+
+FAULTS = [x for x in Votes.__subclasses__()]
+
+
+@pytest.mark.parametrize('cls', FAULTS, ids=lambda c: c.__name__)
+def test_a_faulty_method_is_refused_before_anything_is_trained(cls, tmp_path, monkeypatch):
+    monkeypatch.setitem(mculora.basics.method._methods, 'votes', cls)
+    c = RunConfig(method='votes', size='tiny', device='cpu', out_dir=str(tmp_path))
+    with pytest.raises(MethodError) as e:
+        run(c, progress=False, on_epoch=lambda row: pytest.fail('it was trained'))
+    assert str(e.value).startswith(f'votes: {cls.__doc__}'), e.value
+    assert not [*tmp_path.rglob('*')]
+
+
+def test_the_sound_one_among_them_is_trained_and_the_check_changes_no_bit(tmp_path, monkeypatch):
+    monkeypatch.setitem(mculora.basics.method._methods, 'votes', Votes)
+    c = RunConfig(method='votes', size='tiny', device='cpu', out_dir=str(tmp_path))
+    before = torch.get_rng_state()
+    checked, _ = run(c, progress=False)
+    without, _ = run(c.model_copy(update=dict(check=False)), progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert checked.scores == without.scores
+    assert without.config == checked.config | dict(check=False)
+
+
+# --- other faults ---
+
+
+class SpoilsItsWeights(Votes):
+    "asking changes nothing, found other values of heads.a.bias after a prediction"
+
+    def inspect(self, batch):
+        self.heads['a'].bias.data += 1.0
+        return {}
+
+
+class ShowsADialogue(Votes):
+    "asking changes nothing, found the shape [7, 3] of y from `inspect`, expected [7, 5] and more"
+
+    def inspect(self, batch):
+        return dict(y=batch.present.float().mean(1))
+
+
+class CountsPadding(Votes):
+    "padding, condition a combination for each dialogue: found predictions that differ by"
+
+    def predict(self, batch, stage=None):
+        return super().predict(batch, stage) + 0.1 * max(0, batch.shape[1] - 5)
+
+
+class ThawsAll(Votes):
+    "loss, stage train: found a gradient of heads.t.weight, expected one of what"
+
+    def stages(self):
+        return [Stage('train', 1, trainable=('heads.a',))]
+
+    def loss(self, batch, stage):
+        self.requires_grad_(True)
+        return super().loss(batch, stage)
+
+
+class StepsByItself(Votes):
+    "loss, stage train: found another value of heads.a.bias after `loss`, expected it to be left"
+
+    def loss(self, batch, stage):
+        out = super().loss(batch, stage)
+        self.heads['a'].bias.data += 1.0
+        return out
+
+
+class LearnsNothing(Votes):
+    "loss, stage train: found a loss on which no trained parameter has a bearing"
+
+    def loss(self, batch, stage):
+        total, parts = super().loss(batch, stage)
+        return total.detach(), parts
+
+
+class LearnsByHeart(Votes):
+    "labels, condition a: found predictions that differ by"
+
+    def loss(self, batch, stage):
+        self.heart = torch.zeros(99)
+        self.heart[batch.place[batch.valid]] = batch.label[batch.valid].float()
+        return super().loss(batch, stage)
+
+    def predict(self, batch, stage=None):
+        y = super().predict(batch, stage)
+        return y + self.heart[batch.place][..., None] if hasattr(self, 'heart') else y
+
+
+class Crashes(Votes):
+    "output, found KeyError ('heads'; test_check.py, line"
+
+    def predict(self, batch, stage=None):
+        return {}['heads']
+
+
+class CannotPrepare(Votes):
+    "prepare, found ZeroDivisionError (division by zero; test_check.py, line"
+
+    def prepare(self, train):
+        return 1 / 0
+
+
+@pytest.mark.parametrize(
+    'cls', [x for x in Votes.__subclasses__() if x not in FAULTS], ids=lambda c: c.__name__
+)
+def test_what_else_is_refused(cls):
+    with pytest.raises(MethodError) as e:
+        refuse(cls(TASKS['classes'], WIDTHS))
+    assert str(e.value).startswith(f'votes: {cls.__doc__}'), e.value
+
+
+def test_another_version_of_the_code_is_looked_at_again(monkeypatch):
+    method = Votes(TASKS['classes'], WIDTHS)
+    refuse(method)
+    one = version(method)
+    assert one == version(Votes(TASKS['classes'], WIDTHS))
+    assert one != version(Votes(TASKS['scores'], WIDTHS))
+    assert one != version(Votes(TASKS['classes'], WIDTHS | dict(a=9)))
+    monkeypatch.setattr(Votes, 'predict', SaysNaN.predict)
+    assert one != version(method)
+
+
+# --- the methods that are registered ---
+
+
+@pytest.mark.parametrize('task', TASKS)
+@pytest.mark.parametrize('name', sorted(methods()))
+def test_every_registered_method_is_sound(name, task):
+    found = examined(create(name, TASKS[task], WIDTHS, small(name)))
+    assert not any(found.values()) and list(found) == list(PROPERTIES)
+
+
+def test_every_variant_trains_parameters_that_it_has():
+    "With settings that leave a part out, no stage names it."
+    for variants in studies().values():
+        for v in variants:
+            cls, settings = settings_of(v.method, TASKS['classes'], small(v.method) | v.options)
+            d = noise(TASKS['classes'], WIDTHS)
+            method = cls(TASKS['classes'], WIDTHS, settings)
+            found = list(PROPERTIES['trained parameters'](Case(method, d)))
+            assert not found, (v.name, found)
+
+
+def test_what_begins_at_zero_has_moved_in_the_copy():
+    "An adapter's B, which would hide what the adapter does; the method itself is as it was."
+    method = create('mculora', TASKS['classes'], WIDTHS, small('mculora'))
+    zeros = [n for n, p in method.named_parameters() if not p.any()]
+    copy = moved_copy(method, noise(method.task, method.widths))
+    assert zeros and all(dict(copy.named_parameters())[n].any() for n in zeros)
+    assert [n for n, p in method.named_parameters() if not p.any()] == zeros

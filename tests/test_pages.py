@@ -1,0 +1,403 @@
+"""Every number of README.md and docs/ that a run gave stands in a block that code prints from the
+result files. `python tests/test_pages.py` writes the blocks anew."""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from test_results import collected, methods_on, read
+
+from mculora.experiments.bench import markdown as bench_table
+from mculora.experiments.results import addresses, against, holm, report, said_by, summarise
+from mculora.experiments.studies import ABLATION, RANKS, Sweep, Variant, find
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+BLOCK = re.compile(r'(<!-- made: (.+?) -->\n)(.*?)(<!-- end -->)', re.S)
+CONFIG = yaml.safe_load((ROOT / 'workflow' / 'config.yaml').read_text())['committed']
+
+
+def rows(*cells):
+    "A Markdown table: header, rule, rows."
+    head, *body = [[str(c) for c in row] for row in cells]
+    return '\n'.join('| ' + ' | '.join(r) + ' |' for r in (head, ['---'] * len(head), *body))
+
+
+def shown(r, k=100):
+    return f'{k * r["mean"]:.1f} ± {k * r["half"]:.1f}'
+
+
+def gap(r, k=100):
+    mean = round(k * r['mean'], 2) + 0.0  # no minus zero
+    return f'{mean:+.2f} ± {k * r["half"]:.2f}'
+
+
+# --- how the methods compare ---
+
+
+def means(data, metric):
+    "Every method under every condition, the best on the incomplete ones last."
+    return report(methods_on(data), data, metric).split('\n\n')[0]
+
+
+def differences(data, metric):
+    "What separates the best method, and MCULoRA, from each other one, in the order of `means`."
+    t = methods_on(data)
+    t = t[(t.metric == metric) & (t.selection == 'validation')]
+    *_, complete = [c for c in t.condition.unique() if c not in ('incomplete', 'all')]
+    parts = {c: t[t.condition == c] for c in ('incomplete', complete)}
+    order = list(parts['incomplete'].groupby('method').value.mean().sort_values().index)
+    found = {
+        f'`{one}` minus it, {c}': against(at, one, [m for m in order if m != one])
+        for one in (order[-1], 'mculora')
+        for c, at in parts.items()
+    }
+
+    def cell(d, other):
+        if other not in d.index:
+            return ''
+        return gap(d.loc[other]) + (' \\*' if d.corrected[other] < 0.05 else '')
+
+    body = ([f'`{m}`', *(cell(d, m) for d in found.values())] for m in order)
+    return rows(['method', *found], *body)
+
+
+# --- does it reproduce? ---
+
+
+def sweep(data):
+    said = CONFIG[data]
+    options = said.get('parameters', {}).get('table2_ablation', {}).get('options', {})
+    return Sweep(data=data, folds=said['folds'], seeds=said['seeds'], options=options)
+
+
+LEAD = {'iemocap': 'WA', 'mosi': 'ACC', 'mosei_video': 'r'}
+NAME = {'iemocap': 'IEMOCAP', 'mosi': 'CMU-MOSI', 'mosei_video': '`mosei_video`'}
+# the methods of the paper's Table 1 that are here
+PRINTED = 'dicmor euar gcnet if-mmin imder mctn mmin momke mran-reading'.split()
+
+
+MORE = (69, 70)  # further seeds, on which some rows ran and others did not
+
+
+def on_shared_seeds(t):
+    "The part of a table that all its rows have."
+    return t[t.seed.isin(set.intersection(*t.groupby('variant').seed.agg(set)))]
+
+
+@cache
+def incomplete(data):
+    """Scores on the mean of the incomplete conditions: a row per run of the whole model, its parts,
+    its ranks and, where they ran, the other methods. What ran on further seeds has them, as in
+    Table 2."""
+    variants = [*ABLATION, *RANKS]
+    if not sweep(data).options:
+        variants += [Variant(name=m, method=m) for m in PRINTED]
+    found, missing = find(collected(), sweep(data), variants)
+    assert not missing
+    seeds = sorted({*sweep(data).seeds, *MORE})
+    wide, lacking = find(collected(), sweep(data).model_copy(update=dict(seeds=seeds)), variants)
+    whole = [v.name for v in variants if v.name not in lacking]
+    found = pd.concat([found[~found.variant.isin(whole)], wide[wide.variant.isin(whole)]])
+    return found[
+        (found.metric == LEAD[data])
+        & (found.selection == 'validation')
+        & (found.condition == 'incomplete')
+    ]
+
+
+@cache
+def printed():
+    "The paper's WA on IEMOCAP: (method, setting) -> mean of the six incomplete conditions."
+    p = pd.read_csv(ROOT / 'results' / 'paper.csv').fillna('')
+    p = p[(p.dataset == 'iemocap') & (p.metric == 'WA') & (p.setting != 'delta SOTA')]
+    six = p[p.condition.isin(['a', 't', 'v', 'at', 'av', 'tv'])]
+    return six.groupby(['method', 'setting']).value.mean()
+
+
+def best_other(data):
+    t = incomplete(data)
+    if 'momke' not in set(t.variant):
+        return None
+    t = on_shared_seeds(t[t.variant.isin(PRINTED)])
+    return t.groupby('variant').value.mean().idxmax()
+
+
+WHOLE = 'MCLA + DPFT'
+
+
+def asked(data):
+    "What the paper claims of its parts, as a difference of two rows: claim -> (one, other)."
+    return {
+        'ahead': (WHOLE, best_other(data)),
+        'MCLA': ('MCLA', 'pre-trained'),
+        'private': ('MCLA', 'shared adapter only'),
+        'DPFT': (WHOLE, 'MCLA'),
+        'rank': ('rank 8', 'rank 1'),
+    }
+
+
+@cache
+def effects():
+    """(claim, dataset) -> mean, half and p of the paired difference; p after Holm's correction over
+    all of them."""
+    out = {}
+    for data in LEAD:
+        for claim, (one, other) in asked(data).items():
+            if other:
+                t = incomplete(data)
+                # the best of several: on what all of them ran on
+                rows = [one, *PRINTED] if claim == 'ahead' else [one, other]
+                t = on_shared_seeds(t[t.variant.isin(rows)])
+                out[claim, data] = against(t, one, [other], by='variant').iloc[0]
+    p = holm(pd.Series({k: r.p for k, r in out.items()}))
+    return {k: r.to_dict() | {'corrected': q} for (k, r), q in zip(out.items(), p)}
+
+
+def effect_of(claim):
+    "In words: on which data it is told from zero, after the correction."
+    there = [NAME[d] for (c, d), r in effects().items() if c == claim and r['corrected'] < 0.05]
+    return f'on {" and ".join(there)}' if there else 'not measurable'
+
+
+def printed_gains():
+    "What the paper prints of these, in points."
+    p = printed()
+    others = p[p.index.get_level_values('method') != 'mculora']
+    return {
+        'ahead': p['mculora', ''] - others.max(),
+        'MCLA': p['mculora', 'without DPFT'] - p['mculora', 'without MCLA and DPFT'],
+        'DPFT': p['mculora', ''] - p['mculora', 'without DPFT'],
+    }
+
+
+def verdict():
+    "Six claims of the paper, beside what the committed runs say."
+    paper = printed_gains()
+    said = {
+        'ahead': ('ahead of the best other method', 'table1_fixed', 'methods'),
+        'MCLA': ('MCLA, against pre-training alone', 'table2_ablation', 'ablation'),
+        'private': ('private adapters, against shared only', 'table2_ablation', 'ablation'),
+        'DPFT': ('DPFT, against even drawing', 'table2_ablation', 'ablation'),
+        'rank': ('rank 8, against rank 1', 'fig3_rank', 'rank'),
+    }
+
+    def linked(text, data):
+        return f'[{text}](results/{data}/mculora.runs.jsonl)'
+
+    def row(claim, text, table, study):
+        found = {d: r for (c, d), r in effects().items() if c == claim}
+        cells = [linked(gap(found[d]), d) if d in found else '–' for d in LEAD]
+        at_paper = f'{paper[claim]:+.2f}' if claim in paper else '–'
+        where = f'[{text}](figures/iemocap/{table}-iemocap.md)'
+        return [where, at_paper, *cells, effect_of(claim), f'`--study {study}`']
+
+    # the seeds that every row of Table 1 has
+    own = {d: t[t.seed.isin(sweep(d).seeds)] for d in LEAD for t in [incomplete(d)]}
+    scores = {d: summarise(t, ('variant',)).loc[WHOLE] for d, t in own.items()}
+    first = [
+        '[the whole model: accuracy](figures/iemocap/table1_fixed-iemocap.md)',
+        f'{printed()["mculora", ""]:.1f}',
+        *(linked(shown(r), d) for d, r in scores.items()),
+        'other features: not comparable',
+        '`--study methods`',
+    ]
+    ours = (f'{NAME[d]}, {m}' for d, m in LEAD.items())
+    head = ['', 'paper, IEMOCAP', *ours, 'gain here', '`mculora study iemocap`']
+    return rows(head, first, *(row(c, *x) for c, x in said.items()))
+
+
+# --- which runs there are, and what they took ---
+
+
+@cache
+def runs():
+    "A row for each committed run."
+    out = []
+    for p in addresses(ROOT / 'results'):
+        r = said_by(p)
+        out.append(
+            dict(
+                data=r['data']['name'],
+                simulated=r['data']['simulated'],
+                method=r['config']['method'],
+                schedule=r['config']['schedule'],
+                fold=r['config']['fold'],
+                seed=r['config']['seed'],
+                utterances=sum(r['data']['utterances'].values()),
+                modalities=len(r['data']['widths']),
+                epochs=sum(s['epochs'] for s in r['stages']),
+                seconds=r['seconds'],
+                gb=(r['peak_mb'] or 0) / 1024,
+                cpu=r['environment']['device'] == 'cpu',
+                threads=r['environment']['threads'],
+            )
+        )
+    return pd.DataFrame(out)
+
+
+def kept():
+    "How many runs of what there are, and by which schedule."
+    t = runs()
+    body = [
+        [
+            f'`{data}`',
+            'simulated' if r.simulated.iloc[0] else 'real',
+            len(r),
+            r.method.nunique(),
+            r.fold.nunique(),
+            r.seed.nunique(),
+            ', '.join(sorted(set(r.schedule))),
+        ]
+        for data, r in t.groupby('data')
+    ]
+    total = ['all', '', len(t), t.method.nunique(), '', '', ', '.join(sorted(set(t.schedule)))]
+    return rows(['data', '', 'runs', 'methods', 'folds', 'seeds', 'schedule'], *body, total)
+
+
+def seconds():
+    "What a run takes on one thread of a CPU, by the size of the data."
+    t = runs()
+    t = t[t.cpu & (t.threads == 1) & t.method.isin(['mculora', 'logistic-per-condition'])]
+    by = t.groupby(['utterances', 'modalities', 'data', 'method'])
+    m = by[['seconds', 'gb']].median().unstack()
+    body = [
+        [
+            f'`{data}`',
+            n,
+            k,
+            f'{r["seconds", "mculora"]:.0f} s',
+            f'{r["gb", "mculora"]:.1f} GB',
+            f'{r["seconds", "logistic-per-condition"]:.0f} s',
+        ]
+        for (n, k, data), r in m.iterrows()
+    ]
+    head = ['data', 'utterances', 'modalities', '`mculora`', 'memory', '`logistic-per-condition`']
+    return rows(head, *body)
+
+
+def expected(data):
+    "What one run of MCULoRA on the first fold and seed gave, and took."
+    t = methods_on(data, seeds=[66], names=['mculora'])
+    t = t[(t.fold == 1) & (t.metric == LEAD.get(data, 'WA')) & (t.selection == 'validation')]
+    r = read(t.file.iloc[0])
+    scores = dict(zip(t.condition, t.value))
+    took = f'{r.seconds:.0f} s, {r.peak_mb / 1024:.1f} GB'
+    return rows([*scores, 'took'], [*(f'{100 * v:.1f}' for v in scores.values()), took])
+
+
+def side_by_side(names=('mculora', 'mculora-plus', 'momke', 'gcnet', 'mctn', 'zero-fill')):
+    "Median seconds of a run with a method's own settings on IEMOCAP, by where it was made."
+    t = methods_on('iemocap', seeds=[66, 67, 68, 69, 70], names=names)
+    t = t.drop_duplicates('file').assign(seconds=lambda x: [read(f).seconds for f in x.file])
+    s = t.pivot_table(index='method', columns='machine', values='seconds', aggfunc='median')
+    assert (
+        all(read(f).environment['side_by_side'] == 8 for f in t.file[t.machine != 'CPU'])
+        and len(t) == 20 * len(names)
+        and (t.machine == 'CPU').mean() == 0.6
+    )
+    body = (
+        [f'`{m}`', f'{cpu:.0f} s', f'{gpu:.0f} s', f'{cpu / gpu:.0f}x']
+        for m, cpu, gpu in s.loc[list(names), ['CPU', 'NVIDIA H200']].itertuples()
+    )
+    return rows(['', 'one after the other, CPU', 'side by side, NVIDIA H200', 'ratio'], *body)
+
+
+def bench(file):
+    found = json.loads((ROOT / file).read_text())
+    assert found['environment']['changed'] is False and found['config']['size'] == 'full'
+    return bench_table(found, file)
+
+
+def table_of(file, title):
+    "A table of figures/, without its title."
+    tables = re.split(r'\n(?=\*\*)', (ROOT / file).read_text())
+    (text,) = [t for t in tables if t.startswith(f'**{title}')]
+    return text.split('\n', 2)[2].strip()
+
+
+# --- the blocks ---
+
+MADE = {f.__name__: f for f in (means, differences, verdict, kept, seconds, expected)}
+MADE |= {f.__name__: f for f in (side_by_side, bench, table_of)}
+
+
+def made(call):
+    "What `<!-- made: NAME | ARGUMENT | ... -->` asks for."
+    name, *arguments = [x.strip() for x in call.split('|')]
+    return MADE[name](*arguments)
+
+
+def told(text):
+    """What a block says, without how: the cells of its tables, headers apart, and of its sentences
+    the numbers."""
+    lines = text.splitlines()
+    cells = [[x.strip() for x in a.strip('|').split('|')] for a in lines if a.startswith('|')]
+    prose = ' '.join(a for a in lines if not a.startswith('|'))
+    return cells[2:], re.findall(r'\d+(?:\.\d+)?', prose)
+
+
+BLOCKS = [(p, call, text) for p in PAGES for _, call, text, _ in BLOCK.findall(p.read_text())]
+
+
+@pytest.mark.parametrize(
+    'page, call, text', BLOCKS, ids=[f'{p.name}-{call}' for p, call, _ in BLOCKS]
+)
+def test_a_block_says_what_the_results_say(page, call, text):
+    assert told(text) == told(made(call)), 'write it anew: python tests/test_pages.py'
+
+
+def test_every_kind_of_block_is_somewhere_and_no_marker_is_torn():
+    assert {call.split('|')[0].strip() for _, call, _ in BLOCKS} == set(MADE)
+    for p in PAGES:
+        text = p.read_text()
+        assert text.count('<!-- made: ') == text.count('<!-- end -->') == len(BLOCK.findall(text))
+
+
+def test_a_wrong_number_in_a_block_is_noticed():
+    text = means('mosi', 'ACC')
+    wrong = re.sub(r'(\d)\.(\d)', lambda m: f'{m[1]}.{(int(m[2]) + 1) % 10}', text, count=1)
+    assert told(wrong) != told(text) and told('of 3 runs') != told('of 4 runs')
+    assert told(text.replace('method', 'Method')) == told(text)
+
+
+def test_claims_of_the_verdict():
+    """One effect of all differs from zero after Holm's correction over all of them. Where the paper
+    prints a gain, it lies outside the interval on IEMOCAP; nothing ran by the paper's schedule."""
+    found = effects()
+    assert {k for k, r in found.items() if r['corrected'] < 0.05} == {('MCLA', 'mosei_video')}
+    assert found['MCLA', 'mosei_video']['mean'] > 0
+    gains = printed_gains()
+    assert set(gains) == {'ahead', 'MCLA', 'DPFT'}
+    for claim, gain in gains.items():
+        r = found[claim, 'iemocap']
+        assert r['mean'] + r['half'] < gain / 100
+    assert set(runs().schedule) == {'quick'}
+
+
+def starred(table, column):
+    "Methods whose difference in a column of `differences` is marked."
+    cells, _ = told(table)
+    return {row[0].strip('`') for row in cells if '*' in row[column]}
+
+
+def test_claims_of_the_comparison():
+    """After Holm's correction: on IEMOCAP's incomplete conditions nothing is told from anything; on
+    CMU-MOSI kNN imputation is ahead of MCULoRA on none, and behind it on the complete one."""
+    iemocap, mosi = differences('iemocap', 'WA'), differences('mosi', 'ACC')
+    assert not starred(iemocap, 1) | starred(iemocap, 3) and len(starred(iemocap, 2)) > 3
+    assert 'mculora' not in starred(mosi, 1) and 'mculora' in starred(mosi, 2)
+    assert 'knn-imputation' not in starred(mosi, 3) and 'knn-imputation' in starred(mosi, 4)
+
+
+if __name__ == '__main__':
+    for page in PAGES:
+        old = page.read_text()
+        new = BLOCK.sub(lambda m: m[1] + made(m[2]) + '\n' + m[4], old)
+        if new != old:
+            page.write_text(new)
+            print(f'wrote {page.relative_to(ROOT)}')
