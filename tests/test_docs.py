@@ -461,3 +461,30 @@ def test_changelog_knows_every_version():
     assert all(bool(date) == (v != 'Unreleased') for v, date in found)
     runs = {said_by(p)['config']['version'] for p in committed()}
     assert runs <= set(versions), 'results of a version that the changelog does not know'
+
+
+# --- the way through the notebooks ---
+
+FOOT = re.compile(
+    r'^(?:\[← (.+?)\]\((\S+)\) · )?\[all notebooks\]\(\S+\)(?: · \[(.+?) →\]\((\S+)\))?$'
+)
+
+
+def test_the_foot_of_every_notebook_leads_on():
+    """Previous and next, by title, from the start to the last one. A notebook that has no foot yet,
+    such as a new method's, is passed by."""
+    feet, titles = {}, {}
+    for path in sorted((ROOT / 'nbs').rglob('[!.]*.ipynb')):
+        cells = json.loads(path.read_text())['cells']
+        titles[path] = ''.join(cells[0]['source']).split('\n')[0].removeprefix('# ')
+        if found := FOOT.match(''.join(cells[-1]['source'])):
+            feet[path] = found.groups()
+    at, seen, before = ROOT / 'nbs' / '00_start.ipynb', [], None
+    while at is not None:
+        back, back_to, on, on_to = feet[at]
+        assert back == (before and titles[before]), at
+        assert before is None or (at.parent / back_to).resolve() == before, at
+        seen.append(at)
+        before, at = at, on_to and (at.parent / on_to).resolve()
+        assert on == (at and titles[at]), before
+    assert len(seen) == len(set(seen)) > 60 and set(seen) == set(feet)
