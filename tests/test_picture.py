@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import matplotlib.image
 import pytest
+from PIL import Image
 from browser import BROWSER, browse, browser
 
 from mculora.model.picture import HEIGHT, PARTS, SANS, SERIF, WIDTH, draw
@@ -102,6 +103,8 @@ def photograph(folder, to):
         f'--window-size={WIDTH},{HEIGHT}',
         f'--screenshot={to}',
     )
+    # 256 colours are enough, and half the size
+    Image.open(to).convert('RGB').quantize(256).save(to, optimize=True)
 
 
 @browser
