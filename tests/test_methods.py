@@ -251,7 +251,7 @@ def agree(a, b):
 
 
 @pairs(IN_STAGES)
-@pytest.mark.parametrize('per', ['dialogue', 'utterance'])
+@pytest.mark.parametrize('per', ['dialogue', pytest.param('utterance', marks=pytest.mark.slow)])
 @torch.enable_grad()
 def test_a_step_does_not_depend_on_packing_padding_or_other_replicas(method, name, per):
     solo, trains = zip(*(shaken(method, name, seed) for seed in (0, 1)))
