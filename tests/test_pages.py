@@ -179,7 +179,7 @@ def verdict():
     "Six claims of the paper, beside what the committed runs say."
     paper = printed_gains()
     said = {
-        'ahead': ('ahead of the best other method', 'table1_fixed', 'methods'),
+        'ahead': ('ahead of the best other method of the paper', 'table1_fixed', 'methods'),
         'MCLA': ('MCLA, against pre-training alone', 'table2_ablation', 'ablation'),
         'private': ('private adapters, against shared only', 'table2_ablation', 'ablation'),
         'DPFT': ('DPFT, against even drawing', 'table2_ablation', 'ablation'),
