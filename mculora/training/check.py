@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BY_DIALOGUE', 'BY_UTTERANCE', 'TOLERANCE', 'PROPERTIES', 'WILD', 'noise', 'moved_copy', 'Views', 'everything', 'Case',
            'apart', 'holds', 'output', 'twice', 'order', 'missing', 'odd_encoding', 'encoding', 'neighbours', 'padding',
-           'state', 'untouched', 'trainable', 'training_batch', 'not_a_loss', 'misled', 'loss', 'labels_unseen',
-           'told_of', 'findings', 'examined', 'MethodError', 'version', 'refuse']
+           'numbering', 'state', 'untouched', 'trainable', 'training_batch', 'not_a_loss', 'misled', 'loss', 'loss_of',
+           'same_loss', 'labels_unseen', 'told_of', 'findings', 'examined', 'MethodError', 'version', 'refuse']
 
 # %% ../../nbs/training/05_check.ipynb #c0de0002
 from collections.abc import Callable, Iterator
@@ -31,6 +31,7 @@ from mculora.basics.dialogues import (
 from ..basics.files import brief
 from ..basics.masking import drop
 from ..basics.method import Method, Stage
+from ..basics.randomness import seeded
 from .evaluation import predictions
 from .trainer import encoded, thaw, train_mode
 
@@ -170,6 +171,8 @@ def output(case: Case) -> Iterator[str]:
             yield f'{where}: found {type(y).__name__} from `predict`, expected a tensor'
         elif [*found] != want:
             yield f'{where}: found the shape {[*found]} from `predict`, {what}'
+        elif y.dtype != torch.float32:
+            yield f'{where}: found {y.dtype} from `predict`, expected torch.float32'
         elif odd := int((~y[b.valid].isfinite()).any(-1).sum()):
             n = int(b.valid.sum())
             yield f'{where}: found NaN or infinity for {odd} of {n} utterances, expected numbers'
@@ -268,6 +271,15 @@ def padding(case: Case) -> Iterator[str]:
             if gap := apart(case.shown(b), case.told[name]):
                 yield f'condition {name}: found {gap} {what}, expected the same'
 
+# %% ../../nbs/training/05_check.ipynb #c0de0052
+@holds('which dialogue it is')
+def numbering(case: Case) -> Iterator[str]:
+    "The same dialogues under other numbers."
+    b = everything(case.views[BY_DIALOGUE])
+    other = replace(b, rows=tuple(r + 100 for r in b.rows))
+    if gap := apart(case.shown(other), case.told[BY_DIALOGUE]):
+        yield f'found {gap} when the dialogues have other numbers, expected the same'
+
 # %% ../../nbs/training/05_check.ipynb #c0de0024
 def state(method: Method) -> dict[str, Tensor]:
     "Copies of all parameters and buffers."
@@ -282,6 +294,12 @@ def untouched(case: Case) -> Iterator[str]:
     before, b = state(case.method), everything(case.d)
     case.method.encode(b)
     case.method.predict(b)
+    for name, view in case.few.items():
+        asked, here = everything(view), everything(view).features
+        case.method.predict(asked)
+        if changed := [m for m, x in here.items() if not torch.equal(x, asked.features[m])]:
+            found = f'found other features of {changed[0]} in the batch'
+            yield f'condition {name}: {found} after a prediction, expected the same'
     for name, x in case.method.inspect(b).items():
         if [*x.shape[:2]] != [*b.shape] or x.ndim < 3:
             found = f'found the shape {[*x.shape]} of {name} from `inspect`'
@@ -365,14 +383,54 @@ def loss(case: Case) -> Iterator[str]:
         b, before = training_batch(method, stage, case.d), state(method)
         train_mode(method)
         method.zero_grad(set_to_none=True)
-        with torch.enable_grad():
+        modes, luck = [m.training for m in method.modules()], torch.get_rng_state()
+        with torch.enable_grad(), seeded(66):
             out = method.loss(b, stage.name)
         bad = not_a_loss(out)
+        if modes != [m.training for m in method.modules()]:
+            bad = 'found modules in another mode after `loss`, expected them left in training mode'
+        if not torch.equal(luck, torch.get_rng_state()):
+            bad = 'found that `loss` draws from torch, expected `mculora.basics.randomness`'
         if not bad:
             out[0].backward()
             bad = misled(method, trained, before)
         if bad:
             yield f'stage {stage.name}: {bad}'
+
+# %% ../../nbs/training/05_check.ipynb #c0de0055
+def loss_of(
+    method: Method,  # its `encode` is used in stages that start from encodings
+    stage: Stage,
+    d: Dialogues,
+    rows: Tensor,  # the order of the dialogues
+    more: tuple[int, int] = (0, 0),  # dialogues and utterances of padding
+) -> float:
+    "The loss in evaluation mode, with always the same noise."
+    d = encoded(method, d) if stage.encoded else d
+    b = batch(d, rows, (len(d) + more[0], int(d.lengths.max()) + more[1]))
+    each = members(len(d.modalities))
+    mask = each[torch.arange(b.shape[0]) % len(each)]
+    mask[: len(rows)] = mask[rows]
+    with seeded(66), torch.no_grad():
+        torch.manual_seed(66)
+        return method.loss(keep(b, mask, targets=True), stage.name)[0].item()
+
+
+@holds('the loss and its batch')
+def same_loss(case: Case) -> Iterator[str]:
+    "The dialogues in reverse, and two dialogues and three utterances more, of padding."
+    method, rows = deepcopy(case.method), torch.arange(len(case.d))
+    for stage in method.stages():
+        method.begin(stage.name)
+        thaw(method, stage)
+        one = loss_of(method.eval(), stage, case.d, rows)
+        for what, other in (
+            ('the dialogues are reversed', loss_of(method, stage, case.d, rows.flip(0))),
+            ('there is more padding', loss_of(method, stage, case.d, rows, (2, 3))),
+        ):
+            if abs(one - other) > TOLERANCE * max(1.0, abs(one)):
+                found = f'found a loss of {other:.6g} when {what}'
+                yield f'stage {stage.name}: {found}, expected {one:.6g} as before'
 
 # %% ../../nbs/training/05_check.ipynb #c0de002e
 @holds('labels')
