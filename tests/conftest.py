@@ -27,14 +27,16 @@ ALONE = ('test_notebooks.py', 'test_paper.py')  # notebooks share nothing
 LINUX = ('test_faults.py', 'test_hostile.py')
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist looks at the groups in a hook of the same name
 def pytest_collection_modifyitems(items):
     """Side by side, the tests of a file run in one process, which then shares what they prepare; a
-    test may name another group."""
+    test may name another group. The groups come first, long ones before short ones are left."""
     for item in items:
         if item.path.name in LINUX and sys.platform != 'linux':
             item.add_marker(pytest.mark.skip(reason='on Linux only'))
         if item.path.name not in ALONE and not item.get_closest_marker('xdist_group'):
             item.add_marker(pytest.mark.xdist_group(item.path.name))
+    items.sort(key=lambda item: item.path.name in ALONE)
 
 
 def pytest_collection_finish():

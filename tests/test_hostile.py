@@ -1139,7 +1139,7 @@ def judge(r, campaign, name):
             )
         ) or r['kind'] in ('npy', 'labels'), r['message']
         assert r['message'].isprintable() and len(r['message']) < 3000, r['message']
-    assert r['seconds'] < 10 and r['mb'] < 64 + 100 * r['size'] / 2**20, r
+    assert r['seconds'] < 10 and r['mb'] < 128 + 100 * r['size'] / 2**20, r
 
 
 @pytest.mark.parametrize(
