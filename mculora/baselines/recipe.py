@@ -120,6 +120,7 @@ class Specialists(OnePerCondition):
         cls.Settings = cls.base.Settings
         cls.tuned = cls.base.tuned
         cls.published = cls.base.published
+        cls.before = cls.base.before
 
     def begin(self, stage):
         net, own = self._at(stage)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEVER', 'Stage', 'Settings', 'read_settings', 'Configured', 'Hooked', 'Method', 'register', 'methods', 'method_of',
-           'settings_of', 'create', 'Majority']
+           'settings_of', 'create', 'as_made', 'Majority']
 
 # %% ../../nbs/basics/04_method.ipynb #ea90e8fe
 from collections.abc import Mapping, Sequence
@@ -94,6 +94,8 @@ class Configured(nn.Module):
     grid: tuple[float, ...] = ()
     # settings of its own that a tuning study varies: from where to where, or which values
     space: Mapping[str, Sequence] = {}
+    # setting that came later -> what the method did before: so older results and models are read
+    before: Mapping[str, Any] = {}
 
     @classmethod
     def recipe(cls, task: Task, preset: str = 'fair') -> dict:
@@ -265,6 +267,15 @@ def create(
     "A new model of a method. Raises `ValueError` for an unknown name or unfit options."
     cls, settings = settings_of(name, task, options)
     return cls(task, widths, settings)
+
+# %% ../../nbs/basics/04_method.ipynb #bef0re02
+def as_made(
+    name: str,  # which method
+    options: dict,  # its settings in full, as a result or a model file holds them
+) -> dict:
+    "The same with the settings that came later, at what the method did before it had them."
+    cls = _methods.get(name) or methods().get(name)
+    return {**cls.before, **options} if cls else options
 
 # %% ../../nbs/basics/04_method.ipynb #4b24299f
 NEVER = -1e9  # logit of a class that training never had: finite, and no chance

@@ -21,7 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 import mculora
 from ..basics.dialogues import DataError
 from ..basics.files import brief, write_atomically
-from ..basics.method import Settings
+from ..basics.method import Settings, as_made
 
 if TYPE_CHECKING:  # annotations alone need it here
     import pandas as pd
@@ -494,7 +494,7 @@ def _scores(path):  # of one run: what tells it from others, and its scores
         views=json.dumps(r.data.get('views', {})),
         utterances=r.data.get('utterances', {}).get('test'),
         version=r.config.get('version'),
-        options=json.dumps(r.config.get('options', {}), sort_keys=True),
+        options=json.dumps(as_made(run['method'], r.config.get('options', {})), sort_keys=True),
         config_hash=r.config_hash,
         machine=r.environment.get('accelerator') or 'CPU',
     )

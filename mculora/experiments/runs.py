@@ -40,7 +40,7 @@ from ..data.sources import LAYOUTS, described, fit_scale, scale
 from ..data.twins import repo_root
 from ..data.tables import FILES, Columns, is_own, open_data
 from ..basics.method import Method, Settings, Stage, create, method_of, read_settings
-from ..basics.method import settings_of
+from ..basics.method import as_made, settings_of
 from ..basics.masking import PROTOCOLS, drop, mask_hash, mask_hashes, protocol_masks
 from ..basics.masking import random_mask
 from ..training.evaluation import evaluate, evaluate_random, metric_names, with_averages
@@ -505,7 +505,8 @@ def load_method(
             raise ValueError(f'found NaN or infinity in {nan[0].removeprefix("model.")}')
         # twice: some are registered anew
         with _at_most(2 * sum(x.numel() for x in tensors.values())):
-            method = create(h.method, h.task, h.widths, h.options).eval()
+            options = as_made(h.method, h.options)
+            method = create(h.method, h.task, h.widths, options).eval()
         method.load_state_dict(
             {k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')}
         )
@@ -695,7 +696,8 @@ def config_of(
 ) -> RunConfig:
     "The configuration that made a result."
     given = {k: v for k, v in c.items() if k in RunConfig.model_fields}
-    given |= dict(options=_options(c['method'], described(d['name']), c['options']))
+    options = as_made(c['method'], c['options'])
+    given |= dict(options=_options(c['method'], described(d['name']), options))
     given |= dict(features=d.get('features'))
     if 'table' in d:
         # before format 3 the file's ending was not kept; all of those that are committed were this

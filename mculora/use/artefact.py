@@ -20,7 +20,7 @@ from ..basics.dialogues import DataError, Task
 from ..basics.files import OutputError, write_atomically
 from ..data.tables import FILES, Columns
 from ..data.twins import repo_root
-from ..basics.method import Method, read_settings
+from ..basics.method import Method, as_made, read_settings
 from ..training.evaluation import metric_names, shown
 from ..training.calibration import Calibration, calibrate, calibration_report
 from .merge import merge
@@ -424,8 +424,11 @@ def _finite(folder, method):  # a check
 # %% ../../nbs/use/01_artefact.ipynb #a5a54cd4
 def _agree(folder, c, method, scale):  # a check
     said = {k: getattr(c, k) for k in ('method', 'options', 'widths', 'task')}
+    said['options'] = as_made(c.method, c.options)
     found = _header(method)
-    if odd := [k for k in said if said[k] != found[k] or list(said[k]) != list(found[k])]:
+    odd = [k for k in said if said[k] != found[k]]
+    if odd or [*c.widths] != [*method.widths]:
+        odd = odd or ['the order of modalities']
         raise DataError(
             f'{folder}: config.json and model.safetensors do not agree on {", ".join(odd)}: '
             'expected two files of one model'
