@@ -173,7 +173,7 @@ def test_a_run_killed_while_it_writes_ends_with_the_same_bits(campaign, place, a
     assert not [
         p
         for p in place.results[0].parent.iterdir()
-        if p.name not in ('curves.parquet', 'model.safetensors', 'result.json')
+        if p.name not in ('curves.parquet', 'model.safetensors', 'outcomes.parquet', 'result.json')
     ]
 
 

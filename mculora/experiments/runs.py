@@ -43,7 +43,8 @@ from ..basics.method import Method, Settings, Stage, create, method_of, read_set
 from ..basics.method import as_made, settings_of
 from ..basics.masking import PROTOCOLS, drop, mask_hash, mask_hashes, protocol_masks
 from ..basics.masking import random_mask
-from ..training.evaluation import evaluate, evaluate_random, metric_names, with_averages
+from ..training.evaluation import metric_names, outcomes, outcomes_under, predictions
+from ..training.evaluation import predictions_under, scores_of, scores_under, with_averages
 from ..training.calibration import calibrate, calibration_report
 from ..training.trainer import earlier, fit_all, precisely, resolve_schedule
 from ..training.recording import observe, save_observed, watching
@@ -746,19 +747,30 @@ def _calibration(method, val, test):
     return with_averages({c: said(c) for c in labels(test.modalities)}) if report else {}
 
 # %% ../../nbs/experiments/01_runs.ipynb #753b9931
-def _measured(job, masks):  # on the test part
+def _outcomes(test, outputs, masks):  # of every protocol, as one table
+    import pandas as pd  # here: training needs no pandas
+
+    by_protocol = {'fixed': outcomes(test, outputs['fixed'], labels(test.modalities), test.can)}
+    by_protocol |= {p: outcomes_under(test, outputs[p], rates) for p, rates in masks.items()}
+    return pd.concat({p: t.assign(protocol=p) for p, t in by_protocol.items()}, ignore_index=True)
+
+
+def _measured(job, masks):  # on the test part: scores, and outcomes
     test = job.splits.test
-    by_protocol = {'fixed': evaluate(job.method, test)}
-    by_protocol |= {p: evaluate_random(job.method, test, m) for p, m in masks.items()}
+    outputs = {'fixed': predictions(job.method, test)}
+    outputs |= {p: predictions_under(job.method, test, rates) for p, rates in masks.items()}
+    by_protocol = {'fixed': scores_of(test, outputs['fixed'])}
+    by_protocol |= {p: scores_under(test, outputs[p], rates) for p, rates in masks.items()}
     for k, row in _calibration(job.method, job.splits.val, test).items():
         by_protocol['fixed'][k] |= row
-    return [
+    scores = [
         Score(selection='validation', protocol=p, condition=k, metric=m, value=v)
         for p, rows in by_protocol.items()
         for k, row in rows.items()
         for m, v in row.items()
         if v == v  # not of a condition that nobody has
     ]
+    return scores, _outcomes(test, outputs, masks)
 
 # %% ../../nbs/experiments/01_runs.ipynb #c0de0016
 def _set_aside(folder, code):  # a result that other code made, for whoever wants to compare
@@ -776,15 +788,16 @@ def finish(
     import pandas as pd  # here: training needs no pandas
 
     task, folder = job.splits.train.task, job.folder
-    test, files = job.splits.test, ['curves.parquet', 'model.safetensors']
+    test, files = job.splits.test, ['curves.parquet', 'outcomes.parquet', 'model.safetensors']
     kept = folder.parent.parent / 'masks', job.about['fold'].replace(' ', '')
     masks = {p: protocol_masks(test, *kept, protocol=p) for p in PROTOCOLS}
     with precisely(job.config.precision, job.device):
-        scores = _measured(job, masks)
+        scores, counted = _measured(job, masks)
         if job.config.observe:
             save_observed(observe(job.method, test), folder / 'observed.safetensors')
             files.append('observed.safetensors')
-    write_atomically(folder / 'curves.parquet', lambda tmp: pd.DataFrame(history).to_parquet(tmp))
+    for name, table in (('curves', pd.DataFrame(history)), ('outcomes', counted)):
+        write_atomically(folder / f'{name}.parquet', lambda tmp, t=table: t.to_parquet(tmp))
     save_method(job.method, job.stats, folder / 'model.safetensors')
     _set_aside(folder, job.code)
     write_result(

@@ -84,7 +84,8 @@ def _write_lines(file, new):  # the addresses that were not there yet
 def add(
     folder,  # a finished run, or a folder with runs at any depth, or another store
     store,  # folder, made if it is not there
-    keep: Sequence[str] = (),  # files beside the results that are kept too, where a run has them
+    # files beside the results that are kept, too, where a run has them; outcomes are in any case
+    keep: Sequence[str] = (),
 ) -> tuple[list[Path], list[Path]]:  # addresses in the store: of all these runs, and of new ones
     """Add runs to a store. All are read and checked before anything is written. Raises `DataError`
     for a result that is not whole, or is there with other contents."""
@@ -92,7 +93,8 @@ def add(
     if not (runs := addresses(folder)):
         raise DataError(f'{folder}: found no result below it, expected a finished run')
     kept = [_kept(run, store) for run in runs]
-    files = [(beside(k.run / f), k.to / f) for k in kept for f in keep if f in _files(k.run)]
+    wanted = ('outcomes.parquet', *keep)
+    files = [(beside(k.run / f), k.to / f) for k in kept for f in wanted if f in _files(k.run)]
     new: list[Path] = []
     for file in dict.fromkeys(store_of(k.to) for k in kept):
         new += _write_lines(file, [k for k in kept if store_of(k.to) == file])
