@@ -24,7 +24,9 @@ class EUARSettings(Recipe):
     width: int = Field(72, ge=2)  # of a modality's vector and of every expert
     experts: int = Field(4, ge=1)  # J
     top: int = Field(3, ge=1)  # k: experts that the gate keeps
-    dropout: float = Field(0.5, ge=0, lt=1)  # on the vector of each modality
+    # on the vector of each modality, where the original has none
+    dropout: float = Field(0.5, ge=0, lt=1)
+    gate_bias: bool = False  # True: the map of each gate has a bias, as published
     # True: the gate is normalised over the batch, as published; a prediction then depends on who
     # else is there
     batch_gate: bool = False
@@ -66,10 +68,11 @@ class GaussianExperts(nn.Module):
         top: int = 3,  # k
         batch_gate: bool = False,  # normalise the gate over the batch
         sample: bool = False,  # in training, say a sample instead of the mean
+        gate_bias: bool = False,  # of the gate's map
     ):
         super().__init__()
         self.n, self.top, self.batch_gate, self.sample = n, top, batch_gate, sample
-        self.gate = nn.Linear(width, n, bias=False)  # W
+        self.gate = nn.Linear(width, n, bias=gate_bias)  # W
         self.says = nn.Linear(width, 2 * n * width)  # mu_j and log sigma_j^2 of all experts
 
     def route(
@@ -138,7 +141,7 @@ class EUARParts(Baseline):
         )
         self.dropout = Dropout(s.dropout)
         self.experts = nn.ModuleDict(
-            {m: Experts(d, s.experts, s.top, s.batch_gate, s.sample) for m in widths}
+            {m: Experts(d, s.experts, s.top, s.batch_gate, s.sample, s.gate_bias) for m in widths}
         )
         sizes = [len(widths) * d, d, *(round(d * k / 9) for k in (16, 32, 16))]
         layers = [
@@ -158,6 +161,8 @@ class EUARParts(Baseline):
             batch_gate=True,
             task_weight=10.0,
             score_loss='mae',
+            dropout=0.0,
+            gate_bias=True,
         )
 
 # %% ../../nbs/baselines/07_euar.ipynb #45851c48
@@ -189,6 +194,7 @@ class EUAR(EUARMixtures):
 
     grid = (2e-3, *GRID)
     tuned = {'iemocap': 1e-3}
+    before = {'gate_bias': False}
 
     def predict(self, batch, stage=None):
         b = flat(batch)

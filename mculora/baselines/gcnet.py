@@ -165,7 +165,9 @@ class GCNetSettings(Recipe):
     # hidden size of the first BiLSTM, per direction; messages have half of it
     width: int = Field(100, ge=2)
     depth: int = Field(2, ge=1)  # layers of every BiLSTM
-    dropout: float = Field(0.5, ge=0, lt=1)
+    dropout: float = Field(0.5, ge=0, lt=1)  # between the layers of every BiLSTM
+    # on H, before both heads; None: as `dropout`; the original has none
+    head_dropout: float | None = Field(None, ge=0, lt=1)
     # utterances before that an utterance listens to; -1: all
     past: int = Field(2, ge=-1)
     future: int = Field(2, ge=-1)  # utterances after
@@ -180,6 +182,7 @@ class GCNetBuild(Baseline):
 
     Settings = GCNetSettings
     tuned = {'iemocap': 5e-4}
+    before = {'head_dropout': None}
 
     @classmethod
     def published(cls, task):
@@ -192,6 +195,7 @@ class GCNetBuild(Baseline):
             patience=None,
             sampling='utterance',
             padding_leaks=True,
+            head_dropout=0.0,
         )
 
     def __init__(
@@ -203,6 +207,7 @@ class GCNetBuild(Baseline):
         super().__init__(task, widths, settings)
         s, features, graph = settings, sum(widths.values()), settings.width // 2
         self.dropout = Dropout(s.dropout)
+        self.head_dropout = Dropout(s.dropout if s.head_dropout is None else s.head_dropout)
         self.read = lstms(features, s.width, s.depth)
         self.temporal = Branch(TEMPORAL, 2 * s.width, graph, s.depth, s.attention)
         self.speaker = Branch(SPEAKER, 2 * s.width, graph, s.depth, s.attention)
@@ -263,7 +268,7 @@ class GCNetGraphs(GCNetReads):
         self,
         b: Inputs,  # what is there
     ) -> Tensor:  # [B, L, 2.5 width] H
-        "H = H_temporal + H_speaker: everything before the two heads."
+        "H = H_temporal + H_speaker, behind its dropout: everything before the two heads."
         ends, graphs = self._ends(b), (self.temporal, self.speaker)
         x = self.nodes(self.context(b), b)
         for k in range(self.settings.depth):
@@ -271,7 +276,7 @@ class GCNetGraphs(GCNetReads):
                 x = [self.dropout(v, b.place) for v in x]
             layers = [g.read[k] for g in graphs]
             x = both_ways(ends, *((f, f.products(v, ends)) for f, v in zip(layers, x)))
-        return self.dropout(sum(g.end(v, b.valid) for g, v in zip(graphs, x)), b.place)
+        return self.head_dropout(sum(g.end(v, b.valid) for g, v in zip(graphs, x)), b.place)
 
 # %% ../../nbs/baselines/09_gcnet.ipynb #49a35230
 @register('gcnet')

@@ -352,7 +352,8 @@ class Released(ReleasedDPFT):
             sampling='batch',
             adapter_index='first',
             dpft='bernoulli',
-            **(dict(step=0.00025, bounds=(0.445, 0.555)) if task.release == 'iemocap' else {}),
+            step=0.003,
+            bounds=(0.4, 0.6),
         )
 
     def stages(self):
