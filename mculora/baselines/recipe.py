@@ -51,11 +51,18 @@ class Baseline(Method):
         return {}
 
     @classmethod
+    def variant(cls, task, preset: str) -> dict:
+        "Where a further preset differs from `as-published`."
+        return {}
+
+    @classmethod
     def recipe(cls, task, preset='fair'):
         own = {}
         if preset == 'as-published':
             own = cls.published(task)
-        elif preset == 'fair' and task.release in cls.tuned:
+        elif preset != 'fair':
+            own = cls.published(task) | cls.variant(task, preset)
+        elif task.release in cls.tuned:
             own = {'lr': cls.tuned[task.release]}
         if not task.tiny:
             return own
@@ -120,6 +127,7 @@ class Specialists(OnePerCondition):
         cls.Settings = cls.base.Settings
         cls.tuned = cls.base.tuned
         cls.published = cls.base.published
+        cls.variant = cls.base.variant
         cls.before = cls.base.before
 
     def begin(self, stage):
