@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'BATCH', 'BY_GCNET', 'BATCH_BY_GCNET', 'Mlp', 'CRA', 'slot_error', 'lost', 'ImaginingSettings',
-           'MMINSettings', 'draw', 'Hidden', 'Imagining', 'MMINParts', 'MMIN']
+           'MMINSettings', 'draw', 'Hidden', 'Teaching', 'Imagining', 'MMINParts', 'MMIN']
 
 # %% ../../nbs/baselines/04_mmin.ipynb #a5e61695
 from copy import deepcopy
@@ -191,21 +191,14 @@ class Hidden(Baseline):
     def encode(self, batch):
         return {m: unflat(h, batch) for m, h in self._each(flat(batch)).items()}
 
-# %% ../../nbs/baselines/04_mmin.ipynb #7a70aa3b
-class Imagining(Hidden):
-    "Base of MMIN and IF-MMIN: two stages, and the frozen copy that is the teacher."
+# %% ../../nbs/baselines/04_mmin.ipynb #t3ach001
+class Teaching(Hidden):
+    "First weights, and the frozen copy that is the teacher."
 
     # what each stage trains
     first, second = ('encoders', 'teacher_head'), ('encoders', 'ahead', 'back', 'head')
     # what the teacher is a copy of
     taught = ('encoders',)
-    # settings without a part in the first stage
-    late = ('depth', 'imagination', 'cycle', 'invariance')
-    before = dict(init='torch', encoder_relu=True)
-
-    @classmethod
-    def published(cls, task):
-        return PUBLISHED | dict(batch_size=BATCH.get(task.release, 16))
 
     def start(self, stage):
         "First weights of the parts that a stage adds, once they are built."
@@ -219,6 +212,18 @@ class Imagining(Hidden):
         self.teacher = nn.ModuleDict(
             {n: deepcopy(getattr(self, n)) for n in self.taught}
         ).requires_grad_(False)
+
+# %% ../../nbs/baselines/04_mmin.ipynb #7a70aa3b
+class Imagining(Teaching):
+    "Base of MMIN, IF-MMIN and the reading of MRAN: two stages."
+
+    # settings without a part in the first stage
+    late = ('depth', 'imagination', 'cycle', 'invariance')
+    before = dict(init='torch', encoder_relu=True)
+
+    @classmethod
+    def published(cls, task):
+        return PUBLISHED | dict(batch_size=BATCH.get(task.release, 16))
 
     def stages(self):
         s = self.settings
