@@ -77,6 +77,9 @@ class MRANSettings(Recipe):
     teacher_epochs: int | None = Field(None, ge=1)
     # False: complete utterances are never drawn
     complete_in_training: bool = True
+    # first weights: PyTorch's own; 'kaiming'; or 'normal' for what the second stage adds
+    init: Literal['torch', 'kaiming', 'normal'] = 'torch'
+    encoder_relu: bool = True  # behind every encoder
     text: str = 't'  # which modality is the text
     index: Literal['pattern', 'bits', 'none'] = 'pattern'
     reconstructor: Literal['mlp', 'cra'] = 'mlp'
@@ -134,6 +137,7 @@ class MRANBuild(Imagining):
         self.text = s.text if s.text in widths else next(iter(widths))
         self.text_at = list(widths).index(self.text)
         self.teacher_head = Mlp(h, d, d, task.n_outputs)
+        self.start('teacher')
         # u, R_m
         self.embed = Mlp(h, d, d)
         self.recover = Recover(M, d, s.depth, s.reconstructor)
@@ -151,7 +155,12 @@ class MRANBuild(Imagining):
         self.head = Mlp(h, d, d, task.n_outputs)
         # w_y
         self.register_buffer('means', torch.zeros(words, widths[self.text]))
+        self.start('imagine')
         self.copy()
+
+    @classmethod
+    def published(cls, task):
+        return super().published(task) | dict(text_map='identity')
 
 # %% ../../nbs/baselines/10_mran.ipynb #5bc6c5d4
 class MRANEmbeddings(MRANBuild):
