@@ -58,8 +58,9 @@ def child(path, log, settings, before, during):
             if at == n:
                 f(*args)
 
+    # half a second in each process; what is broken here are files, not the method
     run(
-        RunConfig(out_dir=str(path / 'runs'), device='cpu', **settings),
+        RunConfig(out_dir=str(path / 'runs'), device='cpu', check=False, **settings),
         progress=False,
         every=0.0,
         on_epoch=on_epoch,

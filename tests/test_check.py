@@ -288,8 +288,22 @@ def test_another_version_of_the_code_is_looked_at_again(monkeypatch):
 # --- the methods that are registered ---
 
 
-@pytest.mark.parametrize('task', TASKS)
-@pytest.mark.parametrize('name', sorted(methods()))
+# for classes all, and for scores those that are built least alike: with `make test-all` all
+LEAST_ALIKE = ('mculora', 'momke', 'gcnet', 'imder', 'logistic-per-condition')
+
+
+@pytest.mark.parametrize(
+    'name, task',
+    [
+        pytest.param(
+            name,
+            task,
+            marks=[pytest.mark.slow] * (task == 'scores' and name not in LEAST_ALIKE),
+        )
+        for name in sorted(methods())
+        for task in TASKS
+    ],
+)
 def test_every_registered_method_is_sound(name, task):
     found = examined(create(name, TASKS[task], WIDTHS, small(name)))
     assert not any(found.values()) and list(found) == list(PROPERTIES)

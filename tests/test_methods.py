@@ -18,7 +18,16 @@ from mculora.training.replicas import Together, side_by_side
 from mculora.training.trainer import encoded, fit, thaw, train_mode
 
 SMALL = dict(
-    width=16, depth=1, rank=2, epochs=1, lr=1e-2, batch_size=4, C=0.01, blocks=2, couplings=2
+    width=16,
+    depth=1,
+    rank=2,
+    epochs=1,
+    lr=1e-2,
+    batch_size=4,
+    C=0.01,
+    blocks=2,
+    couplings=2,
+    steps=4,
 )
 # all additions that every task can have
 MORE = {

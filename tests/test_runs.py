@@ -50,7 +50,10 @@ def uninterrupted(tmp_path_factory):
     return place
 
 
-@pytest.mark.parametrize('after, seconds', [(2, 0.03), (3, 0.05), (6, 0.01)])
+# in the first stage and in the second
+@pytest.mark.parametrize(
+    'after, seconds', [(2, 0.03), pytest.param(3, 0.05, marks=pytest.mark.slow), (6, 0.01)]
+)
 def test_killed_at_any_moment_ends_with_the_same_bits(tmp_path, uninterrupted, after, seconds):
     "Somewhere in an epoch, or in writing the checkpoint."
     place = Place(tmp_path / 'place', **TINY)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-import difflib, html, io, json, math, os, re, tempfile, textwrap
+import difflib, functools, html, io, json, math, os, re, tempfile, textwrap
 from pydantic import field_validator
 from ..training.evaluation import AVERAGES, in_percent, with_averages
 from mculora.experiments.results import (
@@ -220,8 +220,9 @@ class Cell(NamedTuple):
         return around[self.mark][0] + text + around[self.mark][1]
 
 # %% ../../nbs/experiments/03_reports.ipynb #9320e88a
-def _address(file):  # of a run's result
-    folder, root = Path(file).parent, repo_root()
+@functools.cache  # a table asks for the same runs in every cell
+def _address(file, root):  # of a run's result
+    folder = Path(file).parent
     return (folder.relative_to(root) if folder.is_relative_to(root) else folder).as_posix()
 
 
@@ -229,7 +230,10 @@ def sources_of(
     runs: 'pd.DataFrame',  # scores
 ) -> tuple[str, ...]:  # from the repository's root, sorted
     "The addresses of these runs; of numbers without a file, none."
-    return tuple(sorted({_address(f) for f in runs['file'].unique()})) if 'file' in runs else ()
+    if 'file' not in runs:
+        return ()
+    root = repo_root()
+    return tuple(sorted({_address(f, root) for f in runs['file'].unique()}))
 
 
 def with_sources(
