@@ -7,7 +7,7 @@ __all__ = ['ABLATION', 'READINGS', 'TRIES', 'SPEAKERS', 'PLUS', 'CORE', 'ROWS', 
            'newest_files', 'find', 'validation_of']
 
 # %% ../../nbs/experiments/02_studies.ipynb #4145fb50
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 import json
 from pydantic import Field
 from ..basics.dialogues import Task
@@ -137,6 +137,15 @@ ROWS = (
 RANKS = [Variant(name=f'rank {r}', method='mculora', options=dict(rank=r)) for r in range(1, 9)]
 
 
+def _presets(cls):  # of a method, by name
+    field = cls.Settings.model_fields.get('preset')
+    return get_args(field.annotation) if field else ()
+
+
+def _said(preset):  # in the name of a row
+    return preset.replace('-', ' ')
+
+
 def studies() -> dict[str, list[Variant]]:
     "Every study by name; a method that is registered and no row of Table 1 is in 'new'."
     known = methods()
@@ -150,10 +159,10 @@ def studies() -> dict[str, list[Variant]]:
         'readings': READINGS,
         'tries': TRIES,
         'published': [
-            Variant(name=f'{name}, as published', method=name, options=dict(preset='as-published'))
+            Variant(name=f'{name}, {_said(preset)}', method=name, options=dict(preset=preset))
             for name, cls in known.items()
-            if 'preset' in cls.Settings.model_fields
-            and cls.recipe(described('iemocap'), 'as-published')
+            for preset in _presets(cls)
+            if preset != 'fair' and cls.recipe(described('iemocap'), preset)
         ],
         'grid': [
             Variant(name=f'{name}, lr {lr:g}', method=name, options=dict(lr=lr))
