@@ -287,7 +287,7 @@ def others(field):
     if isinstance(value, int):
         return [value * 2, value + 1]
     if isinstance(value, float):
-        return [value * 2, value / 2, value + 0.25, value + 1]
+        return [x for x in (value * 2, value / 2, value + 0.25, value + 1) if x != value]
     if isinstance(value, tuple):
         return [(0.4, 0.6)]
     if value is None:

@@ -42,18 +42,21 @@ def draw(
 ) -> Tensor:  # [..., d]
     "A sample for every row."
     J, d = c.shape[-2:]
-    times = torch.linspace(1, 1e-3, steps).tolist()
+    if not place.numel():
+        return c.new_zeros(*place.shape, d)  # nobody asks
+    at = torch.linspace(1, 1e-3, steps)
+    times, t = at.tolist(), torch.ones(1, device=c.device)
     step = times[0] - times[1]
-    t = torch.ones(1, device=c.device)
     # all noise at once
     every = gaussian(place, (1 + steps + steps * J) * d).unflatten(-1, (-1, d))
     start, z, own = every.split((1, steps, steps * J), -2)
+    # of each step
+    seen = c[..., None, :, :].expand(*c.shape[:-2], steps, J, d)
+    if noise != 'none':
+        seen = seen + spread(at.to(c.device), sigma)[:, None, None] * own.unflatten(-2, (steps, J))
     x = mean = start[..., 0, :] * spread(t, sigma)
     for i, time in enumerate(times):
-        now, seen = t * time, c
-        if noise != 'none':
-            seen = c + spread(now, sigma)[..., None] * own[..., i * J : i * J + J, :]
-        mean = x + step * sigma ** (2 * time) * score(x, now, seen)
+        mean = x + step * sigma ** (2 * time) * score(x, t * time, seen[..., i, :, :])
         x = mean + step**0.5 * sigma**time * z[..., i, :]
     return mean
 
@@ -203,9 +206,16 @@ class ScoreMaps(nn.Module):
 class ScoreNet(ScoreMaps):
     "s_m: the score of a modality's vectors, given those of the others."
 
-    def folded(self) -> list[Tensor]:  # of each block [2 hidden, d]
-        "From a condition to its keys and values in one product, since it is narrow."
-        return [b.kv.weight @ self.condition.weight for b in self.blocks]
+    def folded(
+        self,
+        L: int,  # utterances of a dialogue; in the vector form anything
+        tokens: Tensor | slice = slice(None),  # [J] which of the others the tokens are
+    ) -> list[tuple[Tensor, Tensor]]:  # of each block [2 hidden, d], [..., J, 2 hidden]
+        "From a condition to its keys and values: one product, since it is narrow, and a shift."
+        who = self.who[tokens] + self.condition.bias
+        if self.sequence:
+            who = who + positions(L, who.shape[-1], who.device)[:, None]
+        return [(b.kv.weight @ self.condition.weight, b.kv(who)) for b in self.blocks]
 
     def _time(self, t):  # [..., hidden]
         angle = 2 * pi * t * self.frequency
@@ -218,19 +228,17 @@ class ScoreNet(ScoreMaps):
         c: Tensor,  # [..., J, d] the others, disturbed
         has: Tensor,  # [..., J] bool: which of them are there
         valid: Tensor,  # [...] bool: what is not padding
-        folded: list[Tensor] | None = None,  # `folded()`, where it is needed more than once
-        tokens: Tensor | slice = slice(None),  # [J] which of the others they are
+        # `folded` of these tokens, where it is needed more than once
+        folded: list[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:  # [..., d]
         s = spread(t, self.sigma)
         size = (1 + s * s).rsqrt()
         e, h = self._time(t), self.input(x * size)
         c = c * size[..., None]
-        who = self.who[tokens] + self.condition.bias
         if self.sequence:
-            where = positions(x.shape[1], h.shape[-1], x.device)
-            h, who = h + where, who + where[:, None]
-        for block, KV in zip(self.blocks, folded or self.folded()):
-            h = block(h, e, nn.functional.linear(c, KV) + block.kv(who), has, valid)
+            h = h + positions(x.shape[-2], h.shape[-1], x.device)
+        for block, (KV, shift) in zip(self.blocks, folded or self.folded(x.shape[-2])):
+            h = block(h, e, nn.functional.linear(c, KV) + shift, has, valid)
         return self.out(h) / s - x * size**2
 
 # %% ../../nbs/baselines/12_imder.ipynb #9ddf81b9
@@ -240,6 +248,7 @@ class IMDerSettings(RecoveringSettings):
     width: int = Field(32, ge=2)  # d
     # what the score is of: an utterance, or a dialogue
     form: Literal['vector', 'sequence'] = 'vector'
+    score_blocks: int | None = Field(None, ge=1)  # of a score's network; None: `depth`
     steps: int = Field(20, ge=2)  # n of the sampler
     # z' in training; 'same': as published, then the sampler's is independent
     condition_noise: Literal['independent', 'same', 'none'] = 'independent'
@@ -250,7 +259,8 @@ class Scores(Recovering):
     "The network of each modality's score."
 
     Settings = IMDerSettings
-    late = (*Recovering.late, 'form', 'steps', 'condition_noise', 'sigma')
+    late = (*Recovering.late, 'form', 'score_blocks', 'steps', 'condition_noise', 'sigma')
+    before = Recovering.before | dict(score_blocks=None)
     tuned = {'iemocap': 2e-4}
 
     def __init__(
@@ -261,21 +271,32 @@ class Scores(Recovering):
     ):
         super().__init__(task, widths, settings)
         s, others = settings, len(widths) - 1
-        how = s.depth, s.heads, s.form == 'sequence', s.sigma
+        how = s.score_blocks or s.depth, s.heads, s.form == 'sequence', s.sigma
         # s_m
         self.score = nn.ModuleDict({m: ScoreNet(s.width, others, *how) for m in widths})
 
     @classmethod
     def published(cls, task):
-        return dict(
+        "Settings of the authors' scripts."
+        own = dict(
             lr=2e-3,
+            complete_lr=1e-4,
             patience=20,
-            batch_size=18 if task.release == 'mosei' else 1,
+            batch_size=1,
             sampling='batch',
+            refinement_blocks=20,
+            score_blocks=4,
+            dropout=0.0,
+            embedding_dropout=0.2,
+            attention_dropout_a=0.2,
             steps=100,
             condition_noise='same',
             score_loss='mae',
         )
+        if task.release != 'mosei':
+            return own
+        less = dict(embedding_dropout=0.0, attention_dropout_a=0.0)
+        return own | less | dict(batch_size=18, depth=6)
 
 # %% ../../nbs/baselines/12_imder.ipynb #82e3c52a
 KEY = 66  # of the sampler's noise outside training
@@ -344,10 +365,10 @@ def conditioned(
 ) -> Score:
     "The score of these rows."
     tokens = has.any(0).nonzero()[:, 0] if pack else slice(None)
-    here, folded = has[..., tokens], net.folded()
+    here, folded = has[..., tokens], net.folded(has.shape[-2], tokens)
 
     def score(x, t, c):
-        return net(x, t, c[..., tokens, :], here, valid, folded, tokens)
+        return net(x, t, c[..., tokens, :], here, valid, folded)
 
     return score
 
