@@ -181,6 +181,10 @@ class GCNetBuild(Baseline):
     Settings = GCNetSettings
     tuned = {'iemocap': 5e-4}
 
+    # not only who shares a speaker: also who is the host
+    def reads(self):
+        return 'dialogue, numbered speakers'
+
     @classmethod
     def published(cls, task):
         return dict(

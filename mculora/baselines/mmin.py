@@ -126,6 +126,9 @@ BATCH = {'iemocap': 3, 'iemocap6': 3, 'mosi': 5, 'mosei': 18}
 class Hidden(Baseline):
     "Build: an encoder for each modality."
 
+    def reads(self):
+        return 'utterance'
+
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
         s, N = settings, len(self.q)
