@@ -306,7 +306,8 @@ def test_replicas_predict_as_each_alone(method):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
 
 
-# a neighbour's features, who shares a speaker, and which number that one has: what changes a prediction
+# what changes a prediction: an utterance's own features, a neighbour's, who shares a speaker, and
+# which number that one has
 READS = {
     'nothing': [False, False, False, False],
     'utterance': [True, False, False, False],

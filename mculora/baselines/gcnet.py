@@ -181,7 +181,7 @@ class GCNetBuild(Baseline):
     Settings = GCNetSettings
     tuned = {'iemocap': 5e-4}
 
-    # not only who shares a speaker: also who is the host
+    # not only who shares a speaker: also who is the host, on IEMOCAP always the woman
     def reads(self):
         return 'dialogue, numbered speakers'
 

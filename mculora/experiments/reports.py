@@ -157,7 +157,7 @@ def describe_data(
     found: 'pd.DataFrame',  # of `find`
     data: str,  # as results name it
 ) -> str:
-    "What a title says of the data, of gaps in training and of mistaken speakers, which all rows share."
+    "What a title says of the data; of gaps in training and of mistaken speakers, if all share them."
     task, gaps = described(data), list(found.missing.unique()) if len(found) else []
     said = f', {said_missing(lacks)}' if len(gaps) == 1 and (lacks := json.loads(gaps[0])) else ''
     noise = list(found.speaker_noise.unique()) if len(found) else []
@@ -826,10 +826,10 @@ def inputs_of(
         t.rows[v.name] = with_sources(row, sources_of(found[found.variant == v.name]))
     t.notes.append(
         'reads: the utterance alone or its dialogue; with speakers, also who shares a speaker '
-        'there; with numbered speakers, also which of them is the first. Who speaks is taken as '
-        'known under every condition, also where only text or only faces are there. parameters: '
-        'what training can change; of models that are fitted outside PyTorch, all numbers that '
-        'they hold. updates: mean over the runs.'
+        'there; with numbered speakers, also their numbers (of IEMOCAP 0 is a woman, 1 a man). '
+        'Who speaks is taken as known under every condition, also where only text or only faces '
+        'are there. parameters: what training can change; of models that are fitted outside '
+        'PyTorch, all numbers that they hold. updates: mean over the runs.'
     )
     return t
 

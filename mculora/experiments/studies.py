@@ -89,8 +89,8 @@ TRIES = [
         | dict(context=1, sampling='mixed', average=0.8),
     }.items()
 ] + [Variant(name='projected gradients', method='mculora-projected')]
-# the highest of `TRIES` on validation with new speakers: MCULoRA's two stages, of which adapters and
-# DPFT give nothing that Table 2 can tell from zero on IEMOCAP
+# the highest of `TRIES` on validation with new speakers: MCULoRA's two stages, of which adapters
+# and DPFT give nothing that Table 2 can tell from zero on IEMOCAP
 SPEAKERS = Variant(
     name='Transformer, heads by speaker', method='mculora-plus', options=OFF | dict(speakers=True)
 )
