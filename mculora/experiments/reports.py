@@ -157,7 +157,7 @@ def describe_data(
     found: 'pd.DataFrame',  # of `find`
     data: str,  # as results name it
 ) -> str:
-    "What a title says of the data; of gaps in training and of mistaken speakers, if all share them."
+    "What a title says of the data; of gaps in training and mistaken speakers, if all share them."
     task, gaps = described(data), list(found.missing.unique()) if len(found) else []
     said = f', {said_missing(lacks)}' if len(gaps) == 1 and (lacks := json.loads(gaps[0])) else ''
     noise = list(found.speaker_noise.unique()) if len(found) else []

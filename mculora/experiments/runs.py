@@ -257,8 +257,7 @@ def incomplete(
 def _next_other(speaker):  # [L] -> [L]: who else speaks next; oneself, if there is nobody
     n = len(speaker)
     ahead = (torch.arange(n) - torch.arange(n)[:, None]) % n
-    other = speaker[:, None] != speaker
-    return speaker[torch.where(other, ahead, n * ~torch.eye(n, dtype=torch.bool)).argmin(1)]
+    return speaker[torch.where(speaker[:, None] != speaker, ahead, n).argmin(1)]
 
 
 def mistaken(
