@@ -410,7 +410,9 @@ def test_what_results_hold_is_described(path):
             k
             for k, v in known.items()
             if not re.search(
-                r'missing in files|own data only|with gaps only|session only|switched off only', v
+                r'missing in files|own data only|with gaps only|speakers only|session only'
+                r'|switched off only',
+                v,
             )
         }
         assert always <= set(found) <= set(known), section

@@ -168,7 +168,7 @@ def test_a_later_setting_is_an_option():
     assert 'Share of the training' in CliRunner().invoke(app, ['--help']).output
 
 
-OTHER = dict(precision='bf16', missing=0.3, hold='session', standardise=False)
+OTHER = dict(precision='bf16', missing=0.3, hold='session', standardise=False, speaker_noise=0.1)
 
 
 @pytest.mark.parametrize('name', OTHER)

@@ -313,3 +313,63 @@ def test_replicas_predict_as_each_alone(method):
     alone = [predictions(m, t) for m, t in zip(solo, trains)]
     for a, b in zip(predictions_of(Together(list(solo)), trains, max_utterances=20), alone):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+# what changes a prediction: an utterance's own features, a neighbour's, who shares a speaker, and
+# which number that one has
+READS = {
+    'nothing': [False, False, False, False],
+    'utterance': [True, False, False, False],
+    'dialogue': [True, True, False, False],
+    'dialogue, speakers': [True, True, True, False],
+    'dialogue, numbered speakers': [True, True, True, True],
+}
+# methods that can be told who shares a speaker
+SPEAKING = sorted(m for m, cls in methods().items() if 'speakers' in cls.Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    'method, options',
+    [of(method, {}) for method in METHODS]
+    + [of(method, dict(speakers=on)) for method in SPEAKING for on in (True, False)]
+    + [of('mculora-plus', dict(speakers=False, level=False, context=0))],
+)
+@torch.no_grad()
+def test_a_method_reads_what_it_says(method, options, monkeypatch):
+    "Table 1 prints `reads`: it is found out by changing the input."
+    monkeypatch.setitem(MORE, method, MORE.get(method, {}) | options)
+    m, train = shaken(method, 'three modalities')
+    m.eval().prepare(train)
+    b = batch(train.unlabelled, range(len(train)))
+    y, first = m.predict(b), torch.zeros_like(b.valid)
+    first[:, 0] = True
+
+    def moved(other, at):
+        gap = (m.predict(other) - y).abs().amax(-1)[at & b.valid].max().item()
+        assert gap > 1e-4 or gap < 1e-5
+        return gap > 1e-4
+
+    wild = replace(b, features={n: x + 3 * first[..., None] for n, x in b.features.items()})
+    found = [moved(wild, first), moved(wild, ~first)]
+    # one speaker only; the same two under each other's number
+    found += [moved(replace(b, speaker=s), b.valid) for s in (0 * b.speaker, 1 - b.speaker)]
+    assert found == READS[m.reads()]
+    # nothing goes from one dialogue to another
+    speaker = b.speaker.clone()
+    speaker[0] = 1 - speaker[0]
+    speaker[0, 0] = 5
+    elsewhere = torch.ones_like(b.valid)
+    elsewhere[0] = False
+    assert not moved(replace(b, speaker=speaker), elsewhere)
+
+
+@pytest.mark.parametrize('method', [of(method) for method in SPEAKING])
+def test_heads_by_speaker_keep_what_every_method_keeps(method, monkeypatch):
+    "Missing inputs, padding, neighbours, packing, replicas: with the setting on."
+    monkeypatch.setitem(MORE, method, dict(speakers=True))
+    m, train = shaken(method, 'gaps in the data')
+    assert not any(findings(m, select(train, range(3))).values())
+    test_a_step_does_not_depend_on_packing_padding_or_other_replicas(
+        method, 'gaps in the data', 'dialogue'
+    )
+    test_replicas_predict_as_each_alone(method)

@@ -131,6 +131,9 @@ class EUARParts(Baseline):
 
     Settings = EUARSettings
 
+    def reads(self):
+        return 'utterance'
+
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
         s, d = settings, settings.width

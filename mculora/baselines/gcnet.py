@@ -184,6 +184,10 @@ class GCNetBuild(Baseline):
     tuned = {'iemocap': 5e-4}
     before = {'head_dropout': None}
 
+    # not only who shares a speaker: also who is the host, on IEMOCAP always the woman
+    def reads(self):
+        return 'dialogue, numbered speakers'
+
     @classmethod
     def published(cls, task):
         return dict(

@@ -30,6 +30,9 @@ class LogisticParts(Method):
     Settings = LogisticSettings
     per_condition = False
 
+    def reads(self):
+        return 'utterance'
+
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
         D, C, n = sum(widths.values()), task.n_outputs, len(self.q) if self.per_condition else 1

@@ -153,6 +153,9 @@ def draw(
 class Hidden(Baseline):
     "Build: an encoder for each modality."
 
+    def reads(self):
+        return 'utterance'
+
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
         s, N = settings, len(self.q)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pydantic import Field
 from ..basics.modalities import labels
 from ..basics.dialogues import Inputs, Task, flat, unflat
-from ..model.encoders import attend, attention_mask
+from ..model.encoders import among_of, attend, attention_mask
 from ..model.losses import task_loss
 from ..basics.method import register
 from ..basics.randomness import Dropout
@@ -102,10 +102,14 @@ def looks(
     present: Tensor,
     # [n] which of the P L places the rows are; None: all of them
     rows: Tensor | None = None,
+    # [P, heads, L, L] bool: whom each head may look at, oneself among them; None: everybody
+    among: Tensor | None = None,
 ) -> Callable:  # ([K, n, 3d] queries, keys and values; heads) -> [K, n, d]
     "Attention among the rows of each sequence."
     one, P, L = present.shape
     mask = attention_mask(present.flatten(0, 1)).unflatten(0, (one, P))
+    if among is not None:
+        mask = mask & among
 
     def look(qkv, heads):
         K, _, wide = qkv.shape
@@ -146,6 +150,8 @@ class MoMKESettings(Recipe):
     depth: int = Field(4, ge=1)  # blocks of an expert
     heads: int = Field(2, ge=1)  # of the attention
     dropout: float = Field(0.5, ge=0, lt=1)  # everywhere
+    # half of each expert's heads look at their own speaker only: not in the paper
+    speakers: bool = False
 
 # %% ../../nbs/baselines/06_momke.ipynb #dacf4037
 class Router(nn.Module):
@@ -174,6 +180,7 @@ class MoMKEParts(Baseline):
     "Build: what MoMKE is made of."
 
     Settings = MoMKESettings
+    before = dict(speakers=False)
 
     def __init__(
         self,
@@ -219,7 +226,8 @@ class MoMKEFirstStage(MoMKEParts):
                 for k, (m, x) in enumerate(b.features.items())
             ]
         )
-        e = self.experts(h, looks(b.present.movedim(-1, 0), rows.at), place)
+        look = looks(b.present.movedim(-1, 0), rows.at, among_of(self.settings, b.speaker))
+        e = self.experts(h, look, place)
         return list(e.unflatten(1, (-1, 1) if b.pack else b.shape))
 
     def _unimodal_losses(self, b):  # modality -> loss of its expert alone
@@ -248,20 +256,26 @@ class Plan:
 
 def everywhere(
     there: Tensor,  # [M, B, L] bool: who has the modality
+    among: Tensor | None = None,  # [B, heads, L, L] bool: whom each head may look at
 ) -> Plan:
     "Every place, whether the modality is there or not."
-    return Plan([slice(None)] * len(there), looks(there.flatten(0, 1)[None]))
+    if among is not None:
+        among = among.repeat(len(there), 1, 1, 1)
+    return Plan([slice(None)] * len(there), looks(there.flatten(0, 1)[None], among=among))
 
 # %% ../../nbs/baselines/06_momke.ipynb #9b5055cb
 def where_there(
     there: Tensor,  # [M, B, L] bool: who has the modality
+    among: Tensor | None = None,  # [B, heads, L, L] bool: whom each head may look at
 ) -> Plan:
     "Only what is there, of those dialogues that have it."
     L = there.shape[-1]
     some = there.any(-1).flatten()  # [M B] sequences that are kept
     number = some.cumsum(0) - 1  # [M B] which one each is among those
     at = there.flatten().nonzero()[:, 0]
-    look = looks(there.flatten(0, 1)[some][None], number[at // L] * L + at % L)
+    if among is not None:
+        among = among.repeat(len(there), 1, 1, 1)[some]
+    look = looks(there.flatten(0, 1)[some][None], number[at // L] * L + at % L, among)
     return Plan([t.flatten().nonzero()[:, 0] for t in there], look)
 
 # %% ../../nbs/baselines/06_momke.ipynb #436b4628
@@ -276,7 +290,8 @@ class MoMKESecondStage(MoMKEFirstStage):
         if b.encoded:
             return b.features
         there = b.present.movedim(-1, 0)
-        plan = where_there(there) if b.pack else everywhere(there)
+        among = among_of(self.settings, b.speaker)
+        plan = where_there(there, among) if b.pack else everywhere(there, among)
         # each modality has its own dropout
         place = (
             b.place * len(there) + torch.arange(len(there), device=b.place.device)[:, None, None]

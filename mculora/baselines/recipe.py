@@ -104,6 +104,9 @@ class OnePerCondition(Baseline):
         self.each = nn.ModuleList(self.base(task, widths, settings) for _ in self.q)
         self.conditions = labels(widths)
 
+    def reads(self):
+        return self.each[-1].reads()
+
     def stages(self):
         def of(i, stage, **others):  # the stage, of model i alone
             trainable = tuple(f'each.{i}.{t}' for t in stage.trainable)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from pydantic import Field
 from ..basics.dialogues import Inputs, Task, flat, unflat
-from ..model.encoders import UnimodalEncoder, unimodal_heads
+from ..model.encoders import UnimodalEncoder, among_of, unimodal_heads
 from ..model.losses import task_loss
 from ..basics.method import register
 from ..basics.randomness import Dropout
@@ -60,6 +60,9 @@ class FillsGaps(Baseline):
 
     Settings = FillSettings
     flags = True  # p is an input
+
+    def reads(self):
+        return 'utterance'
 
     def __init__(
         self,
@@ -237,6 +240,8 @@ class EncoderSettings(Recipe):
     depth: int = Field(4, ge=1)  # blocks of each encoder
     heads: int = Field(2, ge=1)  # of the attention
     dropout: float = Field(0.5, ge=0, lt=1)
+    # half of the heads look at their own speaker only
+    speakers: bool = False
 
 
 def encoders(
@@ -254,10 +259,12 @@ def encoders(
 def represent(
     encoders: nn.ModuleDict,  # modality -> E_m
     b: Inputs,  # raw features
+    s: EncoderSettings,  #
 ) -> dict[str, Tensor]:  # modality -> [B, L, d] R^m, zeros where absent
     "What each encoder makes of its modality."
+    among = among_of(s, b.speaker)
     return {
-        m: e(b.features[m], b.present[..., k], place=b.place, pack=b.pack)
+        m: e(b.features[m], b.present[..., k], place=b.place, pack=b.pack, among=among)
         for k, (m, e) in enumerate(encoders.items())
     }
 
@@ -282,6 +289,7 @@ class LateFusion(Baseline):
     what is present predicts."""
 
     Settings = EncoderSettings
+    before = dict(speakers=False)
     grid = (2e-3, *GRID)
     tuned = {'iemocap': 1e-3}
 
@@ -298,7 +306,7 @@ class LateFusion(Baseline):
         complete_only(self)
 
     def encode(self, batch):  # [B, L, C] C_m(R^m), zeros where absent
-        R = represent(self.encoders, batch)
+        R = represent(self.encoders, batch, self.settings)
         return {
             m: self.unimodal[m](r) * batch.present[..., k : k + 1]
             for k, (m, r) in enumerate(R.items())
@@ -321,6 +329,7 @@ class DropoutTransformer(Baseline):
     "An encoder per modality and one fusion layer, trained end to end under the drawn combinations."
 
     Settings = EncoderSettings
+    before = dict(speakers=False)
     tuned = {'iemocap': 2e-4}
 
     def __init__(
@@ -337,7 +346,7 @@ class DropoutTransformer(Baseline):
         self.head = nn.Linear(n, task.n_outputs)  # C
 
     def encode(self, batch):  # R^m
-        return represent(self.encoders, batch)
+        return represent(self.encoders, batch, self.settings)
 
     def _fused(self, b):  # a batch of R^m -> [B, L, C]
         h = torch.cat(list(b.features.values()), -1)

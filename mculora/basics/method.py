@@ -128,6 +128,12 @@ class Hooked(Configured):
         stage: it is trained once."""
         return self.settings.model_dump(mode='json')
 
+    def reads(self) -> str:
+        """What the prediction for an utterance depends on: 'nothing', the 'utterance', its
+        'dialogue' (other utterances of it, too), 'dialogue, speakers' (and who shares a speaker
+        there) or 'dialogue, numbered speakers' (and which number that one has)."""
+        return 'dialogue, speakers' if getattr(self.settings, 'speakers', False) else 'dialogue'
+
     def prepare(self, train: Dialogues):
         """Before training: what is computed from the training part rather than trained (means,
         class shares)."""
@@ -288,6 +294,9 @@ class Majority(Method):
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
         self.register_buffer('prior', torch.zeros(task.n_outputs))
+
+    def reads(self):
+        return 'nothing'
 
     def stages(self):
         return []

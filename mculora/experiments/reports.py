@@ -7,7 +7,7 @@ __all__ = ['NAMES', 'FOCUS', 'PAPER', 'SIDECAR', 'PRINTED', 'HELD', 'CONTRADICTE
            'features_of', 'describe_data', 'Cell', 'sources_of', 'with_sources', 'cell', 'cell_of', 'band', 'marks',
            'Table', 'sources_as_text', 'csv_of', 'keep_tables', 'keep_nothing', 'keep_figure', 'shown', 'say_missing',
            'table_of', 'how', 'of_paper', 'odd_cells', 'printed', 'paired', 'judged', 'say_runs', 'verdict', 'Origin',
-           'why', 'read_runs', 'tables_of_runs']
+           'why', 'updates_of', 'inputs_of', 'read_runs', 'tables_of_runs']
 
 # %% ../../nbs/experiments/03_reports.ipynb #7f09ef5c
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ import difflib, functools, html, io, json, math, os, re, tempfile, textwrap
 from pydantic import field_validator
 from ..training.evaluation import AVERAGES, in_percent, with_averages
 from mculora.experiments.results import (
+    Result,
     against,
     STORE,
     beside,
@@ -29,9 +30,9 @@ from mculora.experiments.results import (
     read_result,
 )
 from .runs import said_missing
-from ..basics.dialogues import DataError
+from ..basics.dialogues import DataError, Task
 from ..basics.files import write_atomically
-from ..basics.method import methods, settings_of
+from ..basics.method import Stage, create, methods, settings_of
 from .studies import Sweep, Variant, find, newest_files
 from ..data.sources import LAYOUTS, described
 from ..data.twins import bayes_limit, repo_root
@@ -156,9 +157,12 @@ def describe_data(
     found: 'pd.DataFrame',  # of `find`
     data: str,  # as results name it
 ) -> str:
-    "What a title says of the data; of training data with gaps, which, if all rows have the same."
+    "What a title says of the data; of gaps in training and mistaken speakers, if all share them."
     task, gaps = described(data), list(found.missing.unique()) if len(found) else []
     said = f', {said_missing(lacks)}' if len(gaps) == 1 and (lacks := json.loads(gaps[0])) else ''
+    noise = list(found.speaker_noise.unique()) if len(found) else []
+    if len(noise) == 1 and (share := json.loads(noise[0])):
+        said += f', {100 * share:g} % of speakers mistaken'
     if not task.release:
         return f'{data}, a table of its own{said}'
     name = LAYOUTS[task.release].title
@@ -792,9 +796,50 @@ def why(
         out.append(Origin(x.table, value, int(x.runs), at.get('', at.get(column, []))))
     return out
 
+# %% ../../nbs/experiments/03_reports.ipynb #5peak042
+def updates_of(
+    r: Result,  # of a run
+    stages: Sequence[Stage],  # of its method
+) -> int:
+    "How often the weights were updated, over all stages; those of a borrowed stage count."
+    size = {s.name: s.batch_size for s in stages}
+    n = r.data['dialogues']['train']
+    return sum(s['epochs'] * math.ceil(n / size[s['name']]) for s in r.stages)
+
+
+def inputs_of(
+    title: str,
+    found: 'pd.DataFrame',  # of `find`: what ran
+    variants: Sequence[Variant],
+    task: Task,  # what is predicted
+    options: dict,  # settings that all variants share
+) -> Table:
+    "For each row that ran: what it reads, how many parameters it has, how many updates it had."
+    t = Table(title, ['reads', 'parameters', 'updates'])
+    for v in variants:
+        files = found[found.variant == v.name].file.unique() if len(found) else []
+        if not len(files):
+            continue
+        runs = [read_result(f) for f in files]
+        net = create(v.method, task, runs[0].data['widths'], options | v.options)
+        n = sum(x.numel() for x in (list(net.parameters()) or net.state_dict().values()))
+        each = [updates_of(r, net.stages()) for r in runs]
+        updates = f'{sum(each) / len(each):,.0f}' if any(each) else '–'
+        said = dict(reads=net.reads(), parameters=f'{n:,}', updates=updates)
+        row = {c: Cell(words=x) for c, x in said.items()}
+        t.rows[v.name] = with_sources(row, sources_of(found[found.variant == v.name]))
+    t.notes.append(
+        'reads: the utterance alone or its dialogue; with speakers, also who shares a speaker '
+        'there; with numbered speakers, also their numbers (of IEMOCAP 0 is a woman, 1 a man). '
+        'Who speaks is taken as known under every condition, also where only text or only faces '
+        'are there. parameters: what training can change; of models that are fitted outside '
+        'PyTorch, all numbers that they hold. updates: mean over the runs.'
+    )
+    return t
+
 # %% ../../nbs/experiments/03_reports.ipynb #c4a10d09
 # runs that share a table agree in these
-_ALIKE = ['dataset', 'schedule', 'size', 'precision', 'missing', 'hold']
+_ALIKE = ['dataset', 'schedule', 'size', 'precision', 'missing', 'hold', 'speaker_noise']
 # in this order; the first one that is there orders the rows
 _METRICS = ('WA', 'UA', 'ACC', 'F1', 'r', 'MAE')
 FLOOR = 'majority'  # the method that no other may end below

@@ -17,7 +17,7 @@ import json, platform, re, subprocess, sys, time
 import numpy as np
 import psutil
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 import mculora
 from ..basics.dialogues import DataError
 from ..basics.files import brief, write_atomically
@@ -111,6 +111,8 @@ class Shared(Settings):
     with speakers that nobody trained on."""
     standardise: bool = True
     'Put features to mean 0 and deviation 1, learnt on the training part.'
+    speaker_noise: float = Field(0.0, ge=0, lt=1)
+    'Share of utterances, of every part, whose speaker is mistaken for another of the dialogue.'
 
 # %% ../../nbs/experiments/00_results.ipynb #5h4red04
 def at_default(s: Settings) -> set[str]:

@@ -385,8 +385,8 @@ MethodsOrAll = Annotated[list[str] | None, _option('Once for each method; withou
 Studies = Annotated[
     list[str] | None,
     _option(
-        'Once for each study: methods, ablation, rank, readings, tries, published, grid; without '
-        'it the first three, the paper.',
+        'Once for each study: methods, ablation, rank, readings, tries, speakers, published, '
+        'grid; without it the first three, the paper.',
         '--study',
     ),
 ]
