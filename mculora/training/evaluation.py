@@ -342,7 +342,7 @@ def _sums(task, y, output):  # what is added up of scores
     y, p = y.double(), output[:, 0].double()
     return dict(y=y, yy=y * y, p=p, pp=p * p, yp=y * p, error=(p - y).abs())
 
-
+# %% ../../nbs/training/01_evaluation.ipynb #0utc0m2b
 def outcomes(
     d: Dialogues,  # what was predicted
     output: Tensor,  # [K, N, C] logits or scores under K conditions, on the host
