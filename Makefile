@@ -93,13 +93,13 @@ reproduce: $(STAMP) ## one cheap run of each method made again and compared with
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
 
 test: $(STAMP) ## the tests, every notebook among them, side by side: minutes; [ARGS="-k notebooks"]
-	@$(PYTEST) --dist loadgroup $(ARGS)
+	@$(PYTEST) --dist loadfile $(ARGS)
 
 test-notebooks: $(STAMP) ## the notebooks alone, as nbdev_test runs them
 	@$(BIN)/nbdev_test
 
 test-unpinned: $(STAMP) ## the tests that do not compare bytes: for machines and versions that are not the pinned ones
-	@$(PYTEST) --dist loadgroup -m 'not slow and not faults and not pinned' -W default $(ARGS)
+	@$(PYTEST) --dist loadfile -m 'not slow and not faults and not pinned' -W default $(ARGS)
 
 # In an environment of its own. uv, the pinned one, chooses the versions, and pip installs within them: where it finds a smaller
 # build of torch than the index has (a CPU build in find-links), it takes that. [TORCH=2.13.0]: the only version that is at hand.
@@ -120,20 +120,20 @@ test-lowest test-newest:
 	@$(MAKE) --no-print-directory test-unpinned VENV=$(VENV)/$@
 
 test-all: $(STAMP) ## the same and what is slow and rarely breaks: every kind of data, every committed table
-	@$(PYTEST) --dist loadgroup -m 'not faults' $(ARGS)
+	@$(PYTEST) --dist loadfile -m 'not faults' $(ARGS)
 
 test-faults: $(STAMP) ## the campaign of faults: kills, full disks, damaged and hostile files, minutes long; prints what came of it
 	@$(PYTEST) --dist worksteal -m 'faults or not slow' tests/test_faults.py tests/test_hostile.py tests/test_degenerate.py $(ARGS)
 
 test-order: $(STAMP) ## the tests in a random order, which the first line names: ARGS="--randomly-seed=N" repeats one
-	@$(PYTEST) --dist loadgroup -p randomly $(ARGS)
+	@$(PYTEST) --dist loadfile -p randomly $(ARGS)
 
 test-mutants: $(STAMP) ## opt-in: puts small faults into the code and says which test notices; [ARGS="--review | --module dpft"]
 	@$(BIN)/python tests/mutants.py $(ARGS)
 
 coverage: $(STAMP) ## which lines the tests run; a notebook's own cells are not the package's, so they count where others import them
 	@rm -f .coverage .coverage.*
-	@$(PYTEST) --dist loadgroup --cov --cov-report= $(ARGS)
+	@$(PYTEST) --dist loadfile --cov --cov-report= $(ARGS)
 	@$(BIN)/coverage report
 
 lint: $(STAMP) ## what is not run: ruff over package, notebooks and tests, types, who imports whom, clean notebooks, the package as exported; changes nothing

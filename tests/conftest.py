@@ -6,12 +6,14 @@ import json
 import os
 import sys
 from collections import Counter
+from pathlib import Path
 
 # two seconds to import; jsonschema does without, and no notebook here has web addresses
 sys.modules['rfc3987_syntax'] = None
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 # the same examples each time, on any machine
 hypothesis.settings.register_profile('suite', derandomize=True, deadline=None)
@@ -27,16 +29,25 @@ ALONE = ('test_notebooks.py', 'test_paper.py')  # notebooks share nothing
 LINUX = ('test_faults.py', 'test_hostile.py')
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist looks at the groups in a hook of the same name
 def pytest_collection_modifyitems(items):
-    """Side by side, the tests of a file run in one process, which then shares what they prepare; a
-    test may name another group. The groups come first, long ones before short ones are left."""
     for item in items:
         if item.path.name in LINUX and sys.platform != 'linux':
             item.add_marker(pytest.mark.skip(reason='on Linux only'))
-        if item.path.name not in ALONE and not item.get_closest_marker('xdist_group'):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-    items.sort(key=lambda item: item.path.name in ALONE)
+
+
+class ByFile(LoadFileScheduling):
+    """Side by side, the tests of a file run in one process, which then shares what they prepare.
+    Files with many tests come first, notebooks last, one by one."""
+
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        return nodeid if Path(file).name in ALONE else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    if config.getvalue('dist') == 'loadfile':
+        return ByFile(config, log)
 
 
 def pytest_collection_finish():

@@ -82,12 +82,6 @@ def models():
     return get
 
 
-# A method's tests share a process, which trains it once on each kind of data.
-def of(method, *values, marks=()):
-    own = pytest.mark.xdist_group(f'test_methods.py-{method}')
-    return pytest.param(method, *values, marks=[own, *marks])
-
-
 @cache
 def stages_of(method):
     d = random_dialogues()
@@ -116,7 +110,7 @@ def pairs(names):
     return pytest.mark.parametrize(
         'method, name',
         [
-            of(method, name, marks=[] if usual(method, name) else [rare])
+            pytest.param(method, name, marks=[] if usual(method, name) else [rare])
             for method in names
             for name in DATA
         ],
@@ -126,7 +120,7 @@ def pairs(names):
 METHODS = sorted(methods())
 # the others are fitted in `prepare`
 IN_STAGES = [method for method in METHODS if stages_of(method)]
-every = pytest.mark.parametrize('method', [of(method) for method in METHODS])
+every = pytest.mark.parametrize('method', METHODS)
 each = pairs(METHODS)
 
 
@@ -167,7 +161,7 @@ def test_same_seed_same_bits(method):
 
 
 # it is one, by definition
-@pytest.mark.parametrize('method', [of(method) for method in METHODS if method != 'majority'])
+@pytest.mark.parametrize('method', [method for method in METHODS if method != 'majority'])
 def test_one_modality_is_not_a_constant(models, method):
     m, s, _ = models(method, 'gaps in the data')
     assert (predictions(m, s.test)[:3].std(1).max(-1).values > 1e-4).all()
@@ -330,9 +324,9 @@ SPEAKING = sorted(m for m, cls in methods().items() if 'speakers' in cls.Setting
 
 @pytest.mark.parametrize(
     'method, options',
-    [of(method, {}) for method in METHODS]
-    + [of(method, dict(speakers=on)) for method in SPEAKING for on in (True, False)]
-    + [of('mculora-plus', dict(speakers=False, level=False, context=0))],
+    [(method, {}) for method in METHODS]
+    + [(method, dict(speakers=on)) for method in SPEAKING for on in (True, False)]
+    + [('mculora-plus', dict(speakers=False, level=False, context=0))],
 )
 @torch.no_grad()
 def test_a_method_reads_what_it_says(method, options, monkeypatch):
@@ -363,7 +357,7 @@ def test_a_method_reads_what_it_says(method, options, monkeypatch):
     assert not moved(replace(b, speaker=speaker), elsewhere)
 
 
-@pytest.mark.parametrize('method', [of(method) for method in SPEAKING])
+@pytest.mark.parametrize('method', SPEAKING)
 def test_heads_by_speaker_keep_what_every_method_keeps(method, monkeypatch):
     "Missing inputs, padding, neighbours, packing, replicas: with the setting on."
     monkeypatch.setitem(MORE, method, dict(speakers=True))
