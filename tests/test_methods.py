@@ -85,7 +85,7 @@ def models():
 @cache
 def stages_of(method):
     d = random_dialogues()
-    return create(method, d.task, d.widths).stages()
+    return create(method, d.task, d.widths, known(method, SMALL)).stages()
 
 
 def usual(method, name):

@@ -136,7 +136,12 @@ def test_dpft_on_some_combinations_is_dpft_on_these_alone(N, seed):
 )
 @pytest.mark.parametrize(
     'options',
-    [{}, dict(adapter_place='linear'), dict(sampling='utterance'), dict(dpft='modality')],
+    [
+        {},
+        dict(adapter_place='linear'),
+        pytest.param(dict(sampling='utterance'), marks=pytest.mark.slow),
+        pytest.param(dict(dpft='modality'), marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_private_parts_of_what_never_occurs_stay_and_the_common_part_answers(kinds, never, options):

@@ -204,8 +204,8 @@ def test_a_missing_run_is_named_and_not_averaged_over(tmp_path):
     'notebook, row, others',
     [
         ('fig1_conflict', 'MCLA + DPFT', ['control', 'joint (pre-training)']),
-        ('fig4_convergence', 'mculora', ['control']),
-        ('fig6_dpft', None, []),
+        pytest.param('fig4_convergence', 'mculora', ['control'], marks=pytest.mark.slow),
+        pytest.param('fig6_dpft', None, [], marks=pytest.mark.slow),
     ],
 )
 def test_a_missing_run_is_named_and_its_curve_not_averaged_over(notebook, row, others, tmp_path):

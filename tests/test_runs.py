@@ -50,9 +50,10 @@ def uninterrupted(tmp_path_factory):
     return place
 
 
-# in the first stage and in the second
+# in the first stage (test_faults kills there, too) and in the second
 @pytest.mark.parametrize(
-    'after, seconds', [(2, 0.03), pytest.param(3, 0.05, marks=pytest.mark.slow), (6, 0.01)]
+    'after, seconds',
+    [*(pytest.param(*x, marks=pytest.mark.slow) for x in ((2, 0.03), (3, 0.05))), (6, 0.01)],
 )
 def test_killed_at_any_moment_ends_with_the_same_bits(tmp_path, uninterrupted, after, seconds):
     "Somewhere in an epoch, or in writing the checkpoint."
@@ -96,8 +97,10 @@ def test_finished_runs_are_not_repeated_and_settings_make_new_ones(tmp_path):
     assert len(collect(tmp_path).config_hash.unique()) == 3
 
 
-@pytest.mark.parametrize('dataset', ['iemocap', 'iemocap6', 'mosi', 'mosei'])
-@pytest.mark.parametrize('method', ['mculora', 'logistic'])
+@pytest.mark.parametrize(
+    'method, dataset',
+    [('mculora', 'iemocap'), ('mculora', 'mosei'), ('logistic', 'iemocap6'), ('logistic', 'mosi')],
+)
 def test_from_files_in_the_fields_layout(tmp_path, monkeypatch, dataset, method):
     monkeypatch.setenv('MCULORA_CACHE', str(tmp_path / 'cache'))
     write_layout(tmp_path, example(dataset))
@@ -236,11 +239,8 @@ def learns_from_what_is_left(tmp_path, method, missing, options):
 OF_EACH_KIND = (
     'gcnet',
     'knn-imputation',
-    'logistic',
     'logistic-per-condition',
     'mculora',
-    'mculora-plus',
-    'mmin',
     'momke',
 )
 
@@ -374,6 +374,8 @@ def trained_notebook(folder, printed):
     assert 'SIMULATED twin' in printed and 'selected on test' in printed and 'incomplete' in printed
 
 
+# the notebook itself runs in test_notebooks, and papermill in test_papermill_refuses
+@pytest.mark.slow
 def test_train_notebook_with_parameters(tmp_path):
     given = dict(
         size='tiny', dataset='mosei', out_dir=str(tmp_path / 'runs'), options=dict(epochs=3)
