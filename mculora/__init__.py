@@ -36,7 +36,7 @@ __all__ = list(_PLACES)
 
 # %% ../nbs/00_start.ipynb #4932246f
 def __getattr__(name: str) -> Any:
-    "A public name, from its part. Raises `AttributeError` for a name that is not public."
+    "Look up a public name in its part. Raises `AttributeError` for any other name."
     if name not in _PLACES:
         raise AttributeError(f'mculora has no {name!r}; it has {", ".join(_PLACES)}')
     return getattr(import_module(f'mculora.{_PLACES[name]}'), name)

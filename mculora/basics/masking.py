@@ -38,7 +38,7 @@ def _check_rate(rate, M):
         )
 
 
-def _spared(rate, N, M, g):  # [N, 1] the modality that stays; the chance that another one goes
+def _spared(rate, N, M, g):  # [N, 1] the modality that stays; the chance to drop each other one
     if isinstance(rate, tuple):
         eta = torch.tensor(rate)
         # modalities of an utterance that stay, on average
@@ -56,18 +56,18 @@ def random_mask(
     # `highest_rate`. Or the share of each modality, M numbers with a sum of at most M - 1
     rate: float | tuple[float, ...],
     seed: int = 66,  # the paper's seed
-    # [N, M] bool: what is there to begin with; None: everything
+    # [N, M] bool: what is available to begin with; None: everything
     present: Tensor | None = None,
 ) -> Tensor:  # [N, M] bool: what stays
-    """Random missing protocol: every utterance keeps at least one modality that it has, a share
-    `rate` of all entries is gone. Raises `ValueError` for rates that cannot be had."""
+    """Random missing protocol: drop a share `rate` of all entries, but every utterance keeps at
+    least one modality. Raises `ValueError` for impossible rates."""
     _check_rate(rate, n_modalities)
     g = torch.Generator().manual_seed(seed)
     one, p = _spared(rate, n_utterances, n_modalities, g)
     stays = one == torch.arange(n_modalities)
     luck = torch.rand(n_utterances, n_modalities, generator=g) >= p
     if present is not None:
-        # the one that stays is not there: another that is
+        # the one that should stay is absent: keep another that is available
         again = ~(stays & present).any(-1) & present.any(-1)
         if again.any():
             other = torch.multinomial(present[again].float(), 1, generator=g)
@@ -95,7 +95,7 @@ def save_mask(
     mask: Tensor,  # [N, M] bool
     d: Dialogues,  # the dialogues it is for
     path,  # file to write
-    **about,  # rate, seed, ...: kept as text beside it
+    **about,  # rate, seed, ...: saved as text with it
 ) -> str:  # the mask's hash
     "Write a mask with its hash and the names of the utterances it belongs to."
     meta = {
@@ -145,7 +145,7 @@ def drop(
     d: Dialogues,  # where from
     mask: Tensor,  # [N, M] bool: what stays
 ) -> Dialogues:
-    "The dialogues with these entries gone for good: nothing downstream can see them."
+    "Remove these entries for good: nothing downstream can see them."
     if d.encoded:
         raise ValueError(
             'drop: found encoded features, expected raw ones; encode after masking instead'
@@ -178,14 +178,14 @@ PROTOCOLS: dict[str, Callable[[Dialogues, float, int], Tensor]] = {'random': at_
 # %% ../../nbs/basics/03_masking.ipynb #9r0t0cb
 def protocol_masks(
     d: Dialogues,  # a test part
-    folder,  # where the files lie, or will
+    folder,  # where the files are, or will be
     name: str,  # of the part, in the files' names
     rates=RATES,  # shares of missing entries
     seed: int = 66,  # the paper's
     protocol: str = 'random',  # one of `PROTOCOLS`
 ) -> dict[str, Tensor]:  # rate, in words -> [N, M] bool: what stays
-    """A missing protocol of a test part, from files that are made where they are not there.
-    Raises `DataError` if one is damaged or of other utterances."""
+    """The masks of a missing protocol for a test part, from files that are created if absent.
+    Raises `DataError` if one is damaged or for other utterances."""
     out, kind = {}, 'rate' if protocol == 'random' else protocol
     for rate in rates:
         path = Path(folder) / f'{name}-{kind}{rate}-seed{seed}-{_names_hash(d)[:8]}.safetensors'
@@ -199,7 +199,7 @@ def protocol_masks(
 def mask_hashes(
     masks: dict[str, dict[str, Tensor]],  # protocol -> what `protocol_masks` gives
 ) -> dict[str, str]:  # rate -> hash; before the rate the protocol, where it is not the random one
-    "The fingerprints of all masks, as a result names them."
+    "The hashes of all masks, named as in a result."
     return {
         rate if protocol == 'random' else f'{protocol} {rate}': mask_hash(m)
         for protocol, at in masks.items()
@@ -224,11 +224,11 @@ def sample(
     shape: tuple[int, int],  # B, L of the batch
     per: str = 'dialogue',  # 'dialogue', 'batch', 'utterance' or 'mixed'
     generator: torch.Generator | None = None,  # random state, on q's device
-    # [n, N] bool for the n draws: the combinations that can be made of what is there; None: all
+    # [n, N] bool for the n draws: the combinations that are available; None: all
     can: Tensor | None = None,
 ) -> Tensor:  # [B, M], or [B, L, M] if per utterance or mixed: what stays
-    """Draw a combination for each dialogue, for the whole batch, for each utterance, or for each
-    dialogue by a coin."""
+    """Draw a combination for each dialogue, for the whole batch, for each utterance, or for either
+    by a coin toss per dialogue."""
     B, L = shape
     sizes = {'dialogue': B, 'batch': 1, 'utterance': B * L, 'mixed': B * L}
     if per not in sizes:
@@ -238,7 +238,7 @@ def sample(
     if can is not None:
         # [n, N]
         rest = q * can
-        # not to be had: drawn once more, of what is
+        # unavailable: draw again among the available ones
         again = ((rest.gather(1, i[:, None])[:, 0] == 0) & (rest.sum(-1) > 0)).nonzero()[:, 0]
         if len(again):
             i[again] = torch.multinomial(rest[again], 1, generator=generator)[:, 0]

@@ -82,36 +82,36 @@ class _Run(Settings):
     method: str = 'mculora'
     'Name of the method.'
     seed: int = Field(66, ge=0)
-    "Of weights, orders, combinations, dropout and the validation split; 66 is the paper's."
+    'Seed of weights, order, combinations, dropout and validation split; 66 in the paper.'
     fold: int = Field(1, ge=1)
-    'Which session (or the official test part) is tested on.'
+    'Number of the fold: which session (or the official test part) to test on.'
     schedule: Literal['auto', 'paper', 'quick'] = 'auto'
     'paper, quick, or auto: paper on a GPU, quick on a CPU.'
     data_root: str | None = None
-    """Folder with IEMOCAP/, CMUMOSI/, CMUMOSEI/, or with the file; without it MCULORA_DATA, or
-    data/. A release that is not there is simulated."""
+    """Folder with IEMOCAP/, CMUMOSI/, CMUMOSEI/, or with the file. Default: MCULORA_DATA, or data/.
+    A release that is not found is simulated."""
     out_dir: str = 'runs'
-    'Where results go.'
+    'Folder for results.'
     device: str = 'auto'
     'auto, cpu, cuda, cuda:1, ...'
     size: Literal['full', 'tiny'] = 'full'
-    "'full', or 'tiny': a tiny simulated twin and a small model, to see that it runs."
+    "'full', or 'tiny': a tiny simulated twin and a small model, for a quick check."
     options: dict[str, Any] = {}
     'Settings of the method, as JSON.'
     features: dict[str, str] | None = None
-    """MODALITY=FOLDER (of a file: MODALITY=COLUMN), once for each modality; without it they are
-    recognised."""
+    """MODALITY=FOLDER (for a file: MODALITY=COLUMN), once per modality; by default they are
+    recognised by name."""
     table: Columns = Columns()
-    'What the columns of a file are called and how they are read, as JSON.'
+    'Names of the columns of a file and how to read them, as JSON.'
 
 # %% ../../nbs/experiments/01_runs.ipynb #c0nf1gb
 class RunConfig(Shared, _Run):
-    "The configuration of a run; both its folders are meant from the repository's root."
+    "The configuration of a run; its folders are relative to the repository's root."
 
     observe: bool = False
-    'Keep what Fig. 1 and Fig. 5 are drawn from; the run itself is the same.'
+    'Keep the data behind Fig. 1 and Fig. 5; the run itself is unchanged.'
     check: bool = True
-    'Look at the method before it trains; a result without says so.'
+    'Check the method before training; a result without the check says so.'
 
 # %% ../../nbs/experiments/01_runs.ipynb #2bf5b32f
 _IPYTHON = re.compile(r'_+\w*__|_+|_i+|_[iod]h|_i?\d+|_exit_code|In|Out')
@@ -121,7 +121,7 @@ def read_parameters(
     namespace: dict,  # `globals()` of the notebook, right after its parameters
     cls: type[Settings] = RunConfig,  # what they are parameters of
 ) -> Settings:  # a `cls`
-    """The configuration that a notebook's parameters say. Raises `ValueError` for unknown names,
+    """The configuration given by a notebook's parameters. Raises `ValueError` for unknown names,
     wrong types and values."""
     names = namespace.setdefault(
         '__parameters__',
@@ -138,7 +138,7 @@ def output_folder(
     path,  # wanted
     need: int = 100 * 2**20,  # bytes that will be written
 ) -> Path:
-    "The folder, made if need be. Raises `OutputError` if it cannot be written or has no room."
+    "The folder, created if needed. Raises `OutputError` if it cannot be written or has no room."
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def output_folder(
     return path
 
 # %% ../../nbs/experiments/01_runs.ipynb #5b9bf465
-def _take(f, path, wait):  # the kernel's lock on an open file; False: another process has it
+def _take(f, path, wait):  # lock an open file; False: another process has it
     import fcntl  # Windows has none: runs need it, a model in use does not
 
     try:
@@ -186,9 +186,9 @@ def _take(f, path, wait):  # the kernel's lock on an open file; False: another p
 @contextmanager
 def locked(
     folder,  # of a run
-    wait: bool = True,  # for another process that has it
+    wait: bool = True,  # wait for another process that holds it
 ):  # yields whether it is ours
-    "Within, no other process works on this folder. Raises `OutputError` if it cannot be written."
+    "Lock a folder against other processes. Raises `OutputError` if it cannot be written."
     path, mine = Path(folder) / '.lock', False
     while not mine:
         try:
@@ -234,8 +234,8 @@ def incomplete(
     missing: Missing,
     seed: int,  # of what is gone
 ) -> tuple[Splits, dict]:  # the parts, and what to say of them in the result
-    """Training and validation without some entries, for good; the test part as it is. Raises
-    `ValueError` for unknown modalities and shares that cannot be had."""
+    """Remove some entries from training and validation for good; the test part stays as it is.
+    Raises `ValueError` for unknown modalities and impossible shares."""
     if isinstance(missing, dict):
         if odd := set(missing) - set(s.train.modalities):
             raise ValueError(
@@ -255,7 +255,7 @@ def incomplete(
     )
 
 # %% ../../nbs/experiments/01_runs.ipynb #5peak032
-def _next_other(speaker):  # [L] -> [L]: who else speaks next; oneself, if there is nobody
+def _next_other(speaker):  # [L] -> [L]: the next other speaker; the same one if there is none
     n = len(speaker)
     ahead = (torch.arange(n) - torch.arange(n)[:, None]) % n
     return speaker[torch.where(speaker[:, None] != speaker, ahead, n).argmin(1)]
@@ -266,7 +266,7 @@ def mistaken(
     share: float,  # of the utterances, each by itself
     seed: int,  # of which ones
 ) -> tuple[Splits, dict]:  # the parts, and what to say of them in the result
-    "Some utterances under another speaker of their dialogue; how many of each part."
+    "Attribute some utterances to another speaker of their dialogue; report how many in each part."
     parts = {}
     for k, part in enumerate(('train', 'val', 'test')):
         d, g = getattr(s, part), torch.Generator().manual_seed(seed + k)
@@ -280,15 +280,15 @@ def mistaken(
 def have(
     d: Dialogues,  #
 ) -> dict[str, int]:  # label of a combination -> how many utterances have it in full
-    """Whom each condition is about: in training whom it can be learnt from, in testing whom it is
-    measured on."""
+    """Number of utterances per condition: those it can be learnt from, in training, or evaluated
+    on, in testing."""
     names = labels(d.modalities)
     return dict(
         zip(names, [len(d.utterances)] * len(names) if d.can is None else d.can.sum(0).tolist())
     )
 
 # %% ../../nbs/experiments/01_runs.ipynb #9aa5160a
-def _refuse_unusable(d, s, standardise):  # parts that nothing can be learnt of or measured on
+def _refuse_unusable(d, s, standardise):  # raise for parts useless for learning or evaluation
     for part in ('train', 'val', 'test'):
         p = getattr(s, part)
         lacking = [m for m, has in zip(d.modalities, p.present.any(0).tolist()) if not has]
@@ -339,7 +339,7 @@ def prepare(
 ) -> tuple[Splits, dict, dict, str]:
     "The data of a run."
     device = resolve_device(c.device)
-    method_of(c.method)  # or its error
+    method_of(c.method)  # raises for an unknown one
     d = opened(c.dataset, c.data_root and repo_root() / c.data_root, c.size, c.features, c.table)
     s = split(d, c.fold, c.seed, hold=c.hold)
     gone = {}
