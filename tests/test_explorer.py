@@ -108,7 +108,7 @@ def test_taking_modalities_away_changes_what_the_page_says_to_what_the_model_say
     )
     dom = see(tmp_path, html, then=''.join(map(click, 'atv')))
     assert (
-        inside(dom, 'what') == 'Nothing is there: nothing is said.'
+        inside(dom, 'what') == 'No modality is available: no prediction.'
         and not inside(dom, 'told').strip()
     )
     lacks = next(i for i, row in enumerate(D.present.tolist()) if sum(row) == 2)

@@ -17,8 +17,8 @@ from ..basics.randomness import Dropout
 # %% ../../nbs/model/00_encoders.ipynb #e9669ee3
 def attention_mask(
     present: Tensor,  # [B, L] bool: utterances that have the modality
-) -> Tensor:  # [B, 1, L, L] bool: query l may look at key k
-    "Who may look at whom: present keys, and everybody at themselves."
+) -> Tensor:  # [B, 1, L, L] bool: query l may attend to key k
+    "Attention mask: present keys, and each utterance itself."
     oneself = torch.eye(present.shape[1], dtype=torch.bool, device=present.device)
     return (present[:, None, :] | oneself)[:, None]
 
@@ -41,7 +41,7 @@ def attend(
     heads: int,  #
     mask: Tensor,  # [B, 1 or heads, L, L] bool
 ) -> Tensor:  # [B, L, d]
-    "Attention of every utterance to those of its dialogue."
+    "Attention within a dialogue."
     # each [B, heads, L, d/heads]
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
@@ -68,7 +68,7 @@ class Block(nn.Module):
     def forward(
         self,
         h: Tensor,  # [..., d]
-        look: Attend,  # attention: the only part in which utterances meet
+        look: Attend,  # attention: the only interaction between utterances
         adapt: Adapt,  # how the linear maps are applied
         place: Tensor | None = None,  # [...] which utterance each row is, for dropout
     ) -> Tensor:  # [..., d]
@@ -101,7 +101,7 @@ class UnimodalEncoder(nn.Module):
         adapt: Adapt = plain,  # for each linear map: 'input', '0.qkv', '0.out', ...
         place: Tensor | None = None,  # [B, L] which utterance each row is, for dropout
         pack: bool = False,  # compute the present rows only
-        # [B, heads, L, L] bool: whom each head may look at, oneself among them; None: everybody
+        # [B, heads, L, L] bool: what each head may attend to, including itself; None: everything
         among: Tensor | None = None,
     ) -> Tensor:  # [B, L, d] R^m; zeros where the modality is absent
         mask = attention_mask(present)
@@ -123,7 +123,7 @@ class UnimodalEncoder(nn.Module):
 def linear_maps(
     encoder: nn.Module,  # E_m
 ) -> dict[str, nn.Linear]:  # 'input', '0.qkv', '0.out', ...
-    "The linear maps of an encoder, by the names that it gives to `adapt`."
+    "The linear maps of an encoder, by the names it passes to `adapt`."
     every = encoder.named_modules()
     return {k.removeprefix('blocks.'): m for k, m in every if isinstance(m, nn.Linear)}
 
@@ -131,15 +131,15 @@ def linear_maps(
 def own_turns(
     speaker: Tensor,  # [B, L] long
 ) -> Tensor:  # [B, L, L] bool
-    "Who shares a speaker, each with itself among them."
+    "Which utterances share a speaker, including each with itself."
     return speaker[:, :, None] == speaker[:, None]
 
 
 def heads_by_speaker(
     speaker: Tensor,  # [B, L] long
     n: int,  # heads of an attention
-) -> Tensor:  # [B, n, L, L] bool: where each head may look
-    "The first half of the heads, rounded up, look at their own speaker's utterances only."
+) -> Tensor:  # [B, n, L, L] bool: what each head may attend to
+    "The first half of the heads, rounded up, attend only to the same speaker's utterances."
     own = own_turns(speaker)
     return torch.stack([own] * ((n + 1) // 2) + [torch.ones_like(own)] * (n // 2), 1)
 
@@ -148,13 +148,13 @@ def among_of(
     settings,  # of a method: `speakers` and `heads`
     speaker: Tensor,  # [B, L] long
 ) -> Tensor | None:  # [B, heads, L, L] bool, `among` of an encoder
-    "Heads by speaker, if the settings ask for them; None: everybody looks at everybody."
+    "Heads by speaker, if the settings ask for them; None: attend to everything."
     return heads_by_speaker(speaker, settings.heads) if settings.speakers else None
 
 # %% ../../nbs/model/00_encoders.ipynb #dcecd428
 @dataclass(frozen=True)
 class Rows:
-    "The utterances that are there, as rows."
+    "The present utterances, as rows."
 
     present: Tensor  # [B, L] bool
     at: Tensor  # [n] their numbers in the flattened batch
@@ -164,7 +164,7 @@ class Rows:
         return x.flatten(0, 1).index_select(0, self.at)
 
     def full(self, h: Tensor) -> Tensor:
-        "[n, d] -> [B, L, d], zeros where nothing is there."
+        "[n, d] -> [B, L, d], zeros where absent."
         grid = h.new_zeros(self.present.numel(), h.shape[-1])
         return grid.index_copy(0, self.at, h).unflatten(0, tuple(self.present.shape))
 
@@ -177,7 +177,7 @@ def packed(
     place: Tensor | None,  # [B, L] which utterance each row is
     mask: Tensor,  # [B, 1 or heads, L, L] bool
 ) -> Tensor:  # [B, L, d]
-    "`UnimodalEncoder.forward` with the rows that are there."
+    "`UnimodalEncoder.forward` on the present rows only."
     rows = Rows(present, present.flatten().nonzero()[:, 0])
 
     def look(qkv, heads):

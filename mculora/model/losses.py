@@ -26,7 +26,7 @@ def task_loss(
 def total_loss(
     task: Tensor,  # L_task
     orthogonality: Tensor,  # L_ort
-    beta: float = 0.001,  # weight of the second, section 4.1
+    beta: float = 0.001,  # weight of `orthogonality`, section 4.1
 ) -> Tensor:  # scalar
     "L_total (eq. 7)."
     return task + beta * orthogonality  # eq. 7

@@ -38,7 +38,7 @@ class MCULoRASettings(Settings):
     rank: int = Field(4, ge=1)  # r, eq. 1
     alpha: float = Field(1.0, ge=1)  # eq. 1: at least 1
     adapter_form: Literal['residual', 'literal'] = 'residual'  # eq. 2
-    # where adapters sit; 'none': second stage without any
+    # placement of the adapters; 'none': a second stage without any
     adapter_place: Literal['output', 'linear', 'none'] = 'output'
     private: bool = True  # False: the shared adapter only
     orthogonality: Literal['signed', 'squared'] = 'signed'  # eq. 3
@@ -54,13 +54,13 @@ class MCULoRASettings(Settings):
 
 # %% ../../nbs/model/06_mculora.ipynb #6d0125d2
 def must_fit(s: MCULoRASettings):
-    "Raises `ValueError` for settings that do not go together."
+    "Raises `ValueError` for incompatible settings."
     if s.width % s.heads:
         raise ValueError(f'width: found {s.width}, expected a multiple of heads ({s.heads})')
     if s.adapter_form == 'literal' and s.adapter_place == 'linear':
         raise ValueError(
             "adapter_form: found 'literal' with adapter_place 'linear', expected "
-            "'residual': chained products without the frozen map are dead"
+            "'residual': chained products without the frozen map get no gradient"
         )
 
 # %% ../../nbs/model/06_mculora.ipynb #cd641d19
@@ -69,7 +69,7 @@ def new_adapters(
     encoders: nn.ModuleDict,  # modality -> E_m
     n_combinations: int,  # N
 ) -> nn.Module:  # its `private` and `common`: modality -> adapters
-    "E_prt and E_com of eq. 2, where `adapter_place` puts them."
+    "E_prt and E_com of eq. 2, placed according to `adapter_place`."
     if s.adapter_place == 'output':
         literal = s.adapter_form == 'literal'
         return OutputAdapters(encoders, s.width, s.rank, s.alpha, literal)
@@ -85,7 +85,7 @@ def new_adapters(
 class Built(Method):
     "The modules of MCULoRA (Fig. 2)."
 
-    adapters: Any  # private and common; with `adapter_place` 'none' there are none
+    adapters: Any  # private and common; none with `adapter_place` 'none'
     s: Tensor  # [N] s_t of eq. 8-9
     p: Tensor  # [M] probability of each modality, for dpft = 'modality'
     occurs: Tensor  # [N] bool: combinations that some training utterance has in full
@@ -113,8 +113,8 @@ class Built(Method):
         self.register_buffer('occurs', torch.ones(N, dtype=torch.bool))
 
     def encoder(self, modality: str, features: int) -> nn.Module:
-        """A new E_m for features [B, L, D_m]; a method derived from this one may have others, with
-        the arguments of `UnimodalEncoder.forward`."""
+        """A new E_m for features [B, L, D_m]; derived methods may use other encoders, with the
+        arguments of `UnimodalEncoder.forward`."""
         s = self.settings
         return UnimodalEncoder(features, s.width, s.depth, s.heads, s.dropout)
 
@@ -134,7 +134,7 @@ class Encodes(Built):
     "From features to the frozen representation R^m."
 
     def _read(self, b, pack, adapt=None):
-        "R^m = E_m(X^m), with `adapt` of each modality on the encoder's linear maps."
+        "R^m = E_m(X^m), applying each modality's `adapt` to the encoder's linear maps."
         adapt = adapt or {}
         return {
             m: e(b.features[m], b.present[..., k], adapt.get(m, plain), b.place, pack)
@@ -148,11 +148,11 @@ class Encodes(Built):
         return None if self.settings.adapter_place == 'linear' else self._encode(batch)
 
     def _laid(self, b, R):
-        "The batch with R^m in place of the features, utterance by utterance."
+        "The batch with R^m in place of the features, one row per utterance."
         return flat(replace(b, features=R, encoded=True))
 
     def _behind(self, b):
-        "The batch as it is behind the encoders; with adapters inside them, as it was."
+        "The batch after the encoders; unchanged if adapters are inside them."
         R = self.encode(b)
         return b if R is None else self._laid(b, R)
 
@@ -171,7 +171,7 @@ class Represents(Encodes):
         return stack(R), stack(R_prt), stack(R_com)
 
     def _adapted(self, b, R):
-        "R_prt and R_com, as `adapter_place` and `private` say."
+        "R_prt and R_com, according to `adapter_place` and `private`."
         s, i, shared = self.settings, b.combination, torch.zeros_like(b.combination)
         prt = com = R
         if s.adapter_place == 'output':
@@ -182,7 +182,7 @@ class Represents(Encodes):
         return (prt if s.private else R), com
 
     def _inside(self, b, kind, i):
-        "R^m read with adapters inside the encoders."
+        "R^m with adapters inside the encoders."
         return self._read(b, False, {m: x.adapt(i) for m, x in self.adapters[kind].items()})
 
 # %% ../../nbs/model/06_mculora.ipynb #f79564f1
@@ -194,11 +194,11 @@ class Predicts(Represents):
         return self.fusion(R, b.present.expand(R.shape[:-1]), b.place, b.pack)
 
     def _share(self, b, private, y_prt, y_com):
-        "weight of eq. 4; a method derived from this one may look at the predictions, too."
+        "weight of eq. 4; a derived method may use the predictions as well."
         return self.weight(private, b.present)
 
     def _shown(self, i):
-        "[B, 1, 1] or [B, L, 1] bool: did training show this combination?"
+        "[B, 1, 1] or [B, L, 1] bool: did this combination occur in training?"
         shown = self.occurs[i.clamp(0)]
         return shown.view(*shown.shape, *[1] * (3 - shown.ndim))
 
@@ -226,7 +226,7 @@ class Predicts(Represents):
 
 # %% ../../nbs/model/06_mculora.ipynb #06a568ae
 class TwoStages(Predicts):
-    "What is trained when, and which stage predicts."
+    "What each stage trains, and which stage predicts."
 
     def stages(self):
         s, both = self.settings, ('fusion', 'common_head')
@@ -246,7 +246,7 @@ class TwoStages(Predicts):
             self.private_head.copy_from(self.common_head)
 
     def depends(self, stage):
-        "Adapters, private heads and DPFT have no part in pre-training."
+        "Pre-training does not involve adapters, private heads or DPFT."
         first = ('width', 'depth', 'heads', 'dropout', 'sampling', 'epochs', 'lr', 'batch_size')
         return {
             k: v for k, v in super().depends(stage).items() if stage != 'pretrain' or k in first
@@ -271,7 +271,7 @@ class Pretrains(TwoStages):
             task_loss(self.unimodal[m](r), batch.label, full.present[..., k])
             for k, (m, r) in enumerate(R.items())
         )
-        # single utterances dropped: the encoder must not have seen them
+        # if single utterances are dropped, the encoder must not see them
         seen = R if batch.whole else self._encode(batch)
         joint = self._joint(self._laid(batch, seen))
         return joint + single, dict(task=joint, unimodal=single)
@@ -308,7 +308,7 @@ class Rebalances(Finetunes):
         if stage != 'finetune' or s.dpft == 'off' or not s.private or s.adapter_place == 'none':
             return
         total, count = self._decoupled(val)
-        # the rest is a hundred operations on a few numbers: on the host
+        # the rest is about a hundred operations on a few numbers: on the host
         total, count, s_t = total.cpu(), count.cpu(), self.s.cpu()
         s_next = torch.where(count > 0, total / count.clamp(min=1), s_t)  # eq. 8
         change = s_next - s_t  # eq. 9
@@ -325,7 +325,7 @@ class Rebalances(Finetunes):
             for i, row in enumerate(members(len(self.widths)).to(self.q.device)):
                 b = self._behind(keep(all_there, row))
                 _, R_prt, R_com = self.represent(b)
-                # not those that lack one of these modalities for good
+                # not utterances that lack one of these modalities for good
                 own = b.combination == i
                 counts = b.present & (own[:, None] if own.ndim == 1 else own)[..., None]
                 t, n = decoupling(R_prt, R_com, counts)

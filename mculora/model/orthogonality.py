@@ -15,7 +15,7 @@ def mean_of_present(
     term: Tensor,  # [..., M]
     present: Tensor,  # [..., M] bool
 ) -> Tensor:  # scalar
-    "Mean over what is there; 0 if nothing is."
+    "Mean over present entries; 0 if there are none."
     return (term * present).sum() / present.sum().clamp(min=1)
 
 
@@ -23,7 +23,7 @@ def orthogonality_as_printed(
     common: Tensor,  # [..., M, d] R_com
     private: Tensor,  # [..., M, d] R_prt of each utterance's own combination
     frozen: Tensor,  # [..., M, d] R of the pre-trained encoder
-    present: Tensor,  # [..., M] bool: what is there; the rest does not count
+    present: Tensor,  # [..., M] bool: present modalities; others are ignored
     squared: bool = False,  # square the first cosine: its minimum is then a right angle
 ) -> Tensor:  # scalar
     "L_ort (eq. 3), as a mean."
@@ -36,7 +36,7 @@ def orthogonality(
     common: Tensor,  # [..., M, d] R_com
     private: Tensor,  # [..., M, d] R_prt of each utterance's own combination
     frozen: Tensor,  # [..., M, d] R of the pre-trained encoder
-    present: Tensor,  # [..., M] bool: what is there; the rest does not count
+    present: Tensor,  # [..., M] bool: present modalities; others are ignored
     squared: bool = False,  # square the first cosine: its minimum is then a right angle
 ) -> Tensor:  # scalar
     "The same as `orthogonality_as_printed`, faster (eq. 3)."

@@ -222,7 +222,7 @@ function draw() {
   [...$('toggles').children].forEach((b, k) => b.setAttribute('aria-pressed', on[k]));
   $('who').textContent = name(u) + (T === null ? '' : ', labelled ' + T);
   if (nothing) {
-    $('what').textContent = 'Nothing is there: nothing is said.';
+    $('what').textContent = 'No modality is available: no prediction.';
     ['told', 'private', 'near', 'strip'].forEach(id => fill(id, []));
     return;
   }
