@@ -804,4 +804,4 @@ def test_other_columns_of_a_manifest_are_named_and_left_alone(tmp_path):
     pd.DataFrame(rows).to_csv(tmp_path / 'clips.csv', index=False)
     (clip,) = read_manifest(tmp_path / 'clips.csv', said.append)
     assert clip.label == 'sad'
-    assert [s.split(': ', 1)[1] for s in said] == ["columns that are not used: 'emotion', 'rater'"]
+    assert [s.split(': ', 1)[1] for s in said] == ["unused columns: 'emotion', 'rater'"]
