@@ -19,8 +19,8 @@ from ..basics.method import NEVER, Method, Settings, register
 class LogisticSettings(Settings):
     "Settings of the linear models."
 
-    # inverse strength of the penalty, as in scikit-learn; ridge takes 1/C. Of 1, .1, .01, .001 the
-    # best for both methods together on the validation dialogues of real IEMOCAP
+    # inverse strength of the penalty, as in scikit-learn; ridge takes 1/C. The best of 1, .1, .01,
+    # .001 for both methods together on the validation dialogues of real IEMOCAP
     C: float = Field(0.01, gt=0)
 
 # %% ../../nbs/baselines/00_logistic.ipynb #0121b738
@@ -52,7 +52,7 @@ class LogisticParts(Method):
 def over_present(
     statistic,  # [n, D_m] -> [D_m]
     train: Dialogues,  #
-) -> Tensor:  # [sum D_m]; zeros for a modality that nobody has
+) -> Tensor:  # [sum D_m]; zeros for a modality that no utterance has
     "A statistic of each column, over the utterances that have the modality."
     each = []
     for k, x in enumerate(train.features.values()):
@@ -62,7 +62,7 @@ def over_present(
 
 
 class Standardised(LogisticParts):
-    "What the linear model reads."
+    "The input of the linear model."
 
     def _scale(self, train):
         self.mean = over_present(lambda x: x.mean(0), train)

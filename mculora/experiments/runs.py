@@ -367,7 +367,7 @@ def new_method(
     c: RunConfig,  # what to run
     s: Splits,  # its data
 ) -> Method:
-    "The untrained model: its weights depend on the seed and on nothing else."
+    "The untrained model; its weights depend only on the seed."
     with torch.random.fork_rng():
         torch.manual_seed(c.seed)
         return create(c.method, s.train.task, s.train.widths, c.options).to(s.train.present.device)
@@ -511,9 +511,8 @@ def load_method(
     folder,  # of a finished run
     # the model, in evaluation mode, and the scale its features expect: modality -> (mean, std)
 ) -> tuple[Method, dict]:
-    """The trained model of a run. Raises `DataError` if the file is not whole, or not the one that
-    the result beside it was made with, or its header asks for anything but the weights that are in
-    it."""
+    """The trained model of a run. Raises `DataError` if the file is damaged, does not belong to the
+    result beside it, or has a header that does not match its weights."""
     path = Path(folder) / 'model.safetensors'
     if (path.parent / 'result.json').exists():
         beside(path)
@@ -557,9 +556,9 @@ def finished(
     observed: bool = False,  # it must have been observed
     code: str | None = None,  # hash of the code that it must be made by; None: by any
 ) -> Result | None:
-    """The result in a folder, if there is a whole one of this configuration, with whole files
-    beside it. Warns of damage, and of a result that other code made. One that does not say by
-    which code it was made is taken."""
+    """The result in a folder, if there is an intact one of this configuration, with intact files.
+    Warns of damage, and of a result made by other code. A result that does not record its code is
+    accepted."""
     if not (Path(folder) / 'result.json').exists():
         return None
     try:
@@ -660,7 +659,7 @@ def ready(
     c: RunConfig,  # what to run
     opened: Callable = open_data,  # how a dataset is opened
 ) -> Job:
-    "Everything up to the first epoch. Raises what is wrong with configuration, data or method."
+    "Everything up to the first epoch. Raises errors in configuration, data or method."
     s, stats, about, schedule = prepare(c, opened)
     device, method = s.train.present.device, new_method(c, s)
     full = _full(c, method, schedule, device, about)
@@ -748,7 +747,7 @@ def command_of(
     config: dict,  # `config` of a result of any version
     about: dict,  # and its `data`
 ) -> str:
-    "The line that makes a run again, from the repository's root."
+    "The command that repeats a run, from the repository's root."
     c = config_of(config, about)
     said = c.model_dump(include={'dataset', 'method', 'fold', 'seed', 'schedule', 'device'})
     said |= c.model_dump(mode='json', exclude_defaults=True, exclude={'data_root', 'out_dir'})
@@ -985,8 +984,8 @@ def run_all(
     together: int | None = None,
     # results in the order of `configs`, or why there is none, and their folders
 ) -> list[tuple[Result | Exception, Path]]:
-    """Run, or go on with, or look up, what the configurations say. Runs that differ in fold and
-    seed only train side by side. What another process has in hand comes last, and is waited for."""
+    """Run, resume or look up several configurations. Runs that differ only in fold and seed train
+    side by side. Runs that another process is working on come last, and are waited for."""
     opened = _opening(len(configs) > 1)
     out, groups, twice = _plan(configs, opened, progress)
     folders = [folder for _, folder in out]
@@ -1014,8 +1013,8 @@ def run(
     on_epoch: Callable = lambda row: None,  # called after every epoch
     every: float = 20.0,  # seconds between checkpoints, at least
 ) -> tuple[Result, Path]:  # the result and its folder
-    """Run, or go on with, or look up, what the configuration says. Raises `FloatingPointError` if
-    a loss, a gradient or a weight is no longer finite."""
+    """Run, resume or look up a configuration. Raises `FloatingPointError` if a loss, a gradient or
+    a weight becomes NaN or infinite."""
     result, folder = run_all([c], progress, lambda n, row: on_epoch(row), every)[0]
     if isinstance(result, Exception):
         raise result
