@@ -170,7 +170,7 @@ class EUARParts(Baseline):
 
 # %% ../../nbs/baselines/07_euar.ipynb #45851c48
 class EUARMixtures(EUARParts):
-    "What each modality says."
+    "Output of each modality."
 
     def _inputs(self, b):  # (modality, x [B, L, d], which utterances have it [B, L])
         for k, (m, x) in enumerate(b.features.items()):

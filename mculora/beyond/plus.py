@@ -330,7 +330,7 @@ class MCULoRAPlus(PlusRepresent):
     def _joint(self, b):
         return self._sum(b, super()._joint)
 
-    def _teacher(self, b):  # [B, L, C] what is said of complete data
+    def _teacher(self, b):  # [B, L, C] predictions for complete data
         with torch.no_grad(), quiet(self):
             return self.parts(b)['y_last']
 

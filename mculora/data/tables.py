@@ -582,7 +582,7 @@ def _shared(f, d, c, order):  # people in several parts
         yield (
             f'column {c.speaker!r}: {len(both)} of {len(parts)} speakers are in several parts, '
             f'such as {both[0]!r} in {" and ".join(sorted(parts[both[0]]))}: if these are people, '
-            'the test meets whom training knew; a split column keeps them apart'
+            'the test part has people seen in training; a split column keeps them apart'
         )
     elif len(parts) > 1:
         yield f'column {c.speaker!r}: {len(parts)} speakers, each in one part'

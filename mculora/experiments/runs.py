@@ -177,7 +177,7 @@ def _take(f, path, wait):  # lock an open file; False: another process has it
         if e.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL):
             raise
         warnings.warn(
-            f'{path}: found a disk without locks ({e.strerror}): see to it yourself '
+            f'{path}: found a disk without locks ({e.strerror}): make sure '
             'that no two processes do the same run'
         )
     return True

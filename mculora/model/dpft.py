@@ -43,7 +43,7 @@ def js_divergence(
 def decoupling(
     private: Tensor,  # [B, L, M, d] R_prt of one combination
     common: Tensor,  # [B, L, M, d] R_com
-    present: Tensor,  # [B, L, M] bool: what is there
+    present: Tensor,  # [B, L, M] bool: present entries
     # sum of the divergences over present entries, and their number (add up over batches, then
     # divide: s^i)
 ) -> tuple[Tensor, Tensor]:

@@ -683,7 +683,7 @@ def checkpoint(busy: list[Replica], optimiser: torch.optim.Adam, options: Option
 
 # %% ../../nbs/training/02_trainer.ipynb #3ed8f545
 def borrow(r: Replica) -> bool:
-    "Take the weights that another run ended this stage with, if there is one."
+    "Take the final weights of this stage from another run, if there is one."
     if not r.shared:
         return False
     file, key = r.shared(r.stage.name)
@@ -696,7 +696,7 @@ def borrow(r: Replica) -> bool:
 
 
 def lend(r: Replica):
-    "Keep the weights that this stage ended with for other runs; the last stage is nobody else's."
+    "Keep the final weights of this stage for other runs, except those of the last stage."
     if not r.shared or r.stage.name == r.method.stages()[-1].name:
         return
     file, key = r.shared(r.stage.name)

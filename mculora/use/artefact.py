@@ -240,7 +240,7 @@ def _calibration(a):  # the section on probabilities
     if not c.utterances:
         return 'Probabilities are **not calibrated**: no validation data were at hand.'
     borrowed = (
-        ' Too few validation utterances for one of their own, so the common temperature '
+        ' Too few validation utterances for a separate one, so the common temperature '
         f'({c.common:.2f}): {", ".join(c.borrowed)}.'
     )
     head = ['combination', 'temperature', 'validation utterances', 'ECE before', 'ECE after']
@@ -539,7 +539,7 @@ def _data(folder, r, data_root, features, dataset):  # the run's parts, opened a
         dataset = _own_file(r, data_root or repo_root())
     if 'table' in r.data and dataset is None:
         raise DataError(
-            f"{folder}: found a run on a file of one's own, {r.config['dataset']}, expected "
+            f'{folder}: found a run on your own file, {r.config["dataset"]}, expected '
             'that file: name it (--dataset FILE), or export without temperatures '
             '(--no-temperatures)'
         )

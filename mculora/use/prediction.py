@@ -254,7 +254,7 @@ class Stream:
 
     def add(
         self,
-        utterance: Utterance,  # what is there of it
+        utterance: Utterance,  # its available modalities
         speaker: int = 0,  # who speaks: 0, 1, ...
     ) -> Prediction:  # of this utterance, given all before it
         """Predict the next utterance. Raises `DataError` for input that the model cannot use; the
