@@ -187,7 +187,7 @@ class Gated(nn.Module):
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #3e297f65
 class Refine(nn.Module):
-    "R_m: what makes a recovered vector a better one."
+    "R_m: refines a recovered vector."
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class Rates:
 
 
 class ShareDropout(Dropout):
-    "Dropout of an attention's shares: each pair and head has noise of its own."
+    "Dropout of attention weights, with separate noise for each pair and head."
 
     def forward(
         self,
@@ -252,7 +252,7 @@ def ask(
     mask: Tensor,  # [B, 1, L, L] bool: whom a query may look at
     thin: Callable[[Tensor], Tensor],  # dropout of the shares [B, heads, L, L]
 ) -> Tensor:  # [B, L, d]
-    "Attention of the utterances that ask to those that are asked."
+    "Attention of query utterances to key utterances."
     k, v = kv.chunk(2, -1)
     # each [B, heads, L, d/heads]
     q, k, v = (u.unflatten(-1, (heads, -1)).transpose(1, 2) for u in (q, k, v))
@@ -511,7 +511,7 @@ class Refining(Projecting):
         x: dict[str, Tensor],  # modality -> [..., d], zeros where missing
         # modality -> [..., d], where it is missing; elsewhere anything finite
     ) -> dict[str, Tensor]:
-        "What is made of what is there, before the refinement."
+        "Recover missing vectors from the available ones, before refinement."
         raise NotImplementedError
 
     def refined(
@@ -537,7 +537,7 @@ class Refining(Projecting):
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #167324d1
 class TwoStages(Refining):
-    "Complete data first; then what is missing is recovered."
+    "First train on complete data, then recover missing modalities."
 
     # settings without a part in the first stage; `blocks` is not among them: R_m is drawn before
     # the fusion
@@ -586,13 +586,13 @@ def refinement_loss(
     truth: dict[str, Tensor],  # modality -> [..., d] x_m
     gone: Tensor,  # [..., M] bool: what was dropped
 ) -> Tensor:  # scalar
-    "Mean squared error of what was dropped."
+    "Mean squared error over dropped modalities."
     each = torch.stack([(new[m] - x).square().mean(-1) for m, x in truth.items()], -1)
     return (each * gone).sum() / gone.sum().clamp(min=1)
 
 
 class Recovering(TwoStages):
-    "Base of DiCMoR and IMDer: project, recover what is missing, fuse."
+    "Base of DiCMoR and IMDer: project, recover missing modalities, fuse."
 
     def own_loss(
         self, full: Batch, b: Batch, x: dict[str, Tensor], truth: dict[str, Tensor]

@@ -54,7 +54,7 @@ def mean_over(
     x: Tensor,  # [..., d]
     there: Tensor,  # [...] bool
 ) -> Tensor:  # [d]; zeros if nothing is there
-    "Mean over the utterances that are there."
+    "Mean over the present utterances."
     return (x * there[..., None]).flatten(0, -2).sum(0) / there.sum().clamp(min=1)
 
 # %% ../../nbs/baselines/07_euar.ipynb #15f3fed8

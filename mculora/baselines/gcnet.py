@@ -106,7 +106,7 @@ def looked_up(
 
 # %% ../../nbs/baselines/09_gcnet.ipynb #75ff8347
 class Branch(nn.Module):
-    "What one graph has of its own."
+    "The parameters of one graph."
 
     def __init__(
         self,
@@ -220,7 +220,7 @@ class GCNetBuild(Baseline):
 
 # %% ../../nbs/baselines/09_gcnet.ipynb #6ee39da9
 class GCNetReads(GCNetBuild):
-    "H^0, from what is there."
+    "H^0, from the available modalities."
 
     def encode(self, batch):  # modality -> [B, L, 8H] what both directions take from it
         parts = self.read[0].W.split(list(self.widths.values()), 1)

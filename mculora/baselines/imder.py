@@ -305,7 +305,7 @@ KEY = 66  # of the sampler's noise outside training
 def noise_key(
     b: Inputs,  # any
 ) -> Tensor:  # scalar
-    "A key, drawn anew each time; modality k has the k-th after it."
+    "A new key each time; modality k uses the k-th after it."
     none = torch.zeros((), dtype=torch.int32, device=b.place.device)
     return random_integers(none, 1, torch.int32)[0] & 0x3FFFFFFF
 
@@ -334,7 +334,7 @@ class Keyed(Scores):
 # %% ../../nbs/baselines/12_imder.ipynb #0d611926
 @dataclass
 class Rows:
-    "Utterances that a network is asked about."
+    "Utterances that a network is evaluated on."
 
     at: Tensor | None  # [n] their numbers; None: all of them, as they lie
     shape: tuple[int, int]  # B, L
@@ -374,7 +374,7 @@ def conditioned(
 
 # %% ../../nbs/baselines/12_imder.ipynb #fcdb682f
 class Drawing(Keyed):
-    "A missing vector is drawn, given those that are there."
+    "Sample a missing vector, given the available ones."
 
     def _ask(self, b, x, k, needed):  # of modality k: rows, their score, conditions and places
         net = list(self.score.values())[k]

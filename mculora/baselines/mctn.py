@@ -109,7 +109,7 @@ def roles(
     translate: bool = True,  # where all are present: only the first is the source
     # [..., M] bool each: source, target of level 1, target of level 2
 ) -> tuple[Tensor, Tensor, Tensor]:
-    "Who is translated into whom."
+    "Source and targets of the translation."
     first = torch.arange(present.shape[-1], device=present.device) == 0
     source = torch.where(present.all(-1, keepdim=True), first, present) if translate else present
     absent = ~source
@@ -118,7 +118,7 @@ def roles(
 
 # %% ../../nbs/baselines/03_mctn.ipynb #a810f871
 class MCTNParts(Baseline):
-    "Build: what MCTN is made of."
+    "Build: the parts of MCTN."
 
     Settings = MCTNSettings
 
@@ -150,7 +150,7 @@ class MCTNParts(Baseline):
 
 # %% ../../nbs/baselines/03_mctn.ipynb #572c2f46
 class MCTNSource(MCTNParts):
-    "What is there, in one vector an utterance."
+    "The available modalities, in one vector per utterance."
 
     def encode(self, batch):
         return {m: self.project[m](x) for m, x in batch.features.items()}
@@ -223,7 +223,7 @@ def mean_of(
 
 @register('mctn')
 class MCTN(MCTNFourLoops):
-    "Cyclic translation from what is there to what is missing; one model for all combinations."
+    "Cyclic translation from available to missing modalities; one model for all combinations."
 
     tuned = {'iemocap': 5e-4}
 

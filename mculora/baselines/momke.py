@@ -177,7 +177,7 @@ class Router(nn.Module):
 
 # %% ../../nbs/baselines/06_momke.ipynb #00fff62e
 class MoMKEParts(Baseline):
-    "Build: what MoMKE is made of."
+    "Build: the parts of MoMKE."
 
     Settings = MoMKESettings
     before = dict(speakers=False)
@@ -258,7 +258,7 @@ def everywhere(
     there: Tensor,  # [M, B, L] bool: who has the modality
     among: Tensor | None = None,  # [B, heads, L, L] bool: whom each head may look at
 ) -> Plan:
-    "Every place, whether the modality is there or not."
+    "Every position, whether the modality is present or not."
     if among is not None:
         among = among.repeat(len(there), 1, 1, 1)
     return Plan([slice(None)] * len(there), looks(there.flatten(0, 1)[None], among=among))
@@ -268,7 +268,7 @@ def where_there(
     there: Tensor,  # [M, B, L] bool: who has the modality
     among: Tensor | None = None,  # [B, heads, L, L] bool: whom each head may look at
 ) -> Plan:
-    "Only what is there, of those dialogues that have it."
+    "Only present utterances, of the dialogues that have any."
     L = there.shape[-1]
     some = there.any(-1).flatten()  # [M B] sequences that are kept
     number = some.cumsum(0) - 1  # [M B] which one each is among those

@@ -93,7 +93,7 @@ class MRANSettings(Recipe):
 
 # %% ../../nbs/baselines/10_mran.ipynb #7362cb54
 class Recover(nn.Module):
-    "R_m: what the missing modalities would have been."
+    "R_m: reconstructs the missing modalities."
 
     def __init__(
         self,

@@ -178,7 +178,7 @@ class Anchors(MeanImputation):
 
 # %% ../../nbs/baselines/02_reference.ipynb #4a8a822b
 class Distances(Anchors):
-    "How far each anchor is, in what both have."
+    "Distance to each anchor, over the columns that both have."
 
     # [B, L, D_m + anchors]: x^m, and its squared distance to each anchor's
     def encode(self, batch):
@@ -274,7 +274,7 @@ def vote(
     present: Tensor,  # [B, L, M] bool
     classes: bool,  # False: scores
 ) -> Tensor:  # [B, L, C]
-    "The mean of what is present: of probabilities, as logits, or of scores."
+    "The mean over present modalities: of probabilities, as logits, or of scores."
     # nothing present: all the zeros
     there = (present | ~present.any(-1, keepdim=True))[..., None]
     n = there.sum(-2)

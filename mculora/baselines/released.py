@@ -295,7 +295,7 @@ def side_by_side(
 
 # %% ../../nbs/baselines/08_released.ipynb #9afd0ed9
 class ReleasedDPFT(ReleasedOnce):
-    "How far the streams are apart, and what follows for p and q."
+    "The distance between the streams, and the update of p and q."
 
     @torch.no_grad()
     def divergences(

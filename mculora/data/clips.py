@@ -569,8 +569,8 @@ def _pictures_of(where, revision):  # the size of the pictures, mean and deviati
 
 
 class Faces(_Faces):
-    """A model of face pictures, your own or one of `transformers` (`Faces.of`): mean over the
-    frames in which a face was found."""
+    """A model of face pictures, your own or one of `transformers` (`Faces.of`), averaged over the
+    frames with a detected face."""
 
     @classmethod
     def of(

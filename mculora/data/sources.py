@@ -52,7 +52,7 @@ def listed(
 # %% ../../nbs/data/01_sources.ipynb #fd39aa7c
 @dataclass(frozen=True)
 class Layout:
-    "Where a dataset lies under the data root, and what its labels mean."
+    "The location of a dataset under the data root, and the meaning of its labels."
 
     folder: str  # below the data root
     labels: str  # the label pickle, inside `folder`

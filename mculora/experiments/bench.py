@@ -73,7 +73,7 @@ class _Plain:
         )
 
     def encode(self, b):
-        "R^m, also of what is absent."
+        "R^m, including absent utterances."
         return (
             b.features
             if b.encoded
@@ -110,7 +110,7 @@ class _Parts(_Plain):
 # %% ../../nbs/experiments/05_bench.ipynb #1430635a
 class _Losses(_Parts):
     def loss(self, b, stage: str) -> Tensor:
-        "Of a batch that knows what it was before modalities were dropped."
+        "The loss of a batch that has its `complete` form."
         net = self.net
         if stage == 'finetune':
             R, prt, com, y = self.parts(b)
@@ -398,7 +398,7 @@ def markdown(
     found: dict,  # a measurement of the notebook on speed: environment, data, bench
     file: str = 'results/speed.json',  # where it lies
 ) -> str:  # Markdown
-    "The figures of a bench, with what they were measured on."
+    "The figures of a bench, with the machine and data."
     e, d, rows = found['environment'], found['data'], found['bench']
     cells = [
         [

@@ -157,7 +157,7 @@ def describe_data(
     found: 'pd.DataFrame',  # of `find`
     data: str,  # as results name it
 ) -> str:
-    "What a title says of the data; of gaps in training and mistaken speakers, if all share them."
+    "The data in a title, with gaps in training and mistaken speakers if all runs share them."
     task, gaps = described(data), list(found.missing.unique()) if len(found) else []
     said = f', {said_missing(lacks)}' if len(gaps) == 1 and (lacks := json.loads(gaps[0])) else ''
     noise = list(found.speaker_noise.unique()) if len(found) else []
@@ -254,7 +254,7 @@ def cell(
     scale: float = 100.0,  # 100: in per cent
     digits: int = 1,
 ) -> Cell:
-    "The mean with its interval, if all runs are there."
+    "The mean with its interval, if no run is missing."
     if missing:
         return Cell(words=f'{len(missing)} missing')
     if not len(runs):
@@ -591,8 +591,8 @@ def of_paper(
     found: 'pd.DataFrame',  # rows of `printed`: one method and metric
     columns: list[str],  # conditions
 ) -> dict[str, Cell]:
-    """The paper's cells as printed, with the averages that follow from them (of a misprint, from
-    what it stands for)."""
+    """The paper's cells as printed, with averages computed from them (for a misprint, from the
+    corrected value)."""
     v = {r.condition: r.number for r in found.itertuples()}
     out = {
         r.condition: Cell(float(r.value), digits=len(r.value.partition('.')[2]))

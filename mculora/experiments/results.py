@@ -516,8 +516,8 @@ def collect(
     # one row per score: dataset, method, fold, seed, schedule, ..., selection, condition, metric,
     # value, and the file it comes from (of a store: that it would be in a folder)
 ) -> 'pd.DataFrame':
-    """All results below a folder as one table. Raises `DataError` where there is no such folder;
-    one without results is an empty table."""
+    """All results below a folder as one table, empty if there are none. Raises `DataError` if the
+    folder does not exist."""
     # imported here: pandas and SciPy take a second and 130 MB, and training needs neither
     import pandas as pd
 
@@ -731,7 +731,7 @@ def report(
     dataset: str,  # which dataset
     metric: str,  # which metric
 ) -> str:  # Markdown
-    "The table of a dataset, best method last, and what separates the last from each of the others."
+    "The table of a dataset, best method last, and its differences from each of the others."
     t = table[(table.dataset == dataset) & (table.precision == 'float32')]
     if not len(t):
         raise DataError(

@@ -125,7 +125,7 @@ def update_modalities(
     amplitude: float = 0.02,  # lambda
     bounds: tuple[float, float] = (0.45, 0.55),  # section 4.2
 ) -> Tensor:  # [M]
-    "One step of eq. 10 on the modalities' own probabilities."
+    "One step of eq. 10 on the probabilities of the modalities."
     step = rank_step(change, 0.5, amplitude)  # eq. 10, q_base: one half
     # +1 if the combination has the modality
     sign = members.to(step) * 2 - 1

@@ -53,7 +53,7 @@ def moved_copy(
     method: Method,  # untrained; left as it is
     d: Dialogues,  # what `prepare` is shown
 ) -> Method:
-    "A copy that is prepared, and each of whose parameters has moved."
+    "A prepared copy with every parameter perturbed."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(66)
         copy = deepcopy(method).cpu()

@@ -93,7 +93,7 @@ def observe(
     n: int = 100,  # utterances whose representations are kept
     components: int = 32,
 ) -> Observed:
-    "Predictions of a part under all conditions, and what the method shows of them."
+    "Predictions for a part under all conditions, and the outputs of the method's `inspect`."
     names, N = labels(d.modalities), len(d.utterances)
     some, said, points = torch.linspace(0, N - 1, min(n, N)).long().unique(), {}, {}
     for k, row in enumerate(members(len(d.modalities)).to(d.present.device)):

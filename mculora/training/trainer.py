@@ -327,11 +327,11 @@ def load_checkpoint(
 def resume(
     path,  # file
     key: str,  # of this run
-    # print what is found; of a damaged file there is a warning in any case
+    # print what is found; damaged files always give a warning
     say: bool = True,
-    # tensors and state, both empty if there is nothing to go on from
+    # tensors and state, both empty if there is nothing to resume from
 ) -> tuple[dict[str, Tensor], dict]:
-    "The last checkpoint of this very run that is whole."
+    "The last intact checkpoint of this run."
     there = [f for f in (Path(path), earlier(path)) if f.exists()]
     for f in there:
         found = load_checkpoint(f)
@@ -405,7 +405,7 @@ class Options:
 
 # %% ../../nbs/training/02_trainer.ipynb #d8146cac
 def restore_adam(optimiser, trained: dict, tensors: dict):
-    "Adam's moments of a checkpoint, into a new optimiser."
+    "Load Adam's moments from a checkpoint into a new optimiser."
     for n, p in trained.items():
         state = {
             k: tensors[f'adam.{k}.{n}']
@@ -417,7 +417,7 @@ def restore_adam(optimiser, trained: dict, tensors: dict):
 
 
 def one_adam(replicas: list[Replica]) -> torch.optim.Adam:
-    "Adam over what all replicas train, with the moments that they had."
+    "Adam over the trained parameters of all replicas, with their previous moments."
     groups: dict = {}
     for r in replicas:
         groups.setdefault((r.stage.lr, r.stage.weight_decay), []).extend(r.trained.values())
