@@ -108,7 +108,7 @@ class Shared(Settings):
     'Share of training and validation entries to remove for good; or {MODALITY: SHARE} as JSON.'
     hold: Literal['dialogues', 'session'] = 'dialogues'
     """What to validate on: 'dialogues' of the training sessions, or a whole training 'session',
-    with speakers that nobody trained on."""
+    whose speakers are held out."""
     standardise: bool = True
     'Scale features to mean 0 and deviation 1, estimated on the training part.'
     speaker_noise: float = Field(0.0, ge=0, lt=1)

@@ -361,8 +361,8 @@ MethodOptions = Annotated[str, _option('Settings of the method, as JSON.')]
 
 @app.command('check')
 def check_(method: MethodName, dataset: Twin = 'iemocap', options: MethodOptions = '{}'):
-    """Run on a method the checks that precede every training run. Exit code: 0 every property
-    holds, 1 at least one does not, 2 invalid arguments."""
+    """Check a method, as is done before every training run. Exit code: 0 every property holds, 1 at
+    least one does not, 2 invalid arguments."""
     with _refusing():
         d = open_dataset(dataset, None, 'tiny')
         found = examined(create(method, d.task, d.widths, _json(options, 'options')))
