@@ -771,7 +771,7 @@ def conditional(
     present: Tensor,  # [M] bool, the modalities that are there
     width: int,  # D_m
 ) -> tuple[Tensor, Tensor]:  # [N, D_m] mean and [N, D_m, D_m] covariance of its features
-    "What is known of a missing modality's features from the rest of the same utterance."
+    "Conditional distribution of a missing modality's features given the rest of the utterance."
     mu, Sigma = moments(s)
     Q, c = frame(s, m, width)
     cols = columns(s)
