@@ -212,6 +212,12 @@ class Sweep(Shared, _Named):
     # settings that all variants share where they say nothing else, as for a table of one's own
     options: dict[str, Any] = {}
 
+    @property
+    def alike(self) -> dict[str, str]:
+        "What its runs have in common, as columns of `collect`."
+        said = dict(dataset=self.data, schedule=self.schedule, size=self.size)
+        return said | {k: as_text(getattr(self, k)) for k in Shared.model_fields}
+
     def configs(self, variants: list[Variant], **others) -> list[RunConfig]:
         "The runs of some variants, each once; `others` as in `RunConfig`."
         runs = [
@@ -260,8 +266,7 @@ def _newest(version):
 def _of_sweep(table, sweep):  # the part of a table that was made as the sweep says
     if not len(table):
         return table
-    told = dict(dataset=sweep.data, schedule=sweep.schedule, size=sweep.size)
-    told |= {k: as_text(getattr(sweep, k)) for k in Shared.model_fields}
+    told = sweep.alike
     return table[(table[list(told)] == list(told.values())).all(axis=1)]
 
 
