@@ -130,7 +130,7 @@ class IFMMINParts(Imagining):
 
     @classmethod
     def published(cls, task):
-        return super().published(task) | dict(epochs=40, clean_invariance=True)
+        return super().published(task) | dict(epochs=40, clean_invariance=True, teacher_clip=0.5)
 
     @classmethod
     def variant(cls, task, preset):

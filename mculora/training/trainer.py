@@ -261,6 +261,7 @@ def train_epoch(
             found = gradients(team, stages[0].name, b, keys, active, precision)
             value = torch.stack(list(found.values())).detach()
             seen.append(torch.cat([value, team.norms()[None]]))
+            team.clip(stages[0])  # what was seen is the length before
             share = torch.tensor(
                 [len(r) / len(d) for r, d in zip(rows, trains)], dtype=torch.float32
             )
