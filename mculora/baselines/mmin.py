@@ -294,6 +294,11 @@ class MMINParts(Imagining):
 class MMIN(MMINParts):
     "Missing modality imagination network."
 
+    choices = {
+        'kaiming weights, clipped': dict(init='kaiming', clip=1.0, teacher_clip=5.0),
+        'normal weights, clipped': dict(init='normal', clip=5.0, teacher_clip=5.0),
+        'linear encoders': dict(encoder_relu=False),
+    }
     tuned = {'iemocap': 5e-4}
 
     def loss(self, batch, stage):

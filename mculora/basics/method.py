@@ -98,6 +98,8 @@ class Configured(nn.Module):
     Settings: type[BaseModel] = Settings  # the settings of the method
     # learning rates that its fair recipe chooses from, on validation
     grid: tuple[float, ...] = ()
+    # and what else it chooses from, with each of these rates: name -> settings
+    choices: Mapping[str, Mapping[str, Any]] = {}
     # settings of its own that a tuning study varies: from where to where, or which values
     space: Mapping[str, Sequence] = {}
     # setting that came later -> what the method did before: so older results and models are read
