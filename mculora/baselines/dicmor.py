@@ -541,8 +541,7 @@ class Refining(Projecting):
 class TwoStages(Refining):
     "Complete data first; then what is missing is recovered."
 
-    # settings without a part in the first stage; `blocks` is not among them: R_m is drawn before
-    # the fusion
+    # settings without a part in the first stage; not `blocks`: R_m is drawn before the fusion
     late = ('recovery',)
     before = dict(
         refinement_blocks=None,

@@ -140,6 +140,13 @@ class IFMMINParts(Imagining):
 class Invariant(IFMMINParts):
     "What all modalities have in common."
 
+    choices = {
+        'kaiming weights, clipped': dict(init='kaiming', clip=1.0, teacher_clip=0.5),
+        'normal weights, clipped': dict(init='normal', clip=5.0, teacher_clip=5.0),
+        'linear encoders': dict(encoder_relu=False),
+        'clean invariance': dict(clean_invariance=True),
+    }
+
     def invariant(
         self,
         h: Tensor,  # [B, L, M*d] h
@@ -173,12 +180,6 @@ class IFMMIN(Invariant):
     "Missing modality imagination network with invariant features."
 
     grid = (2e-3, *GRID)
-    choices = {
-        'kaiming weights, clipped': dict(init='kaiming', clip=1.0, teacher_clip=0.5),
-        'normal weights, clipped': dict(init='normal', clip=5.0, teacher_clip=5.0),
-        'linear encoders': dict(encoder_relu=False),
-        'clean invariance': dict(clean_invariance=True),
-    }
     tuned = {'iemocap': 1e-3}
 
     def predict(self, batch, stage=None):

@@ -197,6 +197,13 @@ class MRANEmbeddings(MRANBuild):
 class MRANParts(MRANEmbeddings):
     "From hidden vectors to the prediction."
 
+    choices = {
+        'text as it is': dict(text_map='identity'),
+        'linear encoders': dict(encoder_relu=False),
+        'kaiming weights': dict(init='kaiming'),
+        'kaiming weights, linear encoders': dict(init='kaiming', encoder_relu=False),
+    }
+
     def parts(
         self,
         b: Inputs,  # what is there
@@ -230,12 +237,6 @@ class MRAN(MRANParts):
     "Multimodal reconstruct and align net, as far as its abstract tells, and guesses."
 
     grid = (5e-3, 2e-3, *GRID)
-    choices = {
-        'text as it is': dict(text_map='identity'),
-        'linear encoders': dict(encoder_relu=False),
-        'kaiming weights': dict(init='kaiming'),
-        'kaiming weights, linear encoders': dict(init='kaiming', encoder_relu=False),
-    }
     tuned = {'iemocap': 2e-3}
     # settings without a part in the first stage
     late = ('depth', 'index', 'reconstructor', 'text_map', 'anchors', 'distance', 'align')
