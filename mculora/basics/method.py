@@ -43,6 +43,12 @@ class Stage:
     # on whose validation score an epoch is kept: an average, or a condition; then nothing else is
     # evaluated
     select: str = 'all'
+    # the gradient of each of `parts` is shortened to this length; None: left as it is
+    clip: float | None = None
+    # parts of the model, each by what its parameters' names start with
+    parts: tuple[str, ...] = ('',)
+    # every number of the gradient is cut to this size; None: left as it is
+    clip_value: float | None = None
 
 # %% ../../nbs/basics/04_method.ipynb #7c5b7344
 class Settings(BaseModel):
@@ -92,6 +98,8 @@ class Configured(nn.Module):
     Settings: type[BaseModel] = Settings  # the settings of the method
     # learning rates that its fair recipe chooses from, on validation
     grid: tuple[float, ...] = ()
+    # and what else it chooses from, with each of these rates: name -> settings
+    choices: Mapping[str, Mapping[str, Any]] = {}
     # settings of its own that a tuning study varies: from where to where, or which values
     space: Mapping[str, Sequence] = {}
     # setting that came later -> what the method did before: so older results and models are read
