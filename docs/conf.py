@@ -114,8 +114,8 @@ def unbroken(text):
 
 
 def linked(app, docname, text):
-    """What a page calls `nbs/x.ipynb` or `docs/x.md` leads there, and what leads to the README to the
-    first page, which includes it; a link to a file that is not part of the site is words."""
+    """What a page calls `nbs/x.ipynb` or `docs/x.md` leads there, a link to the README to the first
+    page, which includes it; a link to a file that is not part of the site is words."""
     folder = app.env.doc2path(docname).parent
 
     def there(target):
