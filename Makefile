@@ -89,8 +89,9 @@ train: $(STAMP) ## one training run: [DATASET=iemocap] [METHOD=mculora] [SEED=66
 reproduce: $(STAMP) ## one cheap run of each method made again and compared with its record, on twins where there are some: about 75 minutes; [ARGS="--method gcnet"]
 	@MCULORA_DATA='$(DATA_ROOT)' $(BIN)/mculora reproduce $(ARGS)
 
-# One thread a process, and a process a core; what a worker has at the end another one takes over.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
+# One thread a process, and a process a core; what a worker has at the end another one takes over. Bytecode is kept whatever
+# the shell says: a hundred processes import the package.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
 
 test: $(STAMP) ## the tests, every notebook among them, side by side: minutes; [ARGS="-k notebooks"]
 	@$(PYTEST) --dist loadfile $(ARGS)

@@ -114,14 +114,17 @@ def unbroken(text):
 
 
 def linked(app, docname, text):
-    """What a page calls `nbs/x.ipynb` or `docs/x.md` leads there; a link to a file that is not part
-    of the site is words."""
+    """What a page calls `nbs/x.ipynb` or `docs/x.md` leads there, a link to the README to the first
+    page, which includes it; a link to a file that is not part of the site is words."""
     folder = app.env.doc2path(docname).parent
 
     def there(target):
         return '://' in target or target[0] == '#' or (folder / target.split('#')[0]).exists()
 
     def kept(m):
+        to, at, heading = m[2].partition('#')
+        if (folder / to).resolve() == (app.srcdir / 'README.md').resolve():
+            return f'[{m[1]}]({os.path.relpath(app.srcdir / "index.md", folder)}{at}{heading})'
         return m[0] if there(m[2]) else m[1]
 
     def link(m):
@@ -171,6 +174,13 @@ def block_math(writer, node):
     number = f'<span class="eqno">({escape(tag)})</span>' if tag else ''
     writer.body.append(f'<div class="math">{drawn}{number}</div>')
     raise nodes.SkipNode
+
+
+def with_big_pictures(app, pagename, templatename, context, doctree):
+    "A picture leads to itself alone: on a phone it is small, and there it can be made larger."
+    if 'body' in context:
+        picture = r'<img\b[^>]*?\bsrc="([^"]+)"[^>]*>'
+        context['body'] = re.sub(picture, r'<a href="\1">\g<0></a>', context['body'])
 
 
 # --- pages that are written on the way ---
@@ -226,4 +236,5 @@ def setup(app):
     app.connect('builder-inited', write_pages)
     app.connect('source-read', prepare)
     app.connect('include-read', prepare_included)
+    app.connect('html-page-context', with_big_pictures)
     app.connect('autodoc-process-docstring', describe_parameters)

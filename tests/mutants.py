@@ -257,7 +257,8 @@ def main():
         and said.module in (None, m.module)
         and (said.fault or '') in m.fault
     ]
-    os.environ |= {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg'}
+    # bytecode of before the fault would be taken for the fault's: same size, same second
+    os.environ |= {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PYTHONDONTWRITEBYTECODE': '1'}
     SERVER.set_forkserver_preload(HEAVY)
     start, lived, copies = time.monotonic(), [], Queue()
     with tempfile.TemporaryDirectory() as tmp, ThreadPoolExecutor(said.cores) as pool:

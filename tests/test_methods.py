@@ -357,7 +357,11 @@ def test_a_method_reads_what_it_says(method, options, monkeypatch):
     assert not moved(replace(b, speaker=speaker), elsewhere)
 
 
-@pytest.mark.parametrize('method', SPEAKING)
+@pytest.mark.parametrize(
+    'method',
+    # seven models in one are what one is
+    [pytest.param(m, marks=[pytest.mark.slow] * m.endswith('-per-condition')) for m in SPEAKING],
+)
 def test_heads_by_speaker_keep_what_every_method_keeps(method, monkeypatch):
     "Missing inputs, padding, neighbours, packing, replicas: with the setting on."
     monkeypatch.setitem(MORE, method, dict(speakers=True))

@@ -742,7 +742,7 @@ def test_a_model_of_a_table_is_exported_from_the_file_itself(tmp_path, monkeypat
     with pytest.raises(
         DataError,
         match=(
-            'found a run on a file of one.s own, noise-simulated, expected that file: name it '
+            'found a run on your own file, noise-simulated, expected that file: name it '
             '.--dataset FILE., or .* .--no-temperatures.'
         ),
     ):

@@ -15,7 +15,8 @@ from optuna.storages.journal import JournalFileBackend
 
 from mculora.basics.dialogues import DataError
 from mculora.data.sources import described
-from mculora.basics.method import methods, read_settings, settings_of
+from mculora.baselines.recipe import GRID, Presets
+from mculora.basics.method import create, methods, read_settings, settings_of
 from mculora.experiments.results import (
     STORE,
     addresses,
@@ -39,15 +40,18 @@ from mculora.experiments.store import add
 from mculora.experiments.studies import (
     ABLATION,
     RANKS,
+    ROWS,
     SPEAKERS,
     Sweep,
     Variant,
     find,
+    grid_of,
     studies,
     validation_of,
 )
 from mculora.experiments.tuning import FINAL, chosen, trials_of
 from mculora.data.twins import bayes_limit
+from mculora.training.trainer import scheduled
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = addresses(ROOT / 'results')
@@ -224,23 +228,54 @@ def test_bfloat16_is_not_told_from_float32():
         assert abs(r['mean']) <= r['half'] < 0.02, (condition, r)
 
 
-@pytest.mark.parametrize('name', [name for name, cls in methods().items() if cls.grid])
+def grid_scores(data, name):
+    "(choice, learning rate) -> score on validation, of the committed runs; that of the row."
+    said = yaml.safe_load((ROOT / 'workflow' / 'config.yaml').read_text())['committed'][data]
+    sweep = Sweep(data=data, folds=said['folds'][:1], seeds=said['seeds'][:1])
+    variants = grid_of(name)
+    found, _ = find(collected(), sweep, [*variants.values(), Variant(name=name, method=name)])
+    score = validation_of(found)
+    tried = {key: score[v.name] for key, v in variants.items() if v.name in score}
+    return tried, score.get(name)
+
+
+@pytest.mark.parametrize(
+    'name', [name for name, cls in methods().items() if cls.grid and issubclass(cls, Presets)]
+)
 @pytest.mark.parametrize('data', ['iemocap'])
 def test_the_learning_rate_in_use_is_the_best_of_the_grid(data, name):
     "On the validation dialogues of the committed runs; of equals the first."
-    said = yaml.safe_load((ROOT / 'workflow' / 'config.yaml').read_text())['committed'][data]
-    variants = [v for v in studies()['grid'] if v.method == name]
-    found, missing = find(
-        collected(), Sweep(data=data, folds=said['folds'][:1], seeds=said['seeds'][:1]), variants
-    )
+    grid, (tried, _) = methods()[name].grid, grid_scores(data, name)
+    score = {lr: tried[choice, lr] for choice, lr in tried if not choice}
     # not run yet, or not all of it: nothing may claim to be chosen by it
-    if missing:
-        assert not getattr(methods()[name], 'tuned', {}).get(data)
+    if set(score) != set(grid):
+        assert not methods()[name].tuned.get(data)
         return
-    score = validation_of(found)
-    best = max(variants, key=lambda v: score[v.name])
-    assert settings_of(name, described(data))[1].lr == best.options['lr'], score
-    assert best.options['lr'] < max(methods()[name].grid), 'the best may lie beyond the grid'
+    best = max(grid, key=lambda lr: score[lr])
+    assert settings_of(name, described(data))[1].lr == best, score
+    assert best < max(grid), 'the best may lie beyond the grid'
+
+
+@pytest.mark.parametrize('name', [name for name in ROWS if methods()[name].grid])
+def test_no_row_is_two_points_below_the_best_of_its_own_grid(name):
+    "MCULoRA's too: whatever a method chooses from, its row is made with about the best."
+    tried, in_use = grid_scores('iemocap', name)
+    assert tried and max(tried.values()) - in_use <= 0.02, tried
+
+
+def test_under_quick_mculora_chooses_from_the_rates_of_the_baselines():
+    "Its rate is multiplied there, and theirs are not: what is trained with is the same."
+    task = described('iemocap')
+
+    def trained_with(name, lr):
+        method = create(name, task, {'a': 4, 't': 4, 'v': 4}, {'lr': lr})
+        return [scheduled(s, 'quick', 81).lr for s in method.stages()]
+
+    ours = [trained_with('mculora', lr) for lr in methods()['mculora'].grid]
+    theirs = [trained_with('momke', lr) for lr in (2e-3, *GRID)]
+    assert ours == [pytest.approx(lrs) for lrs in theirs]
+    # what derives from it, and is in a table beside it, has its rate
+    assert not any(methods()[name].grid for name in ('mculora-plus', 'mculora-projected'))
 
 
 def test_claims_who_leads_and_who_is_told_from_whom():
@@ -503,7 +538,14 @@ def page(data):
     return {r[0].split(' (')[0]: (float(r[1].split(' ')[0]), r[5]) for r in rows}
 
 
-PARTS = ['second stage', 'adapters', 'private adapters', 'L_ort', 'DPFT']
+PARTS = [
+    'second stage',
+    'adapters',
+    'second stage with adapters',
+    'private adapters',
+    'L_ort',
+    'DPFT',
+]
 
 
 @pytest.mark.parametrize('data, additions', [('iemocap', 'complete'), ('mosi', 'all, complete')])
@@ -523,7 +565,7 @@ def test_claims_what_is_told_from_zero_on_real_data(data, additions):
     assert (
         rows['MCULoRA+: additions'][1] == additions
         and (rows['MCULoRA+: additions'][0] > 0) == (data == 'iemocap')
-        and len(rows) == 11
+        and len(rows) == 12
     )
 
 
@@ -548,12 +590,13 @@ def test_claims_what_is_told_from_zero_on_single_videos():
         == {
             'second stage',
             'adapters',
+            'second stage with adapters',
             'MCULoRA+: adapters and DPFT',
             'MCULoRA+: adapters and DPFT beside these',
             'epoch chosen on the test set',
         }
         and all(told in (everywhere, 'none') for _, told in rows.values())
-        and len(rows) == 11
+        and len(rows) == 12
     )
     assert rows['adapters'][0] < rows['epoch chosen on the test set'][0] < rows['second stage'][0]
     said = yaml.safe_load((ROOT / 'workflow' / 'config.yaml').read_text())['committed'][

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -15,13 +14,14 @@ import nbformat
 import pandas as pd
 import pytest
 import torch
-from forks import EPOCH, Place, die_after, outcome, small_files
+from forks import EPOCH, SERVER, Place, die_after, outcome, server, small_files, until
 from notebooks import papermill, passes
 from safetensors.torch import load_file
 from small import known
 from typer.testing import CliRunner
 
 import mculora
+from mculora.__main__ import main
 from mculora.use.cli import app
 from mculora.basics.dialogues import DataError, random_dialogues
 from mculora.training.evaluation import metric_names
@@ -515,30 +515,37 @@ def test_tiny_twin_is_learnt_within_its_limit(tmp_path):
         )
 
 
+def typed(log, *arguments):
+    "In a fork: the command line, as a shell starts it."
+    for fd in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), fd)
+    sys.stdout, sys.stderr = (os.fdopen(fd, 'w', buffering=1) for fd in (1, 2))
+    # a shell's background job ignores Ctrl-C, and so would what it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    sys.argv = ['mculora', *arguments]
+    main()
+
+
 def test_ctrl_c_says_what_to_type_and_the_same_command_goes_on(tmp_path):
     "A moment after its first epoch, and exit code 130 as shells have it."
-    command = [sys.executable, '-m', 'mculora', 'train', '--size', 'tiny', '--fold', '1']
-    command += ['--device', 'cpu', '--out-dir', str(tmp_path), '--options']
-    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
-    how = dict(cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    # a shell's background job ignores Ctrl-C, and so would what it starts
-    how['preexec_fn'] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-    long = '{"epochs": 3000, "width": 8, "depth": 1}'
-    with subprocess.Popen([*command, long], **how) as p:
-        while p.poll() is None and not list(tmp_path.rglob('checkpoint.safetensors')):
-            time.sleep(0.01)
-        p.send_signal(signal.SIGINT)
-        said = p.communicate(timeout=120)[0]
-    assert p.returncode == 130 and 'Traceback' not in said, said
+    server()
+    command = f'train --size tiny --fold 1 --device cpu --no-check --out-dir {tmp_path}'.split()
+    command += ['--options', '{"epochs": 3000, "width": 8, "depth": 1}']
+    logs = [tmp_path / 'stopped.log', tmp_path / 'goes on.log']
+    stopped, goes_on = (SERVER.Process(target=typed, args=(log, *command)) for log in logs)
+    stopped.start()
+    while stopped.exitcode is None and not list(tmp_path.rglob('checkpoint.safetensors')):
+        time.sleep(0.01)
+    os.kill(stopped.pid, signal.SIGINT)
+    stopped.join(120)
+    said = logs[0].read_text()
+    assert stopped.exitcode == 130 and 'Traceback' not in said, said
     kept = re.search(r'stopped; the same command goes on after pretrain, epoch (\d+)', said)[1]
-    with subprocess.Popen([*command, long], **how) as p:
-        until = f'going on from the checkpoint: stage 1, epoch {kept}'
-        for line in p.stdout:
-            if until in line:
-                break
-        else:
-            raise AssertionError('it did not go on')
-        p.kill()
+    goes_on.start()
+    until(logs[1], f'going on from the checkpoint: stage 1, epoch {kept}', goes_on)
+    goes_on.kill()
+    goes_on.join()
 
 
 def test_a_method_that_was_not_exported_is_named_with_its_notebook(tmp_path, monkeypatch):

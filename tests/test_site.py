@@ -1,6 +1,7 @@
 """The site of `make html`: no equation is left as LaTeX, nothing comes from another host, every
 link leads somewhere; and in a browser, with the network off, nothing is wider than the page, code
-does not scroll in a window of 1300 pixels, every picture shows, and the search finds."""
+does not scroll in a window of 1300 pixels, no word in a table is broken, every picture shows, and
+the search finds."""
 
 import json
 import os
@@ -137,6 +138,17 @@ def test_every_link_leads_somewhere(site, pages):
     assert not dead
 
 
+def test_links_to_the_readme_lead_to_the_first_page(pages):
+    assert '../index.html#methods' in pages[Path('docs/options.html')].links
+
+
+def test_a_picture_leads_to_itself_alone(pages):
+    "On a phone it is small."
+    shown = pages[Path('figures/README.html')]
+    pictures = [src for src in shown.asks if src.startswith('../_images/')]
+    assert len(pictures) > 20 and set(pictures) <= set(shown.links)
+
+
 def test_the_api_page_has_every_public_name(site, pages):
     import mculora
 
@@ -159,6 +171,10 @@ function look(w, width) {
       said.push('wide: ' + name(e))
   if (width >= 1300) for (const e of d.querySelectorAll('.cell_input pre'))
     if (e.scrollWidth > e.clientWidth + 1) said.push('code scrolls: ' + name(e))
+  // a line may end between words only
+  for (const e of d.querySelectorAll('table code'))
+    if (e.getClientRects().length > e.textContent.split(/\\W+/).length)
+      said.push('word broken: ' + name(e))
   for (const e of d.images) if (!e.naturalWidth) said.push('no picture: ' + e.src)
   for (const e of d.querySelectorAll('pre, code')) e.remove()
   const text = d.querySelector('article').innerText

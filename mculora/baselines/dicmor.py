@@ -391,6 +391,8 @@ class RecoveringSettings(Recipe):
     text_dropout: float = Field(0.0, ge=0, lt=1)  # of the features of text (t)
     complete_lr: float | None = Field(None, gt=0)  # of stage `complete`; None: `lr`
     recovery: float = Field(0.1, ge=0)  # lambda
+    # every number of the gradient is cut to this size; None: as it is
+    clip_value: float | None = Field(None, gt=0)
     score_loss: Literal['mse', 'mae'] = 'mse'  # for scores
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #rates006
@@ -539,8 +541,7 @@ class Refining(Projecting):
 class TwoStages(Refining):
     "First train on complete data, then recover missing modalities."
 
-    # settings without a part in the first stage; `blocks` is not among them: R_m is drawn before
-    # the fusion
+    # settings without a part in the first stage; not `blocks`: R_m is drawn before the fusion
     late = ('recovery',)
     before = dict(
         refinement_blocks=None,
@@ -551,6 +552,7 @@ class TwoStages(Refining):
         attention_dropout_v=0.0,
         text_dropout=0.0,
         complete_lr=None,
+        clip_value=None,
     )
 
     def stages(self):
@@ -562,8 +564,9 @@ class TwoStages(Refining):
                 trainable=('inputs', 'fusion'),
                 select=labels(self.widths)[-1],
                 lr=s.complete_lr or s.lr,
+                clip_value=s.clip_value,
             ),
-            self.stage('recover', trainable=own),
+            self.stage('recover', trainable=own, clip_value=s.clip_value),
         ]
 
     def depends(self, stage):
@@ -654,6 +657,7 @@ _MOSI = dict(
     text_dropout=0.5,
     permute=False,
     floor=True,
+    clip_value=0.6 / 8,  # of the mean over eight batches, which the original adds up
     score_loss='mae',
 )
 _MOSEI = _MOSI | dict(

@@ -196,6 +196,10 @@ class EUAR(EUARMixtures):
     "Mixtures of Gaussian experts with uncertainty-aware routing."
 
     grid = (2e-3, *GRID)
+    choices = {
+        **{f'dropout {p:g}': dict(dropout=p) for p in (0.1, 0.2, 0.3)},
+        'biased gates': dict(gate_bias=True),
+    }
     tuned = {'iemocap': 1e-3}
     before = {'gate_bias': False}
 

@@ -181,6 +181,7 @@ class GCNetBuild(Baseline):
     "The parameters of GCNet."
 
     Settings = GCNetSettings
+    choices = {'no dropout of H': dict(head_dropout=0.0)}
     tuned = {'iemocap': 5e-4}
     before = {'head_dropout': None}
 

@@ -130,7 +130,7 @@ class IFMMINParts(Imagining):
 
     @classmethod
     def published(cls, task):
-        return super().published(task) | dict(epochs=40, clean_invariance=True)
+        return super().published(task) | dict(epochs=40, clean_invariance=True, teacher_clip=0.5)
 
     @classmethod
     def variant(cls, task, preset):
@@ -139,6 +139,13 @@ class IFMMINParts(Imagining):
 # %% ../../nbs/baselines/05_if_mmin.ipynb #d878aae5
 class Invariant(IFMMINParts):
     "What all modalities have in common."
+
+    choices = {
+        'kaiming weights, clipped': dict(init='kaiming', clip=1.0, teacher_clip=0.5),
+        'normal weights, clipped': dict(init='normal', clip=5.0, teacher_clip=5.0),
+        'linear encoders': dict(encoder_relu=False),
+        'clean invariance': dict(clean_invariance=True),
+    }
 
     def invariant(
         self,

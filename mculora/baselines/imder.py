@@ -291,12 +291,13 @@ class Scores(Recovering):
             attention_dropout_a=0.2,
             steps=100,
             condition_noise='same',
+            clip_value=1.0,
             score_loss='mae',
         )
         if task.release != 'mosei':
             return own
         less = dict(embedding_dropout=0.0, attention_dropout_a=0.0)
-        return own | less | dict(batch_size=18, depth=6)
+        return own | less | dict(batch_size=18, depth=6, clip_value=0.6)
 
 # %% ../../nbs/baselines/12_imder.ipynb #82e3c52a
 KEY = 66  # of the sampler's noise outside training

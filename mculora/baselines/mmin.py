@@ -107,6 +107,9 @@ class ImaginingSettings(Recipe):
     # first weights: PyTorch's own; 'kaiming'; or 'normal' for what the second stage adds
     init: Literal['torch', 'kaiming', 'normal'] = 'torch'
     encoder_relu: bool = True  # behind every encoder
+    # longest gradient of each part of the network; None: as it is
+    clip: float | None = Field(None, gt=0)
+    teacher_clip: float | None = Field(None, gt=0)  # the same while the teacher is trained
 
 
 class MMINSettings(ImaginingSettings):
@@ -126,11 +129,20 @@ PUBLISHED = dict(
     complete_in_training=False,
     init='kaiming',
     encoder_relu=False,
+    clip=1.0,
+    teacher_clip=5.0,
 )
 # dialogues of 37, 25 and 7 utterances: 128 utterances
 BATCH = {'iemocap': 3, 'iemocap6': 3, 'mosi': 5, 'mosei': 18}
 # the recipe of the port in GCNet, where it differs; the same dialogues and 49: 256 utterances
-BY_GCNET = dict(lr=1e-3, epochs=100, teacher_epochs=100, init='normal', complete_in_training=True)
+BY_GCNET = dict(
+    lr=1e-3,
+    epochs=100,
+    teacher_epochs=100,
+    init='normal',
+    complete_in_training=True,
+    clip=5.0,
+)
 BATCH_BY_GCNET = {'iemocap': 7, 'iemocap6': 5, 'mosi': 10, 'mosei': 37}
 
 # %% ../../nbs/baselines/04_mmin.ipynb #f1rstw02
@@ -221,8 +233,8 @@ class Imagining(Teaching):
     "Base of MMIN, IF-MMIN and the reading of MRAN: two stages."
 
     # settings without a part in the first stage
-    late = ('depth', 'imagination', 'cycle', 'invariance')
-    before = dict(init='torch', encoder_relu=True)
+    late = ('depth', 'imagination', 'cycle', 'invariance', 'clip')
+    before = dict(init='torch', encoder_relu=True, clip=None, teacher_clip=None)
 
     @classmethod
     def published(cls, task):
@@ -230,15 +242,15 @@ class Imagining(Teaching):
 
     def stages(self):
         s = self.settings
+        teacher = dict(epochs=s.teacher_epochs or s.epochs, select=labels(self.widths)[-1])
         return [
-            self.stage(
-                'teacher',
-                trainable=self.first,
-                epochs=s.teacher_epochs or s.epochs,
-                select=labels(self.widths)[-1],
-            ),
-            self.stage('imagine', trainable=self.second),
+            self._stage('teacher', self.first, s.teacher_clip, **teacher),
+            self._stage('imagine', self.second, s.clip),
         ]
+
+    def _stage(self, name, trains, clip, **others):  # each encoder is a part of its own
+        parts = [f'encoders.{m}.' for m in self.widths] + [n for n in trains if n != 'encoders']
+        return self.stage(name, trainable=trains, clip=clip, parts=tuple(parts), **others)
 
     def begin(self, stage):
         if stage == 'imagine':
@@ -282,6 +294,11 @@ class MMINParts(Imagining):
 class MMIN(MMINParts):
     "Missing modality imagination network."
 
+    choices = {
+        'kaiming weights, clipped': dict(init='kaiming', clip=1.0, teacher_clip=5.0),
+        'normal weights, clipped': dict(init='normal', clip=5.0, teacher_clip=5.0),
+        'linear encoders': dict(encoder_relu=False),
+    }
     tuned = {'iemocap': 5e-4}
 
     def loss(self, batch, stage):

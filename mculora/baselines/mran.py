@@ -80,6 +80,9 @@ class MRANSettings(Recipe):
     # first weights: PyTorch's own; 'kaiming'; or 'normal' for what the second stage adds
     init: Literal['torch', 'kaiming', 'normal'] = 'torch'
     encoder_relu: bool = True  # behind every encoder
+    # longest gradient of each part of the network; None: as it is
+    clip: float | None = Field(None, gt=0)
+    teacher_clip: float | None = Field(None, gt=0)  # the same while the teacher is trained
     text: str = 't'  # which modality is the text
     index: Literal['pattern', 'bits', 'none'] = 'pattern'
     reconstructor: Literal['mlp', 'cra'] = 'mlp'
@@ -194,6 +197,13 @@ class MRANEmbeddings(MRANBuild):
 class MRANParts(MRANEmbeddings):
     "From hidden vectors to the prediction."
 
+    choices = {
+        'text as it is': dict(text_map='identity'),
+        'linear encoders': dict(encoder_relu=False),
+        'kaiming weights': dict(init='kaiming'),
+        'kaiming weights, linear encoders': dict(init='kaiming', encoder_relu=False),
+    }
+
     def parts(
         self,
         b: Inputs,  # what is there
@@ -230,7 +240,7 @@ class MRAN(MRANParts):
     tuned = {'iemocap': 2e-3}
     # settings without a part in the first stage
     late = ('depth', 'index', 'reconstructor', 'text_map', 'anchors', 'distance', 'align')
-    late += ('reconstruction', 'alignment')
+    late += ('reconstruction', 'alignment', 'clip')
 
     @property
     def second(self):

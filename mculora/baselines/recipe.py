@@ -109,8 +109,10 @@ class OnePerCondition(Baseline):
 
     def stages(self):
         def of(i, stage, **others):  # the stage, of model i alone
-            trainable = tuple(f'each.{i}.{t}' for t in stage.trainable)
-            return replace(stage, trainable=trainable, **others)
+            names = {
+                k: tuple(f'each.{i}.{n}' for n in getattr(stage, k)) for k in ('trainable', 'parts')
+            }
+            return replace(stage, **names, **others)
 
         *common, last = self.each[-1].stages()
         return [of(len(self.each) - 1, s) for s in common] + [

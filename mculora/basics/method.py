@@ -43,6 +43,12 @@ class Stage:
     # on whose validation score an epoch is kept: an average, or a condition; then nothing else is
     # evaluated
     select: str = 'all'
+    # the gradient of each of `parts` is shortened to this length; None: left as it is
+    clip: float | None = None
+    # parts of the model, each by what its parameters' names start with
+    parts: tuple[str, ...] = ('',)
+    # every number of the gradient is cut to this size; None: left as it is
+    clip_value: float | None = None
 
 # %% ../../nbs/basics/04_method.ipynb #7c5b7344
 class Settings(BaseModel):
@@ -92,6 +98,8 @@ class Configured(nn.Module):
     Settings: type[BaseModel] = Settings  # the settings of the method
     # learning rates to choose from on validation, in the fair recipe
     grid: tuple[float, ...] = ()
+    # further choices, each tried with every rate: name -> settings
+    choices: Mapping[str, Mapping[str, Any]] = {}
     # its settings that a tuning study varies: a range, or a list of values
     space: Mapping[str, Sequence] = {}
     # setting added later -> its value in older results and models

@@ -56,6 +56,8 @@ def weighed(
 class Projected(MCULoRA):
     "MCULoRA with conflicting gradients of the combinations projected on the common path."
 
+    grid = ()  # the learning rate of `mculora`
+
     @torch.no_grad()
     def _counts(self, b, y, token, share):  # [B, 1, 1] or [B, L, 1] c of each utterance
         if self.task.classes:

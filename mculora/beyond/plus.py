@@ -190,6 +190,7 @@ class PlusBuild(MCULoRA):
     "MCULoRA with the parameters of the additions."
 
     Settings = PlusSettings
+    grid = ()  # the learning rate of `mculora`
 
     @classmethod
     def recipe(cls, task, preset='fair'):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 import difflib, functools, html, io, json, math, os, re, tempfile, textwrap
+import torch
 from pydantic import field_validator
 from ..training.evaluation import AVERAGES, in_percent, with_averages
 from mculora.experiments.results import (
@@ -66,7 +67,8 @@ class _Finds(Sweep):  # its runs
 
     def find(self, variants: list[Variant], protocol='fixed'):
         "The runs of some variants, and those that are missing."
-        return find(collect(repo_root() / self.results, protocol), self, variants)
+        runs = collect(repo_root() / self.results, protocol, **self.alike)
+        return find(runs, self, variants)
 
     def further(
         self, variants: list[Variant], protocol='fixed'
@@ -821,7 +823,8 @@ def inputs_of(
         if not len(files):
             continue
         runs = [read_result(f) for f in files]
-        net = create(v.method, task, runs[0].data['widths'], options | v.options)
+        with torch.device('meta'):  # shapes, and no values
+            net = create(v.method, task, runs[0].data['widths'], options | v.options)
         n = sum(x.numel() for x in (list(net.parameters()) or net.state_dict().values()))
         each = [updates_of(r, net.stages()) for r in runs]
         updates = f'{sum(each) / len(each):,.0f}' if any(each) else '–'

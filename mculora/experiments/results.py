@@ -513,11 +513,12 @@ def _scores_once(path):  # the same, but notebooks of tables ask for it several 
 def collect(
     root='runs',  # folder that holds runs, at any depth, or stores; or the file of a store
     protocol='fixed',  # missing protocol
+    **only,  # columns that tell runs apart and the value they must have: dataset='mosi'
     # one row per score: dataset, method, fold, seed, schedule, ..., selection, condition, metric,
     # value, and the file it comes from (of a store: that it would be in a folder)
 ) -> 'pd.DataFrame':
-    """All results below a folder as one table, empty if there are none. Raises `DataError` if the
-    folder does not exist."""
+    """All results below a folder, or some of them, as one table, empty if there are none. Raises
+    `DataError` if the folder does not exist."""
     # imported here: pandas and SciPy take a second and 130 MB, and training needs neither
     import pandas as pd
 
@@ -528,6 +529,7 @@ def collect(
         (run | dict(file=str(path)), mine)
         for path in (folder / 'result.json' for folder in addresses(root))
         for run, scores in [_scores_once(path)]
+        if all(run[k] == v for k, v in only.items())
         if (mine := [s for s in scores if s[names.index('protocol')] == protocol])
     ]
     if not found:

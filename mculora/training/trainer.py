@@ -25,7 +25,7 @@ from ..basics.dialogues import Batch, DataError, Dialogues, Splits, batch, batch
 from ..basics.files import load_sealed, save_sealed
 from ..basics.masking import sample
 from ..basics.method import Method, Stage
-from .replicas import Together, side_by_side
+from .replicas import Together, clip, side_by_side
 from .evaluation import evaluate_all, metric_names
 
 # %% ../../nbs/training/02_trainer.ipynb #beb38b29
@@ -261,6 +261,7 @@ def train_epoch(
             found = gradients(team, stages[0].name, b, keys, active, precision)
             value = torch.stack(list(found.values())).detach()
             seen.append(torch.cat([value, team.norms()[None]]))
+            clip(team, stages[0])  # what was seen is the length before
             share = torch.tensor(
                 [len(r) / len(d) for r, d in zip(rows, trains)], dtype=torch.float32
             )
