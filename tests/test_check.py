@@ -7,10 +7,12 @@ import pytest
 import torch
 from small import small
 from torch import nn
+from typer.testing import CliRunner
 
 import mculora.basics.method
 from mculora.basics.dialogues import Task
 from mculora.basics.method import Method, Settings, Stage, create, methods, settings_of
+from mculora.experiments.results import addresses, read_result
 from mculora.experiments.runs import RunConfig, run
 from mculora.experiments.studies import studies
 from mculora.model.losses import task_loss
@@ -24,6 +26,7 @@ from mculora.training.check import (
     refuse,
     version,
 )
+from mculora.use.cli import app
 
 WIDTHS = {'a': 5, 't': 6, 'v': 4}
 TASKS = {
@@ -183,6 +186,37 @@ def test_the_sound_one_among_them_is_trained_and_the_check_changes_no_bit(tmp_pa
     assert torch.equal(torch.get_rng_state(), before)
     assert checked.scores == without.scores
     assert without.config == checked.config | dict(check=False)
+
+
+class Rate(Settings):
+    lr: float = 1e-2
+
+
+class Tunable(LooksAtNeighbours):
+    "A fault, and a setting to tune."
+
+    Settings, listed, space = Rate, True, dict(lr=[1e-2])
+
+
+@pytest.mark.parametrize(
+    'command',
+    [
+        'train --dataset iemocap --size tiny --fold 1',
+        'study iemocap-simulated-tiny --study new',
+        'tune iemocap-simulated-tiny --trials 1 --seed 1',
+    ],
+)
+def test_every_command_that_trains_can_do_without_the_check(command, tmp_path, monkeypatch):
+    monkeypatch.setitem(mculora.basics.method._methods, 'votes', Tunable)
+    words = [*command.split(), '--method', 'votes', '--device', 'cpu', '--out-dir', str(tmp_path)]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2 and 'votes: neighbours, condition' in refused.output
+    assert not addresses(tmp_path)
+    done = CliRunner().invoke(app, [*words, '--no-check'])
+    assert done.exit_code == 0, done.output
+    (record,) = addresses(tmp_path)
+    assert read_result(record).config['check'] is False
+    assert '--no-check' in read_result(record).command
 
 
 # --- other faults ---

@@ -161,7 +161,7 @@ def _values(cls, settings):  # what was said of fields, as they take it
     return {k: read[_kind(cls.model_fields[k])](v, k) for k, v in settings.items()}
 
 
-_WHERE = 'data_root', 'out_dir', 'device'  # of any run
+_WHERE = 'data_root', 'out_dir', 'device', 'check'  # of any run
 _OF_STUDY = 'schedule', *Shared.model_fields  # of several
 
 # %% ../../nbs/use/04_cli.ipynb #c05e744a
