@@ -3,6 +3,8 @@
 The properties of all registered methods, on trained models and every kind of data, are in
 test_methods.py."""
 
+from collections import Counter
+
 import pytest
 import torch
 from small import small
@@ -285,6 +287,13 @@ class LearnsByHeart(Votes):
         return y + self.heart[batch.place][..., None] if hasattr(self, 'heart') else y
 
 
+class ReadsPacking(Votes):
+    "padding, condition a combination for each dialogue: found predictions that differ by 1"
+
+    def predict(self, batch, stage=None):
+        return super().predict(batch, stage) + (not batch.pack)
+
+
 class Crashes(Votes):
     "output, found KeyError ('heads'; test_check.py, line"
 
@@ -352,6 +361,27 @@ def test_every_variant_trains_parameters_that_it_has():
             method = cls(TASKS['classes'], WIDTHS, settings)
             found = list(PROPERTIES['trained parameters'](Case(method, d)))
             assert not found, (v.name, found)
+
+
+def test_a_sound_method_is_not_asked_more_than_need_be(monkeypatch):
+    """Each question costs the slowest method (`imder`) a twentieth of a second: with these the check
+    takes it one and a half, where two are allowed. Only of a faulty one each thing is tried alone."""
+    method = create('imder', TASKS['classes'], WIDTHS, small('imder'))
+    asked = Counter()
+
+    def counted(name):
+        f = getattr(type(method), name)
+
+        def call(*args, **kwargs):
+            asked[name] += 1
+            return f(*args, **kwargs)
+
+        monkeypatch.setattr(type(method), name, call)
+
+    counted('predict')
+    counted('loss')
+    assert not any(examined(method).values())
+    assert asked['predict'] <= 34 and asked['loss'] <= 4 * len(method.stages())
 
 
 def test_what_begins_at_zero_has_moved_in_the_copy():
