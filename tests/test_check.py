@@ -3,6 +3,7 @@
 The properties of all registered methods, on trained models and every kind of data, are in
 test_methods.py."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -16,13 +17,14 @@ from mculora.basics.dialogues import Task
 from mculora.basics.method import Method, Settings, Stage, create, methods, settings_of
 from mculora.experiments.results import addresses, read_result
 from mculora.experiments.runs import RunConfig, run
-from mculora.experiments.studies import studies
+from mculora.experiments.studies import presets, studies
 from mculora.model.losses import task_loss
 from mculora.training.check import (
     PROPERTIES,
     Case,
     MethodError,
     examined,
+    given_up,
     moved_copy,
     noise,
     refuse,
@@ -352,6 +354,56 @@ def test_every_registered_method_is_sound(name, task):
     assert not any(found.values()) and list(found) == list(PROPERTIES)
 
 
+PRESETS = [
+    (name, preset)
+    for name, cls in sorted(methods().items())
+    for preset in presets(cls)
+    if preset != 'fair'
+]
+
+
+def as_preset(name, preset):
+    return create(name, TASKS['classes'], WIDTHS, small(name) | dict(preset=preset))
+
+
+@pytest.mark.parametrize(
+    'name, preset',
+    [
+        pytest.param(*p, marks=[] if as_preset(*p).gives_up() else [pytest.mark.slow])
+        for p in PRESETS
+    ],
+)
+def test_a_preset_lacks_what_it_gives_up_and_nothing_else(name, preset):
+    method = as_preset(name, preset)
+    assert {name for name, said in examined(method).items() if said} == set(given_up(method))
+    refuse(method)
+
+
+def test_the_fair_recipe_gives_nothing_up():
+    for name in methods():
+        assert not create(name, TASKS['classes'], WIDTHS, small(name)).gives_up(), name
+
+
+def test_what_is_given_up_is_said(monkeypatch):
+    def said(method, **options):
+        done = CliRunner().invoke(app, ['check', method, '--options', json.dumps(options)])
+        return done.exit_code, done.output
+
+    code, text = said('euar', preset='as-published')
+    why = 'as published, the gate is normalised over the batch'
+    assert code == 0 and f'neighbours: given up: {why}' in text and 'padding: holds' in text
+    # given up without need
+    monkeypatch.setattr(methods()['euar'], 'gives_up', lambda self: {'padding': 'too long'})
+    code, text = said('euar')
+    assert code == 0 and 'padding: holds, and need not be given up: too long' in text
+    # and another one than that which is given up
+    code, text = said('euar', batch_gate=True)
+    assert code == 1 and 'neighbours: condition' in text
+    monkeypatch.setattr(methods()['euar'], 'gives_up', lambda self: {'neighbors': 'misspelt'})
+    code, text = said('euar')
+    assert code == 2 and "euar: gives_up, found 'neighbors', expected one of twice the same" in text
+
+
 def test_every_variant_trains_parameters_that_it_has():
     "With settings that leave a part out, no stage names it."
     for variants in studies().values():
@@ -364,8 +416,8 @@ def test_every_variant_trains_parameters_that_it_has():
 
 
 def test_a_sound_method_is_not_asked_more_than_need_be(monkeypatch):
-    """Each question costs the slowest method (`imder`) a twentieth of a second: with these the check
-    takes it one and a half, where two are allowed. Only of a faulty one each thing is tried alone."""
+    """Each question costs the slowest method (`imder`) a twentieth of a second: with these it takes
+    one and a half, where two are allowed. Only of a faulty method each thing is tried alone."""
     method = create('imder', TASKS['classes'], WIDTHS, small('imder'))
     asked = Counter()
 

@@ -134,6 +134,10 @@ class Hooked(Configured):
         there) or 'dialogue, numbered speakers' (and which number that one has)."""
         return 'dialogue, speakers' if getattr(self.settings, 'speakers', False) else 'dialogue'
 
+    def gives_up(self) -> dict[str, str]:
+        "Properties of a sound method (`training.check`) that it lacks on purpose -> why."
+        return {}
+
     def prepare(self, train: Dialogues):
         """Before training: what is computed from the training part rather than trained (means,
         class shares)."""

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['BY_DIALOGUE', 'BY_UTTERANCE', 'TOLERANCE', 'PROPERTIES', 'WILD', 'noise', 'moved_copy', 'Views', 'everything',
-           'state', 'Case', 'apart', 'holds', 'wild', 'renumbered', 'padded', 'output', 'twice', 'order', 'missing',
-           'odd_encoding', 'encoding', 'neighbours', 'padding', 'numbering', 'untouched', 'trainable', 'training_batch',
-           'not_a_loss', 'misled', 'loss', 'loss_of', 'same_number', 'same_loss', 'after_losses', 'labels_unseen',
-           'told_of', 'findings', 'looked_at', 'examined', 'MethodError', 'version', 'refuse']
+           'state', 'Answers', 'Case', 'apart', 'holds', 'wild', 'renumbered', 'padded', 'output', 'twice', 'order',
+           'missing', 'odd_encoding', 'encoding', 'neighbours', 'padding', 'numbering', 'untouched', 'trainable',
+           'training_batch', 'not_a_loss', 'misled', 'loss', 'loss_of', 'same_number', 'same_loss', 'after_losses',
+           'labels_unseen', 'told_of', 'findings', 'looked_at', 'examined', 'MethodError', 'given_up', 'version',
+           'refuse']
 
 # %% ../../nbs/training/05_check.ipynb #c0de0002
 from collections.abc import Callable, Iterator
@@ -109,8 +110,8 @@ def state(method: Method) -> dict[str, Tensor]:
 
 
 @dataclass
-class Case(Views):
-    "The views of the dialogues, and what the method says of them."
+class Answers(Views):
+    "And what the method predicts of them."
 
     def __post_init__(self):
         self.before = state(self.method)
@@ -136,6 +137,10 @@ class Case(Views):
         "The same of the utterances."
         valid = everything(self.d).valid
         return {n: y[valid].float() for n, y in self.answers.items()}
+
+# %% ../../nbs/training/05_check.ipynb #c0de009c
+class Case(Answers):
+    "What a property is asked about."
 
     @cached_property
     def suspects(self) -> set[tuple[str, bool]]:  # views, packed or not
@@ -554,6 +559,15 @@ class MethodError(ValueError):
     found and what was expected."""
 
 
+def given_up(method: Method) -> dict[str, str]:  # property -> why
+    "What the method says that it lacks. Raises `MethodError` if that cannot be given up."
+    said, known = method.gives_up(), [name for name in PROPERTIES if name != 'output']
+    if odd := [name for name in said if name not in known]:
+        who = getattr(method, 'name', type(method).__name__)
+        raise MethodError(f'{who}: gives_up, found {odd[0]!r}, expected one of {", ".join(known)}')
+    return said
+
+
 _sound: set = set()
 
 
@@ -573,11 +587,12 @@ def refuse(
     method: Method,  # untrained; left as it is
     code: str = '',  # hash of the code that it is built from
 ):
-    "Raises `MethodError` with the first thing that is wrong with the method."
+    "Raises `MethodError` with the first thing that is wrong and that the method does not give up."
     if (key := (*version(method), code)) in _sound:
         return
+    known = given_up(method)
     for name, found in examined(method).items():
-        if found:
+        if found and name not in known:
             raise MethodError(
                 f'{getattr(method, "name", type(method).__name__)}: {name}, {found[0]}'
             )

@@ -37,7 +37,7 @@ from ..experiments.tuning import Tuning, chosen, tune
 from ..data.twins import open_dataset, repo_root
 from ..data.tables import FILES, KINDS, Columns, is_own, open_data, read_own, remarks
 from ..training.evaluation import shown
-from ..training.check import examined
+from ..training.check import examined, given_up
 
 # %% ../../nbs/use/04_cli.ipynb #85f9ebae
 app = typer.Typer(
@@ -363,15 +363,19 @@ MethodOptions = Annotated[str, _option('Settings of the method, as JSON.')]
 
 @app.command('check')
 def check_(method: MethodName, dataset: Twin = 'iemocap', options: MethodOptions = '{}'):
-    """Look at a method as every run does before it trains. Exit code: 0 every property holds, 1 one
-    does not, 2 something is wrong with what was asked for."""
+    """Look at a method as every run does before it trains. Exit code: 0 every property holds or is
+    given up by the method, 1 one does not hold, 2 something is wrong with what was asked for."""
     with _refusing():
         d = open_dataset(dataset, None, 'tiny')
-        found = examined(create(method, d.task, d.widths, _json(options, 'options')))
+        m = create(method, d.task, d.widths, _json(options, 'options'))
+        found, known = examined(m), given_up(m)
     for name, said in found.items():
+        if name in known:
+            needless = '' if said else 'holds, and need not be '
+            said = [f'{needless}given up: {known[name]}']
         for line_ in said or ['holds']:
             typer.echo(f'{name}: {line_}')
-    raise typer.Exit(int(any(found.values())))
+    raise typer.Exit(int(any(said for name, said in found.items() if name not in known)))
 
 # %% ../../nbs/use/04_cli.ipynb #8b6391b3
 StudyData = Annotated[
