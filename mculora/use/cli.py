@@ -15,9 +15,10 @@ __all__ = ['app', 'data', 'Features', 'Table', 'Size', 'Model', 'Manifest', 'Fea
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
 from collections import Counter
 from contextlib import contextmanager
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Annotated, Literal, get_origin
-import inspect, json
+import inspect, json, shlex
 import torch
 import typer
 from pydantic import TypeAdapter
@@ -27,7 +28,7 @@ from ..data.sources import LAYOUTS, describe, find_all, read_layout
 from ..experiments.bench import bench as time_parts, line
 from ..basics.method import create, method_of, read_settings
 from ..data.clips import EXTRACTORS, extractors, read_manifest, to_layout, to_table
-from ..experiments.results import Shared, environment
+from ..experiments.results import Shared, environment, lines_of, store_of
 from ..experiments.runs import RunConfig, run_all
 from .artefact import from_run, save
 from .prediction import Predictor, as_rows, read_input, writable, write_rows
@@ -514,6 +515,40 @@ Programs = Annotated[
     _option('Once for each combination to write as a program of torch.export.'),
 ]
 
+# %% ../../nbs/use/04_cli.ipynb #c0de0072
+_NAMED = 3  # runs that an error lists
+
+
+def _runs_near(run):  # finished runs, the likeliest first; and where they lie
+    above = [p for p in (run, *run.parents) if p.is_dir() and p not in (Path(), p.parent)]
+    for root in (*above[:1], repo_root() / 'runs'):
+        found = [r.parent for depth in range(5) for r in root.glob('*/' * depth + 'result.json')]
+        if found:
+            break
+    here = Path.cwd()
+    found = [p.relative_to(here) if p.is_relative_to(here) else p for p in found]
+    alike = {p: SequenceMatcher(None, str(run), str(p)).ratio() for p in found}
+    return sorted(found, key=alike.__getitem__, reverse=True), root
+
+
+def _finished_run(run, model):  # or an error that says what to type
+    if (run / 'result.json').is_file():
+        return
+    said = f'{run}: found no finished run'
+    if store_of(run).is_file() and run.name in lines_of(store_of(run)):
+        again = f'mculora rerun {shlex.quote(str(run))} --out-dir runs'
+        raise DataError(
+            f'{run}: found a result that is kept without its weights, expected a run with '
+            f'them; it is made again by\n  {again}'
+        )
+    near, root = _runs_near(run)
+    if not near:
+        raise DataError(f'{said}, expected one that `mculora train` made; below {root} is none')
+    lines = [f'\n  {shlex.join(["mculora", "export", str(p), str(model)])}' for p in near[:_NAMED]]
+    more = len(near) - len(lines)
+    lines += [f'\n  and {more} more below {root}'] if more else []
+    raise DataError(f'{said}, expected one, such as{"".join(lines)}')
+
 # %% ../../nbs/use/04_cli.ipynb #b65d0568
 @app.command()
 def export(
@@ -528,6 +563,7 @@ def export(
     """Make a model of a run: weights, configuration, model card. Exit code: 0 written, 2 something
     is wrong."""
     with _refusing():
+        _finished_run(run, model)
         a = from_run(run, data_root, _pairs(features), dataset, temperatures)
         save(a, model, tuple(program or ()))
     typer.echo(
