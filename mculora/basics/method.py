@@ -139,8 +139,7 @@ class Hooked(Configured):
         return {}
 
     def prepare(self, train: Dialogues):
-        """Before training: what is computed from the training part rather than trained (means,
-        class shares)."""
+        "Before training: what is computed from the training part, not trained (means, shares)."
 
     def begin(self, stage: str):
         "At the start of a stage: for example, copy a pre-trained head."

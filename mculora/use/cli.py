@@ -23,12 +23,13 @@ import torch
 import typer
 from pydantic import TypeAdapter
 from ..basics.dialogues import DataError, folds, select
-from ..basics.files import write_atomically
+from ..basics.files import brief, write_atomically
 from ..data.sources import LAYOUTS, describe, find_all, read_layout
 from ..experiments.bench import bench as time_parts, line
 from ..basics.method import create, method_of, read_settings
 from ..data.clips import EXTRACTORS, extractors, read_manifest, to_layout, to_table
 from ..experiments.results import Shared, environment, lines_of, store_of
+from ..experiments import reports
 from ..experiments.runs import RunConfig, run_all
 from .artefact import from_run, save
 from .prediction import Predictor, as_rows, read_input, writable, write_rows
@@ -319,7 +320,19 @@ def _all_folds(c):  # 1, 2, ...
     return list(range(1, len(folds(d)) + 1))
 
 
+def _draw(folders):  # beside the results; none of them depends on it
+    for folder in folders:
+        try:
+            reports.pictures(folder)
+        except ImportError as e:
+            typer.echo(f'no pictures: {e}', err=True)
+            break
+        except Exception as e:  # whatever it is: the results stay as they are
+            typer.echo(f'{folder}: no pictures ({type(e).__name__}: {brief(e)})', err=True)
+
+
 def _say(out):  # of each run its scores, or what went wrong; the exit code
+    _draw(folder for result, folder in out if not isinstance(result, Exception))
     for result, folder in out:
         if isinstance(result, Exception):
             typer.echo(f'{folder.name}: {result}', err=True)
@@ -766,9 +779,6 @@ def show(
         typer.echo(store.told(read_result(repo_root() / run)))
 
 # %% ../../nbs/use/04_cli.ipynb #c4a10e02
-from ..experiments import reports
-
-
 def _again(source):  # the line that makes a run again; a file is named as it is
     is_file = (repo_root() / source).is_file()
     return f'  {source}' if is_file else f'  mculora rerun {source}'
