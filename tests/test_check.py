@@ -384,6 +384,16 @@ def test_the_fair_recipe_gives_nothing_up():
         assert not create(name, TASKS['classes'], WIDTHS, small(name)).gives_up(), name
 
 
+@pytest.mark.parametrize('name', ['neighbours', 'padding'])
+def test_only_what_is_given_up_is_let_pass(name, monkeypatch):
+    monkeypatch.setattr(LooksAtNeighbours, 'gives_up', lambda self: {name: 'on purpose'})
+    method = LooksAtNeighbours(TASKS['classes'], WIDTHS)
+    if name == 'neighbours':
+        return refuse(method)
+    with pytest.raises(MethodError, match='votes: neighbours, condition'):
+        refuse(method)
+
+
 def test_what_is_given_up_is_said(monkeypatch):
     def said(method, **options):
         done = CliRunner().invoke(app, ['check', method, '--options', json.dumps(options)])
