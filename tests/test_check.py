@@ -374,8 +374,13 @@ def as_preset(name, preset):
     ],
 )
 def test_a_preset_lacks_what_it_gives_up_and_nothing_else(name, preset):
-    method = as_preset(name, preset)
-    assert {name for name, said in examined(method).items() if said} == set(given_up(method))
+    "Some weights hide what a sum over a batch does to a loss: so three times, with others."
+    lost = set()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        method = as_preset(name, preset)
+        lost |= {name for name, said in examined(method).items() if said}
+    assert lost == set(given_up(method))
     refuse(method)
 
 
@@ -389,9 +394,9 @@ def test_only_what_is_given_up_is_let_pass(name, monkeypatch):
     monkeypatch.setattr(LooksAtNeighbours, 'gives_up', lambda self: {name: 'on purpose'})
     method = LooksAtNeighbours(TASKS['classes'], WIDTHS)
     if name == 'neighbours':
-        return refuse(method)
+        return refuse(method, code=name)
     with pytest.raises(MethodError, match='votes: neighbours, condition'):
-        refuse(method)
+        refuse(method, code=name)
 
 
 def test_what_is_given_up_is_said(monkeypatch):
@@ -405,7 +410,7 @@ def test_what_is_given_up_is_said(monkeypatch):
     # given up without need
     monkeypatch.setattr(methods()['euar'], 'gives_up', lambda self: {'padding': 'too long'})
     code, text = said('euar')
-    assert code == 0 and 'padding: holds, and need not be given up: too long' in text
+    assert code == 0 and 'padding: holds here, but is given up: too long' in text
     # and another one than that which is given up
     code, text = said('euar', batch_gate=True)
     assert code == 1 and 'neighbours: condition' in text

@@ -385,8 +385,8 @@ def check_(method: MethodName, dataset: Twin = 'iemocap', options: MethodOptions
         found, known = examined(m), given_up(m)
     for name, said in found.items():
         if name in known:
-            needless = '' if said else 'holds, and need not be '
-            said = [f'{needless}given up: {known[name]}']
+            here = '' if said else 'holds here, but is '
+            said = [f'{here}given up: {known[name]}']
         for line_ in said or ['holds']:
             typer.echo(f'{name}: {line_}')
     raise typer.Exit(int(any(said for name, said in found.items() if name not in known)))
