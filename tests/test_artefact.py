@@ -7,10 +7,12 @@ import re
 import shutil
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from small import known
+from typer.testing import CliRunner
 
 from mculora.use.artefact import Artefact, Standalone, card, from_run, load, save, write_program
 from mculora.training.calibration import Calibration, calibrate, calibration_report
@@ -20,10 +22,12 @@ from mculora.use.merge import merge, size
 from mculora.basics.method import create, methods
 from mculora.basics.modalities import labels, members
 from mculora.use.prediction import Predictor
-from mculora.experiments.results import read_result, write_result
+from mculora.experiments.results import addresses, read_result, write_result
 from mculora.experiments.runs import RunConfig, run
 from mculora.data.sources import fit_scale, scale
+from mculora.use.cli import app
 
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(width=16, depth=1, rank=2, epochs=1, lr=1e-2, batch_size=4, C=0.01)
 SHAPES = {
     'two': ({'text': 6, 'audio': 4}, 0),
@@ -341,3 +345,32 @@ def test_a_run_is_exported_with_its_own_data_only(tmp_path):
         f.write(b'x')
     with pytest.raises(DataError, match='differ from the checksum in result.json'):
         from_run(folder)
+
+
+def test_whoever_mistypes_a_run_is_told_which_there_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [f'Session{k}-seed{s}-quick-0123abcd' for k in (1, 2) for s in (66, 67)]
+    for name in names:
+        at = tmp_path / 'runs' / 'iemocap' / 'mculora' / name
+        at.mkdir(parents=True)
+        (at / 'result.json').touch()
+
+    def said(run):
+        done = CliRunner().invoke(app, ['export', str(run), 'my model'])
+        assert done.exit_code == 2
+        return done.stderr
+
+    for wrong in ('runs/iemocap/mculora/Session2-seed67', 'runs/iemocap/Session2-seed67-quick'):
+        lines = said(wrong).splitlines()
+        assert lines[0] == f'Error: {wrong}: found no finished run, expected one, such as'
+        assert lines[1] == f"  mculora export runs/iemocap/mculora/{names[3]} 'my model'"
+        assert len(lines) == 5 and lines[4].startswith('  and 1 more below runs')
+    # from elsewhere, and of the folder of several
+    assert f'mculora export runs/iemocap/mculora/{names[0]} ' in said(tmp_path / 'runs')
+    empty = tmp_path / 'empty'
+    empty.mkdir()
+    monkeypatch.setattr('mculora.use.cli.repo_root', lambda: empty)
+    assert 'expected one that `mculora train` made; below' in said(empty / 'nothing')
+    # what is kept in results/ has no weights
+    kept = addresses(ROOT / 'results')[0]
+    assert f'  mculora rerun {kept} --out-dir runs' in said(kept)

@@ -3,27 +3,34 @@
 The properties of all registered methods, on trained models and every kind of data, are in
 test_methods.py."""
 
+import json
+from collections import Counter
+
 import pytest
 import torch
 from small import small
 from torch import nn
+from typer.testing import CliRunner
 
 import mculora.basics.method
 from mculora.basics.dialogues import Task
 from mculora.basics.method import Method, Settings, Stage, create, methods, settings_of
+from mculora.experiments.results import addresses, read_result
 from mculora.experiments.runs import RunConfig, run
-from mculora.experiments.studies import studies
+from mculora.experiments.studies import presets, studies
 from mculora.model.losses import task_loss
 from mculora.training.check import (
     PROPERTIES,
     Case,
     MethodError,
     examined,
+    given_up,
     moved_copy,
     noise,
     refuse,
     version,
 )
+from mculora.use.cli import app
 
 WIDTHS = {'a': 5, 't': 6, 'v': 4}
 TASKS = {
@@ -185,6 +192,37 @@ def test_the_sound_one_among_them_is_trained_and_the_check_changes_no_bit(tmp_pa
     assert without.config == checked.config | dict(check=False)
 
 
+class Rate(Settings):
+    lr: float = 1e-2
+
+
+class Tunable(LooksAtNeighbours):
+    "A fault, and a setting to tune."
+
+    Settings, listed, space = Rate, True, dict(lr=[1e-2])
+
+
+@pytest.mark.parametrize(
+    'command',
+    [
+        'train --dataset iemocap --size tiny --fold 1',
+        'study iemocap-simulated-tiny --study new',
+        'tune iemocap-simulated-tiny --trials 1 --seed 1',
+    ],
+)
+def test_every_command_that_trains_can_do_without_the_check(command, tmp_path, monkeypatch):
+    monkeypatch.setitem(mculora.basics.method._methods, 'votes', Tunable)
+    words = [*command.split(), '--method', 'votes', '--device', 'cpu', '--out-dir', str(tmp_path)]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2 and 'votes: neighbours, condition' in refused.output
+    assert not addresses(tmp_path)
+    done = CliRunner().invoke(app, [*words, '--no-check'])
+    assert done.exit_code == 0, done.output
+    (record,) = addresses(tmp_path)
+    assert read_result(record).config['check'] is False
+    assert '--no-check' in read_result(record).command
+
+
 # --- other faults ---
 
 
@@ -251,6 +289,13 @@ class LearnsByHeart(Votes):
         return y + self.heart[batch.place][..., None] if hasattr(self, 'heart') else y
 
 
+class ReadsPacking(Votes):
+    "padding, condition a combination for each dialogue: found predictions that differ by 1"
+
+    def predict(self, batch, stage=None):
+        return super().predict(batch, stage) + (not batch.pack)
+
+
 class Crashes(Votes):
     "output, found KeyError ('heads'; test_check.py, line"
 
@@ -309,6 +354,71 @@ def test_every_registered_method_is_sound(name, task):
     assert not any(found.values()) and list(found) == list(PROPERTIES)
 
 
+PRESETS = [
+    (name, preset)
+    for name, cls in sorted(methods().items())
+    for preset in presets(cls)
+    if preset != 'fair'
+]
+
+
+def as_preset(name, preset):
+    return create(name, TASKS['classes'], WIDTHS, small(name) | dict(preset=preset))
+
+
+@pytest.mark.parametrize(
+    'name, preset',
+    [
+        pytest.param(*p, marks=[] if as_preset(*p).gives_up() else [pytest.mark.slow])
+        for p in PRESETS
+    ],
+)
+def test_a_preset_lacks_what_it_gives_up_and_nothing_else(name, preset):
+    "Some weights hide what a sum over a batch does to a loss: so three times, with others."
+    lost = set()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        method = as_preset(name, preset)
+        lost |= {name for name, said in examined(method).items() if said}
+    assert lost == set(given_up(method))
+    refuse(method)
+
+
+def test_the_fair_recipe_gives_nothing_up():
+    for name in methods():
+        assert not create(name, TASKS['classes'], WIDTHS, small(name)).gives_up(), name
+
+
+@pytest.mark.parametrize('name', ['neighbours', 'padding'])
+def test_only_what_is_given_up_is_let_pass(name, monkeypatch):
+    monkeypatch.setattr(LooksAtNeighbours, 'gives_up', lambda self: {name: 'on purpose'})
+    method = LooksAtNeighbours(TASKS['classes'], WIDTHS)
+    if name == 'neighbours':
+        return refuse(method, code=name)
+    with pytest.raises(MethodError, match='votes: neighbours, condition'):
+        refuse(method, code=name)
+
+
+def test_what_is_given_up_is_said(monkeypatch):
+    def said(method, **options):
+        done = CliRunner().invoke(app, ['check', method, '--options', json.dumps(options)])
+        return done.exit_code, done.output
+
+    code, text = said('euar', preset='as-published')
+    why = 'as published, the gate is normalised over the batch'
+    assert code == 0 and f'neighbours: given up: {why}' in text and 'padding: holds' in text
+    # given up without need
+    monkeypatch.setattr(methods()['euar'], 'gives_up', lambda self: {'padding': 'too long'})
+    code, text = said('euar')
+    assert code == 0 and 'padding: holds here, but is given up: too long' in text
+    # and another one than that which is given up
+    code, text = said('euar', batch_gate=True)
+    assert code == 1 and 'neighbours: condition' in text
+    monkeypatch.setattr(methods()['euar'], 'gives_up', lambda self: {'neighbors': 'misspelt'})
+    code, text = said('euar')
+    assert code == 2 and "euar: gives_up, found 'neighbors', expected one of twice the same" in text
+
+
 def test_every_variant_trains_parameters_that_it_has():
     "With settings that leave a part out, no stage names it."
     for variants in studies().values():
@@ -318,6 +428,27 @@ def test_every_variant_trains_parameters_that_it_has():
             method = cls(TASKS['classes'], WIDTHS, settings)
             found = list(PROPERTIES['trained parameters'](Case(method, d)))
             assert not found, (v.name, found)
+
+
+def test_a_sound_method_is_not_asked_more_than_need_be(monkeypatch):
+    """Each question costs the slowest method (`imder`) a twentieth of a second: with these it takes
+    one and a half, where two are allowed. Only of a faulty method each thing is tried alone."""
+    method = create('imder', TASKS['classes'], WIDTHS, small('imder'))
+    asked = Counter()
+
+    def counted(name):
+        f = getattr(type(method), name)
+
+        def call(*args, **kwargs):
+            asked[name] += 1
+            return f(*args, **kwargs)
+
+        monkeypatch.setattr(type(method), name, call)
+
+    counted('predict')
+    counted('loss')
+    assert not any(examined(method).values())
+    assert asked['predict'] <= 34 and asked['loss'] <= 4 * len(method.stages())
 
 
 def test_what_begins_at_zero_has_moved_in_the_copy():

@@ -3,6 +3,7 @@ made it; other code runs anew; and what is made again is compared."""
 
 import importlib.util
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -93,15 +94,30 @@ def git(*args, **kwargs):
     return subprocess.run(['git', *args], cwd=ROOT, capture_output=True, text=True, **kwargs)
 
 
-def test_every_committed_record_was_made_by_a_commit_of_this_history():
+@cache
+def history():
+    "The commits behind HEAD. Skips where they cannot be asked for."
     try:
         shallow = git('rev-parse', '--is-shallow-repository')
     except OSError:
         pytest.skip('there is no git to ask')
     if shallow.returncode or shallow.stdout.strip() != 'false':
         pytest.skip('not a whole clone of the repository: its history cannot be asked')
-    here = set(git('rev-list', 'HEAD', check=True).stdout.split())
+    return set(git('rev-list', 'HEAD', check=True).stdout.split())
+
+
+def test_every_committed_record_was_made_by_a_commit_of_this_history():
+    here = history()
     foreign = {str(p) for p, r in committed().items() if r['environment']['commit'] not in here}
+    assert not foreign
+
+
+def test_every_committed_measurement_was_made_by_a_commit_of_this_history():
+    "Table 4's seconds and those of docs/speed.md: `results/*.json`, which are no records of runs."
+    files = sorted((ROOT / 'results').glob('*.json'))
+    said = {f.name: set(re.findall(r'"commit": "?(\w+)', f.read_text())) for f in files}
+    assert {'cost.json', 'speed.json'} <= set(said) and all(said.values())
+    foreign = {name for name, commits in said.items() if not commits <= history()}
     assert not foreign
 
 

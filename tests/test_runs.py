@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.image as mpimg
 import nbformat
 import pandas as pd
 import pytest
@@ -27,7 +28,7 @@ from mculora.basics.dialogues import DataError, random_dialogues
 from mculora.training.evaluation import metric_names
 from mculora.basics.method import methods, read_settings
 from mculora.basics.modalities import labels
-from mculora.experiments.results import collect, read_result
+from mculora.experiments.results import addresses, collect, read_result
 from mculora.data.tables import as_table, open_data
 from mculora.experiments.runs import OutputError, RunConfig, load_method, prepare, ready, run
 from mculora.data.sources import example, write_layout
@@ -558,3 +559,43 @@ def test_a_method_that_was_not_exported_is_named_with_its_notebook(tmp_path, mon
         prepare(RunConfig(method='votes', size='tiny', device='cpu'))
     with pytest.raises(ValueError, match=r"found 'mculor', .*; did you mean 'mculora'\?$"):
         prepare(RunConfig(method='mculor', size='tiny', device='cpu'))
+
+
+# --- pictures beside a result ---
+
+
+def trained_by_command(tmp_path, *args):
+    where = ['--size', 'tiny', '--device', 'cpu', '--fold', '1', '--out-dir', str(tmp_path)]
+    done = CliRunner().invoke(app, ['train', *where, *args])
+    assert done.exit_code == 0 and 'incomplete' in done.stdout, done.output
+    (record,) = addresses(tmp_path)
+    return done, {p.name for p in record.iterdir()}
+
+
+def test_train_draws_what_it_recorded(tmp_path):
+    "Curves where there are epochs, and every condition; each is a picture with something on it."
+    few = ['--options', '{"width": 8, "depth": 1, "epochs": 2}']
+    _, files = trained_by_command(tmp_path / 'a', *few)
+    assert {'curves.png', 'conditions.png'} <= files
+    for path in (tmp_path / 'a').rglob('*.png'):
+        pixels = mpimg.imread(path)
+        assert min(pixels.shape[:2]) > 200 and pixels.std() > 0.05
+    _, files = trained_by_command(tmp_path / 'b', '--method', 'majority')
+    assert 'conditions.png' in files and 'curves.png' not in files
+
+
+@pytest.mark.parametrize(
+    'error, says',
+    [
+        (ImportError('matplotlib: found no such module'), 'no pictures: matplotlib: found no such'),
+        (RuntimeError('no room for the legend'), 'no pictures (RuntimeError: no room'),
+    ],
+)
+def test_a_run_does_not_depend_on_its_pictures(tmp_path, monkeypatch, error, says):
+    def fails(folder):
+        raise error
+
+    monkeypatch.setattr('mculora.experiments.reports.pictures', fails)
+    done, files = trained_by_command(tmp_path, '--method', 'majority')
+    assert says in done.stderr and 'result.json' in files
+    assert not any(name.endswith('.png') for name in files)

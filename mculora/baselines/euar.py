@@ -186,6 +186,10 @@ class EUARMixtures(EUARParts):
             return None
         return {m: z for m, (z, _) in self._mixtures(batch).items()}
 
+    def gives_up(self):
+        why = 'as published, the gate is normalised over the batch'
+        return {'neighbours': why} if self.settings.batch_gate else {}
+
     def inspect(self, batch):  # gate: M times J weights, zeros where a modality is not
         gates = [self.experts[m].route(x, there)[2] for m, x, there in self._inputs(batch)]
         return {'gate': torch.cat(gates, -1)}

@@ -240,6 +240,11 @@ class GCNetReads(GCNetBuild):
     def _ends(self, b):  # [B, L] what recurrences read
         return torch.ones_like(b.valid) if self.settings.padding_leaks else b.valid
 
+    def gives_up(self):
+        why = 'as published, recurrences read the padding'
+        lost = 'neighbours', 'padding', 'the loss and its batch'
+        return dict.fromkeys(lost, why) if self.settings.padding_leaks else {}
+
     def context(
         self,
         b: Inputs,  # what is there

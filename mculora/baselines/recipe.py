@@ -107,6 +107,9 @@ class OnePerCondition(Baseline):
     def reads(self):
         return self.each[-1].reads()
 
+    def gives_up(self):
+        return self.each[-1].gives_up()
+
     def stages(self):
         def of(i, stage, **others):  # the stage, of model i alone
             names = {

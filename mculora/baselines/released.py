@@ -356,6 +356,11 @@ class Released(ReleasedDPFT):
             bounds=(0.4, 0.6),
         )
 
+    def gives_up(self):
+        why = "as released, everybody takes the adapter of the batch's first utterance"
+        lost = 'neighbours', 'the loss and its batch'
+        return dict.fromkeys(lost, why) if self.settings.adapter_index == 'first' else {}
+
     def stages(self):
         return [self.stage('train', trainable=('input', 'experts', 'fusion', 'head', 'pairs'))]
 

@@ -142,9 +142,12 @@ class Hooked(Configured):
         speaker) or 'dialogue, numbered speakers' (and the speakers' numbers)."""
         return 'dialogue, speakers' if getattr(self.settings, 'speakers', False) else 'dialogue'
 
+    def gives_up(self) -> dict[str, str]:
+        "Properties of a sound method (`training.check`) that it lacks on purpose -> why."
+        return {}
+
     def prepare(self, train: Dialogues):
-        """Before training: compute what is estimated directly from the training part (means, class
-        shares)."""
+        "Before training: what is computed from the training part, not trained (means, shares)."
 
     def begin(self, stage: str):
         "At the start of a stage: for example, copy a pre-trained head."

@@ -7,7 +7,8 @@ __all__ = ['NAMES', 'FOCUS', 'PAPER', 'SIDECAR', 'PRINTED', 'HELD', 'CONTRADICTE
            'features_of', 'describe_data', 'Cell', 'sources_of', 'with_sources', 'cell', 'cell_of', 'band', 'marks',
            'Table', 'sources_as_text', 'csv_of', 'keep_tables', 'keep_nothing', 'keep_figure', 'shown', 'say_missing',
            'table_of', 'how', 'of_paper', 'odd_cells', 'printed', 'paired', 'judged', 'say_runs', 'verdict', 'Origin',
-           'why', 'updates_of', 'inputs_of', 'read_runs', 'tables_of_runs']
+           'why', 'updates_of', 'inputs_of', 'read_runs', 'tables_of_runs', 'draw_curves', 'draw_conditions',
+           'pictures']
 
 # %% ../../nbs/experiments/03_reports.ipynb #7f09ef5c
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ from ..basics.dialogues import DataError, Task
 from ..basics.files import write_atomically
 from ..basics.method import Stage, create, methods, settings_of
 from .studies import Sweep, Variant, find, newest_files
+from ..data.clips import need
 from ..data.sources import LAYOUTS, described
 from ..data.twins import bayes_limit, repo_root
 
@@ -987,3 +989,71 @@ def _markdown(tables):
 
 
 FORMATS = {'md': _markdown, 'csv': csv_of, 'html': _page}  # of a report
+
+# %% ../../nbs/experiments/03_reports.ipynb #p1c70002
+def draw_curves(
+    fig,  # an empty one of matplotlib
+    r: Result,  # of a run with stages
+    curves: 'pd.DataFrame',  # its `curves.parquet`
+):
+    "Of each stage the loss in training and the score on validation; grey: the epoch that is kept."
+    axes, metric = fig.subplots(2, len(r.stages), sharex='col', squeeze=False), r.scores[0].metric
+    times, unit = (100, f'{metric} (%)') if in_percent(metric) else (1, metric)
+    for (top, low), stage in zip(axes.T, r.stages):
+        c = curves[curves.stage == stage['name']].set_index('epoch').dropna(axis=1, how='all')
+        for name in (k for k in c if k.startswith('train/')):
+            top.plot(c.index, c[name], label=name.removeprefix('train/'))
+        for name in dict.fromkeys((*reversed(AVERAGES), stage['selected_on'])):
+            if (column := f'val/{name}/{metric}') in c:
+                low.plot(c.index, times * c[column], label=name)
+        low.sharey(axes[1, 0])
+        for ax in (top, low):
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.axvline(stage['kept'], color='.7', lw=1, zorder=0)
+            ax.legend(fontsize='x-small')
+        top.set_title(stage['name'])
+        low.set_xlabel('epoch (grey: kept)')
+    axes[0, 0].set_ylabel('loss, training')
+    axes[1, 0].set_ylabel(f'{unit}, validation')
+
+
+def draw_conditions(
+    fig,  # an empty one of matplotlib
+    r: Result,
+):
+    "The score under every condition on the test part, and both averages."
+    metric = r.scores[0].metric
+    times, unit = (100, f'{metric} (%)') if in_percent(metric) else (1, metric)
+    usual = 'validation', 'fixed', metric
+    of = {x.condition: x.value for x in r.scores if (x.selection, x.protocol, x.metric) == usual}
+    ax = fig.subplots()
+    colors = ['C7' if c in AVERAGES else 'C0' for c in of]
+    bars = ax.bar(list(of), [times * v for v in of.values()], color=colors)
+    ax.bar_label(bars, fmt='%.1f' if times == 100 else '%.2f', fontsize='small')
+    ax.set_ylabel(f'{unit}, test')
+
+# %% ../../nbs/experiments/03_reports.ipynb #p1c70003
+def pictures(
+    folder,  # of a finished run
+) -> list[Path]:  # files, in that folder
+    """Draw what a run recorded: `conditions.png` and, where it has epochs, `curves.png`. Raises
+    `ImportError` where there is no matplotlib."""
+    import pandas as pd
+
+    figure, look = need('matplotlib.figure', 'dev'), {'axes.spines.top': False, 'font.size': 9}
+    look |= {'axes.spines.right': False, 'legend.frameon': False}
+    folder, out = Path(folder), []
+    r, curves = read_result(folder), pd.read_parquet(folder / 'curves.parquet')
+    said = f'{r.data["name"]}, {r.config["method"]}, {r.data["fold"]}, seed {r.config["seed"]}'
+    width = min(16.0, max(5.6, 1.2 + 2.6 * len(r.stages)))
+    draw = {'conditions': ((6.4, 2.8), lambda fig: draw_conditions(fig, r))}
+    if len(curves):
+        draw['curves'] = ((width, 4.0), lambda fig: draw_curves(fig, r, curves))
+    for name, (size, f) in draw.items():
+        with need('matplotlib', 'dev').rc_context(look):
+            fig = figure.Figure(figsize=size, layout='constrained')
+            f(fig)
+            fig.suptitle(f'{said}, schedule {r.config["schedule"]}', fontsize='medium')
+            out.append(folder / f'{name}.png')
+            write_atomically(out[-1], lambda tmp, fig=fig: fig.savefig(tmp, format='png', dpi=110))
+    return out

@@ -193,6 +193,7 @@ def tune(
     data_root: str | None = None,  # as for a run
     out_dir: str = 'runs',  # of the runs; the study lies in its folder `tuning`
     device: str = 'auto',
+    check: bool = True,  # look at the method before it trains
     progress: bool = True,  # say what each trial gave
     # the trial table, and the folder of the study: journal and trials.csv
 ) -> tuple['pd.DataFrame', Path]:
@@ -207,7 +208,7 @@ def tune(
         repo_root() / out_dir / 'tuning' / t.data / f'{t.method}-{config_hash(about)[:8]}',
         need=2**20,
     )
-    where = dict(data_root=data_root, out_dir=out_dir, device=device)
+    where = dict(data_root=data_root, out_dir=out_dir, device=device, check=check)
     with locked(folder):
         study = _open_study(optuna, t.method, folder / 'journal.log')
         while (n := len(trials_of(study))) < t.trials:

@@ -15,19 +15,21 @@ __all__ = ['app', 'data', 'Features', 'Table', 'Size', 'Model', 'Manifest', 'Fea
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
 from collections import Counter
 from contextlib import contextmanager
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Annotated, Literal, get_origin
-import inspect, json
+import inspect, json, shlex
 import torch
 import typer
 from pydantic import TypeAdapter
 from ..basics.dialogues import DataError, folds, select
-from ..basics.files import write_atomically
+from ..basics.files import brief, write_atomically
 from ..data.sources import LAYOUTS, describe, find_all, read_layout
 from ..experiments.bench import bench as time_parts, line
 from ..basics.method import create, method_of, read_settings
 from ..data.clips import EXTRACTORS, extractors, read_manifest, to_layout, to_table
-from ..experiments.results import Shared, environment
+from ..experiments.results import Shared, environment, lines_of, store_of
+from ..experiments import reports
 from ..experiments.runs import RunConfig, run_all
 from .artefact import from_run, save
 from .prediction import Predictor, as_rows, read_input, writable, write_rows
@@ -37,7 +39,7 @@ from ..experiments.tuning import Tuning, chosen, tune
 from ..data.twins import open_dataset, repo_root
 from ..data.tables import FILES, KINDS, Columns, is_own, open_data, read_own, remarks
 from ..training.evaluation import shown
-from ..training.check import examined
+from ..training.check import examined, given_up
 
 # %% ../../nbs/use/04_cli.ipynb #85f9ebae
 app = typer.Typer(
@@ -159,7 +161,7 @@ def _values(cls, settings):  # option values as the fields expect them
     return {k: read[_kind(cls.model_fields[k])](v, k) for k, v in settings.items()}
 
 
-_WHERE = 'data_root', 'out_dir', 'device'  # options of any run
+_WHERE = 'data_root', 'out_dir', 'device', 'check'  # options of any run
 _OF_STUDY = 'schedule', *Shared.model_fields  # options shared by several runs
 
 # %% ../../nbs/use/04_cli.ipynb #c05e744a
@@ -316,7 +318,19 @@ def _all_folds(c):  # 1, 2, ...
     return list(range(1, len(folds(d)) + 1))
 
 
+def _draw(folders):  # beside the results, which do not depend on it
+    for folder in folders:
+        try:
+            reports.pictures(folder)
+        except ImportError as e:
+            typer.echo(f'no pictures: {e}', err=True)
+            break
+        except Exception as e:  # whatever it is: the results stay as they are
+            typer.echo(f'{folder}: no pictures ({type(e).__name__}: {brief(e)})', err=True)
+
+
 def _say(out):  # print each run's scores or its error; return the exit code
+    _draw(folder for result, folder in out if not isinstance(result, Exception))
     for result, folder in out:
         if isinstance(result, Exception):
             typer.echo(f'{folder.name}: {result}', err=True)
@@ -361,15 +375,19 @@ MethodOptions = Annotated[str, _option('Settings of the method, as JSON.')]
 
 @app.command('check')
 def check_(method: MethodName, dataset: Twin = 'iemocap', options: MethodOptions = '{}'):
-    """Check a method, as is done before every training run. Exit code: 0 every property holds, 1 at
-    least one does not, 2 invalid arguments."""
+    """Check a method, as is done before every training run. Exit code: 0 every property holds or is
+    given up by the method, 1 at least one does not hold, 2 invalid arguments."""
     with _refusing():
         d = open_dataset(dataset, None, 'tiny')
-        found = examined(create(method, d.task, d.widths, _json(options, 'options')))
+        m = create(method, d.task, d.widths, _json(options, 'options'))
+        found, known = examined(m), given_up(m)
     for name, said in found.items():
+        if name in known:
+            here = '' if said else 'holds here, but is '
+            said = [f'{here}given up: {known[name]}']
         for line_ in said or ['holds']:
             typer.echo(f'{name}: {line_}')
-    raise typer.Exit(int(any(found.values())))
+    raise typer.Exit(int(any(said for name, said in found.items() if name not in known)))
 
 # %% ../../nbs/use/04_cli.ipynb #8b6391b3
 StudyData = Annotated[
@@ -508,6 +526,40 @@ Programs = Annotated[
     _option('Combination to write as a torch.export program as well; repeatable.'),
 ]
 
+# %% ../../nbs/use/04_cli.ipynb #c0de0072
+_NAMED = 3  # runs that an error lists
+
+
+def _runs_near(run):  # finished runs, the likeliest first; and where they lie
+    above = [p for p in (run, *run.parents) if p.is_dir() and p not in (Path(), p.parent)]
+    for root in (*above[:1], repo_root() / 'runs'):
+        found = [r.parent for depth in range(5) for r in root.glob('*/' * depth + 'result.json')]
+        if found:
+            break
+    here = Path.cwd()
+    found = [p.relative_to(here) if p.is_relative_to(here) else p for p in found]
+    alike = {p: SequenceMatcher(None, str(run), str(p)).ratio() for p in found}
+    return sorted(found, key=alike.__getitem__, reverse=True), root
+
+
+def _finished_run(run, model):  # or an error that says what to type
+    if (run / 'result.json').is_file():
+        return
+    said = f'{run}: found no finished run'
+    if store_of(run).is_file() and run.name in lines_of(store_of(run)):
+        again = f'mculora rerun {shlex.quote(str(run))} --out-dir runs'
+        raise DataError(
+            f'{run}: found a result that is kept without its weights, expected a run with '
+            f'them; it is made again by\n  {again}'
+        )
+    near, root = _runs_near(run)
+    if not near:
+        raise DataError(f'{said}, expected one that `mculora train` made; below {root} is none')
+    lines = [f'\n  {shlex.join(["mculora", "export", str(p), str(model)])}' for p in near[:_NAMED]]
+    more = len(near) - len(lines)
+    lines += [f'\n  and {more} more below {root}'] if more else []
+    raise DataError(f'{said}, expected one, such as{"".join(lines)}')
+
 # %% ../../nbs/use/04_cli.ipynb #b65d0568
 @app.command()
 def export(
@@ -522,6 +574,7 @@ def export(
     """Turn a run into a model folder: weights, configuration, model card. Exit code: 0 written, 2
     invalid arguments or data."""
     with _refusing():
+        _finished_run(run, model)
         a = from_run(run, data_root, _pairs(features), dataset, temperatures)
         save(a, model, tuple(program or ()))
     typer.echo(
@@ -723,9 +776,6 @@ def show(
         typer.echo(store.told(read_result(repo_root() / run)))
 
 # %% ../../nbs/use/04_cli.ipynb #c4a10e02
-from ..experiments import reports
-
-
 def _again(source):  # the command that repeats a run; a file is just named
     is_file = (repo_root() / source).is_file()
     return f'  {source}' if is_file else f'  mculora rerun {source}'
