@@ -228,12 +228,12 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_from(tmp_path, monkeypatch, c
 
 
 def test_a_committed_record_is_made_again_with_its_threads(tmp_path, monkeypatch):
-    "The shortest: shares of classes on the full twin. A folder of real data is not in its way."
+    "The shortest: shares of classes on the full twin. A named folder of real data changes nothing."
     monkeypatch.setenv('MCULORA_DATA', str(tmp_path))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     then = samples(ROOT / 'results')['majority']
-    now = rerun(then, tmp_path)
+    now = rerun(then, tmp_path, data_root=tmp_path)
     c = compared(then, now)
     assert c.verdict == 'equal to the bit' and any(
         'version' in x or 'mculora' in x for x in c.where
