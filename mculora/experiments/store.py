@@ -245,7 +245,8 @@ def _circumstances(a, b):  # of two results: what differs about them, in words
 class Compared(NamedTuple):
     "The outcome of repeating a run."
 
-    verdict: str  # 'equal to the bit', 'equal within rounding' or 'different'
+    # 'equal to the bit', 'equal within rounding', 'different' or 'different on another processor'
+    verdict: str
     largest: float  # difference; infinite: a number is missing
     where: list[str]  # which numbers differ, and what else does, in words
 
@@ -262,12 +263,14 @@ def compared(
     largest = apart[worst[0]] if worst else 0.0
     epochs = _first_epoch(then, now)
     bits = not apart and not epochs
+    # each rounds in its own way, training magnifies that, and may stop at another epoch
+    processors = [r.environment.get('processor') for r in (a, b)]
     verdict = (
         'equal to the bit'
         if bits
         else 'equal within rounding'
         if largest <= TIPPED / a.data['utterances']['test']
-        else 'different'
+        else 'different' + ' on another processor' * (processors[0] != processors[1])
     )
     where = [f'{len(apart)} of {len(x)} numbers differ'] if apart else []
     where += [f'{k}: {x[k]:.6g} then, {y.get(k, math.nan):.6g} now' for k in worst[:3]]
