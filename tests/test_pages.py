@@ -182,7 +182,7 @@ def verdict():
         'ahead': ('ahead of the best other method of the paper', 'table1_fixed', 'methods'),
         'MCLA': ('MCLA, against pre-training alone', 'table2_ablation', 'ablation'),
         'private': ('private adapters, against shared only', 'table2_ablation', 'ablation'),
-        'DPFT': ('DPFT, against even drawing', 'table2_ablation', 'ablation'),
+        'DPFT': ('DPFT, against uniform sampling', 'table2_ablation', 'ablation'),
         'rank': ('rank 8, against rank 1', 'fig3_rank', 'rank'),
     }
 
