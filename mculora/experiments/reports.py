@@ -1002,7 +1002,9 @@ def draw_curves(
     for (top, low), stage in zip(axes.T, r.stages):
         c = curves[curves.stage == stage['name']].set_index('epoch').dropna(axis=1, how='all')
         for name in (k for k in c if k.startswith('train/')):
-            top.plot(c.index, c[name], label=name.removeprefix('train/'))
+            part = name.removeprefix('train/')
+            # the sum lies behind its parts
+            top.plot(c.index, c[name], '-' if part == 'loss' else '--', label=part)
         for name in dict.fromkeys((*reversed(AVERAGES), stage['selected_on'])):
             if (column := f'val/{name}/{metric}') in c:
                 low.plot(c.index, times * c[column], label=name)
@@ -1030,6 +1032,7 @@ def draw_conditions(
     colors = ['C7' if c in AVERAGES else 'C0' for c in of]
     bars = ax.bar(list(of), [times * v for v in of.values()], color=colors)
     ax.bar_label(bars, fmt='%.1f' if times == 100 else '%.2f', fontsize='small')
+    ax.tick_params(axis='x', labelsize='small')
     ax.set_ylabel(f'{unit}, test')
 
 # %% ../../nbs/experiments/03_reports.ipynb #p1c70003
