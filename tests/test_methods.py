@@ -238,7 +238,12 @@ def step(team, b, stage, keys):
     ]
 
 
-def agree(a, b):
+# of gradients: single precision loses more in the steps of IMDer's sampler (in double precision,
+# which not every method can, 1e-13 is left)
+ATOL = {'imder': 1e-4}
+
+
+def agree(a, b, atol=1e-5):
     for n in a.keys() | b.keys():
         one, two = (x.get(n) for x in (a, b))
         if one is None or two is None:
@@ -248,7 +253,7 @@ def agree(a, b):
                 one,
                 two,
                 rtol=1e-3,
-                atol=1e-5 * (1 + one.abs().max().item()),
+                atol=atol * (1 + one.abs().max().item()),
                 msg=lambda m: f'{n}: {m}',
             )
 
@@ -291,11 +296,11 @@ def test_a_step_does_not_depend_on_packing_padding_or_other_replicas(method, nam
             for b in (wide, replace(wide, pack=False, complete=replace(wide.complete, pack=False))):
                 loss, grads = step(Together([m]), b, stage, [key])
                 torch.testing.assert_close(loss, alone[k][0], rtol=1e-4, atol=1e-5)
-                agree(grads[0], alone[k][1][0])
+                agree(grads[0], alone[k][1][0], ATOL.get(method, 1e-5))
         loss, grads = step(Together(list(solo)), side_by_side(trains, rows, masks), stage, [3, 4])
         torch.testing.assert_close(loss, torch.cat([l for l, _ in alone]), rtol=1e-4, atol=1e-5)
         for a, (_, b) in zip(grads, alone):
-            agree(a, b[0])
+            agree(a, b[0], ATOL.get(method, 1e-5))
 
 
 @every
