@@ -79,7 +79,7 @@ audit: $(STAMP) ## opt-in: known vulnerabilities of everything in requirements.l
 	@$(BIN)/uv tool run --quiet $(AUDIT) -r requirements.lock --require-hashes --disable-pip --strict --progress-spinner off $(ARGS) || { \
 		echo "make audit: a vulnerability was found, or a package could not be looked up, which says nothing of it (is the advisory service reachable from here?)" >&2; exit 1; }
 
-train: $(STAMP) ## one training run: [DATASET=iemocap] [METHOD=mculora] [SEED=66] [FOLD=1] [SCHEDULE=auto] [SIZE=full|tiny] [DATA_ROOT=]
+train: $(STAMP) ## one training run: [DATASET=iemocap] [METHOD=mculora] [SEED=66] [FOLD=1] [SCHEDULE=auto] [SIZE=full|twin|tiny] [DATA_ROOT=]
 	@mkdir -p runs/notebooks
 	@$(PAPERMILL) nbs/train.ipynb 'runs/notebooks/$(RUN_NAME).ipynb' -r dataset '$(DATASET)' -r method '$(METHOD)' \
 		-p seed '$(SEED)' -p fold '$(FOLD)' -r schedule '$(SCHEDULE)' -r size '$(SIZE)' \

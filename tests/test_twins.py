@@ -438,13 +438,15 @@ def test_only_the_default_folder_may_lack_the_release(nowhere, monkeypatch):
     monkeypatch.setenv('MCULORA_DATA', str(nowhere / 'data'))
     with pytest.raises(DataError):
         open_dataset('mosi')
-    # tiny is always the tiny twin
+    # these are always the twins
     assert open_dataset('mosi', size='tiny').task.name == 'mosi-simulated-tiny'
+    assert open_dataset('mosi', size='twin').task.name == 'mosi-simulated'
 
 
 def test_the_folder_that_was_asked_for_comes_first(nowhere, release, monkeypatch):
     (nowhere / 'data' / 'CMUMOSI').mkdir()
     assert open_dataset('mosi')[1] == str(nowhere / 'data')
+    assert open_dataset('mosi', nowhere / 'data', size='twin').task.simulated
     monkeypatch.setenv('MCULORA_DATA', str(nowhere / 'env'))
     assert open_dataset('mosi')[1] == str(nowhere / 'env')
     assert open_dataset('mosi', nowhere / 'given', 'full', {'a': 'x'}, 'c') == (
@@ -459,7 +461,7 @@ def test_the_folder_that_was_asked_for_comes_first(nowhere, release, monkeypatch
 def test_what_is_unknown_is_refused(nowhere):
     with pytest.raises(DataError, match='expected one of iemocap, iemocap6, mosi, mosei'):
         open_dataset('meld')
-    with pytest.raises(DataError, match='expected full or tiny'):
+    with pytest.raises(DataError, match='expected full, twin or tiny'):
         open_dataset('mosi', size='medium')
     with pytest.raises(DataError, match='no simulated twin'):
         open_dataset('iemocap6')

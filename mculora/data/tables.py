@@ -840,7 +840,7 @@ def open_data(
     dataset,  # a release by name, or a file
     # of the releases, see `open_dataset`; of a file with a relative path
     data_root=None,
-    size: str = 'full',  # 'tiny': the tiny twin of a release
+    size: str = 'full',  # 'twin', 'tiny': the simulated twin of a release, or its tiny one
     # modality -> feature folder, column or field; None: recognise them
     features: dict[str, str] | None = None,
     columns: Columns = Columns(),  # of a file
@@ -850,7 +850,7 @@ def open_data(
     if not is_own(dataset):
         return open_dataset(dataset, data_root, size, features, cache_dir)
     if size != 'full':
-        raise DataError(f'size: found {size}, expected full: a file of your own has no tiny twin')
+        raise DataError(f'size: found {size}, expected full: a file of your own has no twin')
     return load_own(
         (Path(data_root) if data_root else repo_root()) / Path(dataset).expanduser(),
         columns,

@@ -582,7 +582,7 @@ def open_dataset(
     dataset: str,  # 'iemocap', 'iemocap6', 'mosi', 'mosei'
     # folder that holds IEMOCAP, CMUMOSI, CMUMOSEI; None: MCULORA_DATA, else data/ of the repository
     data_root=None,
-    size: str = 'full',  # 'tiny': always the tiny twin
+    size: str = 'full',  # 'twin', 'tiny': the twin or the tiny one, even where the release is
     # modality -> feature folder of the release; None: recognise them
     features: dict[str, str] | None = None,
     cache_dir=None,  # of the release's files, see `load_layout`
@@ -590,10 +590,10 @@ def open_dataset(
     "The dataset where its release is, its simulated twin where it is not."
     # unknown: an error that lists those there are
     sources.layout(dataset)
-    if size not in ('full', 'tiny'):
-        raise DataError(f'size: found {size!r}, expected full or tiny')
-    if size == 'tiny':
-        return twin(dataset, size)
+    if size not in ('full', 'twin', 'tiny'):
+        raise DataError(f'size: found {size!r}, expected full, twin or tiny')
+    if size != 'full':
+        return twin(dataset, 'tiny' if size == 'tiny' else 'full')
     asked = data_root or os.environ.get('MCULORA_DATA')
     root = Path(asked).expanduser() if asked else repo_root() / 'data'
     if asked or sources.find(dataset, root):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RunConfig', 'read_parameters', 'output_folder', 'locked', 'said_missing', 'incomplete', 'mistaken', 'have', 'prepare',
            'new_method', 'as_published', 'peak_mb', 'save_method', 'load_method', 'finished', 'Job', 'ready', 'code_of',
-           'config_of', 'command_of', 'finish', 'run_all', 'run']
+           'size_of', 'config_of', 'command_of', 'finish', 'run_all', 'run']
 
 # %% ../../nbs/experiments/01_runs.ipynb #442ca675
 from contextlib import ExitStack, contextmanager, suppress
@@ -94,8 +94,9 @@ class _Run(Settings):
     'Folder for results.'
     device: str = 'auto'
     'auto, cpu, cuda, cuda:1, ...'
-    size: Literal['full', 'tiny'] = 'full'
-    "'full', or 'tiny': a tiny simulated twin and a small model, for a quick check."
+    size: Literal['full', 'twin', 'tiny'] = 'full'
+    """full; twin: the simulated twin, even where the real features are; tiny: a tiny twin and a
+    small model, for a quick check."""
     options: dict[str, Any] = {}
     'Settings of the method, as JSON.'
     features: dict[str, str] | None = None
@@ -647,6 +648,8 @@ def _full(c, method, schedule, device, about):  # all that can change the number
     return dict(
         c.model_dump(exclude=left_out),
         dataset=Path(c.dataset).stem,
+        # `data` tells a twin from the release
+        size='full' if c.size == 'twin' else c.size,
         schedule=schedule,
         options=method.settings.model_dump(mode='json'),
         device=device.type,
@@ -714,6 +717,15 @@ def _options(method, task, said):  # the settings that differ from those a metho
     return own | {k: v for k, v in said.items() if k not in base or v != base[k]}
 
 
+def size_of(
+    c: dict,  # `config` of a result of any version
+    d: dict,  # and its `data`
+) -> str:  # 'full', 'twin' or 'tiny'
+    "The size to ask for to open the same data, wherever the release may be by now."
+    size = c.get('size', 'full')
+    return 'twin' if size == 'full' and d['simulated'] and 'table' not in d else size
+
+
 def config_of(
     c: dict,  # `config` of a result of any version
     d: dict,  # and its `data`
@@ -723,7 +735,7 @@ def config_of(
     given = {k: v for k, v in c.items() if k in RunConfig.model_fields}
     options = as_made(c['method'], c['options'])
     given |= dict(options=_options(c['method'], described(d['name']), options))
-    given |= dict(features=d.get('features'))
+    given |= dict(features=d.get('features'), size=size_of(c, d))
     if 'table' in d:
         # before format 3 the file's ending was not kept; all of those that are committed were this
         given |= dict(dataset=d.get('file', f'{c["dataset"]}.parquet'))
@@ -752,10 +764,7 @@ def command_of(
     said = c.model_dump(include={'dataset', 'method', 'fold', 'seed', 'schedule', 'device'})
     said |= c.model_dump(mode='json', exclude_defaults=True, exclude={'data_root', 'out_dir'})
     line = shlex.join(['mculora', 'train', *(x for k, v in said.items() for x in _flags(k, v))])
-    if c.size == 'tiny':  # always a twin
-        return line
-    is_twin = about['simulated'] and not is_own(c.dataset)
-    return f'MCULORA_DATA= {line}' if is_twin else f'{line} {_ROOT}'
+    return f'{line} {_ROOT}' if c.size == 'full' else line
 
 # %% ../../nbs/experiments/01_runs.ipynb #13b8fa41
 # condition -> expected calibration error, as the model is and with temperatures from validation; of

@@ -164,33 +164,26 @@ def told(
 
 # %% ../../nbs/experiments/06_store.ipynb #c0de0022
 @contextmanager
-def _as_then(r):  # as many threads, and for a twin no folder with the real data
-    before, name = torch.get_num_threads(), 'MCULORA_DATA'
-    place = os.environ.get(name)
+def _as_then(r):  # with as many threads
+    before = torch.get_num_threads()
     torch.set_num_threads(r.environment.get('threads') or before)
-    if r.data['simulated']:
-        os.environ.pop(name, None)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-        if place is not None:
-            os.environ[name] = place
 
 
 def rerun(
     address,  # of a run, in a folder or in a store
     out_dir,  # where the new run goes
-    data_root=None,  # of real data, unused for a twin; None: MCULORA_DATA, else data/
+    data_root=None,  # of real data; None: MCULORA_DATA, else data/
 ) -> Path:  # folder of the new run
     """Repeat a run. Raises `DataError` if the data differ, or if the folder already holds this
     run."""
     r = read_result(address)
-    twin = r.data['simulated'] and 'table' not in r.data
-    # a twin is made, wherever the real data are
-    place = None if twin else data_root or os.environ.get('MCULORA_DATA') or 'data'
+    place = data_root or os.environ.get('MCULORA_DATA') or 'data'
     with _as_then(r):
-        c = config_of(r.config, r.data, data_root=place and str(place), out_dir=str(out_dir))
+        c = config_of(r.config, r.data, data_root=str(place), out_dir=str(out_dir))
         job = ready(c)
         if job.about['hash'] != r.data['hash']:
             raise DataError(

@@ -211,6 +211,11 @@ class _Named(Settings):  # a dataset, by its name
     def size(self) -> Literal['full', 'tiny']:
         return 'tiny' if self.task.tiny else 'full'
 
+    @property
+    def asked(self) -> Literal['full', 'twin', 'tiny']:
+        "The size that a run is given: a twin is one even where the release is."
+        return 'twin' if self.simulated and self.size == 'full' else self.size
+
 # %% ../../nbs/experiments/02_studies.ipynb #48fb12f0
 class Sweep(Shared, _Named):
     "The folds and seeds of a dataset on which to run every variant."
@@ -238,7 +243,7 @@ class Sweep(Shared, _Named):
                 fold=f,
                 seed=s,
                 schedule=self.schedule,
-                size=self.size,
+                size=self.asked,
                 **{k: getattr(self, k) for k in Shared.model_fields},
                 observe=s == self.seeds[0],
                 **others,

@@ -25,7 +25,7 @@ from ..training.evaluation import metric_names, shown
 from ..training.calibration import Calibration, calibrate, calibration_report
 from .merge import merge
 from ..experiments.results import Shared, collect, file_hash, interval, read_result
-from ..experiments.runs import RunConfig, load_method, prepare, save_method
+from ..experiments.runs import RunConfig, load_method, prepare, save_method, size_of
 
 # %% ../../nbs/use/01_artefact.ipynb #88bc371d
 @dataclass(frozen=True)
@@ -549,6 +549,7 @@ def _data(folder, r, data_root, features, dataset):  # the run's parts, opened a
         dataset=dataset or r.config['dataset'],
         data_root=None if data_root is None else str(data_root),
         features=features,
+        size='full' if dataset else size_of(r.config, r.data),
         table=Columns.written(r.data.get('table', {})),
     )
     parts, _, about, _ = prepare(read_settings(RunConfig, known, str(folder)))

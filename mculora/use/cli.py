@@ -412,18 +412,11 @@ Done = Annotated[str | None, _option('File to write at the end, with one result 
 
 # %% ../../nbs/use/04_cli.ipynb #74625707
 def _as_named(sweep, data_root):  # check that the data match their name: real, or a twin
-    there = open_dataset(sweep.dataset, data_root and repo_root() / data_root, sweep.size).task.name
-    if there != sweep.data:
+    root = data_root and repo_root() / data_root
+    if (there := open_dataset(sweep.dataset, root, sweep.asked).task.name) != sweep.data:
         raise DataError(
-            f'data: found {there}, expected {sweep.data}: '
-            + (
-                'name the folder of the release with --data-root'
-                if sweep.simulated is False
-                else (
-                    'the release lies in data/ and would be used in place of its twin; move '
-                    'it, or name it with --data-root where it is wanted'
-                )
-            )
+            f'data: found {there}, expected {sweep.data}: name the folder of the release with '
+            '--data-root'
         )
 
 
