@@ -24,13 +24,22 @@ from typer.testing import CliRunner
 import mculora
 from mculora.__main__ import main
 from mculora.use.cli import app
-from mculora.basics.dialogues import DataError, random_dialogues
+from mculora.basics.dialogues import DataError, Task, random_dialogues
 from mculora.training.evaluation import metric_names
-from mculora.basics.method import methods, read_settings
+from mculora.basics.method import create, methods, read_settings
 from mculora.basics.modalities import labels
 from mculora.experiments.results import addresses, collect, read_result
 from mculora.data.tables import as_table, open_data
-from mculora.experiments.runs import OutputError, RunConfig, load_method, prepare, ready, run
+from mculora.experiments.runs import (
+    OutputError,
+    RunConfig,
+    _full,
+    load_method,
+    prepare,
+    ready,
+    run,
+    size_of,
+)
 from mculora.data.sources import example, write_layout
 from mculora.experiments.studies import Sweep, Variant, find
 from mculora.data.twins import bayes_limit
@@ -547,6 +556,19 @@ def test_ctrl_c_says_what_to_type_and_the_same_command_goes_on(tmp_path):
     until(logs[1], f'going on from the checkpoint: stage 1, epoch {kept}', goes_on)
     goes_on.kill()
     goes_on.join()
+
+
+def test_a_twin_that_is_asked_for_is_the_run_that_it_is_without():
+    "Its configuration, and so its hash and its folder, are the same; the data tell it from others."
+    cpu, about, full = torch.device('cpu'), dict(hash='0' * 16), []
+    method = create('majority', Task('iemocap', ('x', 'y')), {'a': 3})
+    for size in ('full', 'twin', 'tiny'):
+        full.append(_full(RunConfig(method='majority', size=size), method, 'quick', cpu, about))
+    assert full[0] == full[1] != full[2] and full[0]['size'] == 'full'
+    kinds = (True, 'full'), (True, 'tiny'), (False, 'full')
+    twins = [size_of(dict(size=size), dict(simulated=twin)) for twin, size in kinds]
+    assert twins == ['twin', 'tiny', 'full']
+    assert size_of(dict(size='full'), dict(simulated=True, table={})) == 'full'
 
 
 def test_a_method_that_was_not_exported_is_named_with_its_notebook(tmp_path, monkeypatch):
