@@ -42,6 +42,9 @@ class Columns(BaseModel):
     # train, val, test, or names of folds; absent: `folds` folds by dialogue
     split: str = 'split'
     folds: int = Field(5, ge=2)
+    # a person or a place: all dialogues of one are in the same of `folds` folds, and `split` is not
+    # read; empty: no such column
+    group: str = ''
     # auto: scores are numbers with a fractional part, or whole numbers with more than 20 values;
     # everything else is classes
     task: Literal['auto', 'classes', 'score'] = 'auto'
@@ -317,7 +320,7 @@ def _frame(source, c=Columns()):
         ) from e
 
 
-ROLES = 'dialogue', 'position', 'utterance', 'speaker', 'label', 'split'
+ROLES = 'dialogue', 'position', 'utterance', 'speaker', 'label', 'split', 'group'
 
 # %% ../../nbs/data/03_tables.ipynb #9f3b6505
 def _is_vector(x):  # a list or an array; or text that is one, or the name of a .npy file
@@ -393,7 +396,7 @@ def _order(f, c):
 def _roles(f, c, asked):  # role -> column; raises `DataError` if a required one is missing
     roles = {r: getattr(c, r) for r in (ROLES[:4] if asked else ROLES)}
     for r, col in roles.items():
-        if col not in f.columns and (r == 'label' or r in c.model_fields_set):
+        if col and col not in f.columns and (r == 'label' or r in c.model_fields_set):
             raise DataError(
                 f'found no column {col!r} for {r}; the table has {", ".join(map(str, f.columns))}'
             )
@@ -428,23 +431,32 @@ def _people(f, column):  # N names
     return np.array([str(x) for x in f[column]])
 
 # %% ../../nbs/data/03_tables.ipynb #41305d67
+def _one_each(f, col, ids, offset, order, what):  # what each of K dialogues has there, problems
+    said = _people(f, col)[order]
+    bad = [
+        f'column {col!r}, dialogue {d!r}: found {", ".join(sorted(other))}, expected one {what} '
+        'for a whole dialogue'
+        for d, a, b in zip(ids, offset, offset[1:])
+        if len(other := set(said[a:b])) > 1
+    ]
+    return said[offset[:-1]], bad
+
+
 def _read_parts(f, roles, c, ids, offset, order):  # K parts, problems
+    if 'group' in roles:
+        who, bad = _one_each(f, roles['group'], ids, offset, order, 'group')
+        if len(set(who)) == 1:
+            one = f'column {roles["group"]!r}: found {str(who[0])!r} alone'
+            bad.append(f'{one}, expected several groups')
+        return _dealt_parts(np.diff(offset), c.folds, who), bad
     if 'split' not in roles:
         # if rows are dialogues: all dialogues of a speaker stay in one fold
         alone = 'speaker' in roles and 'dialogue' not in roles
         who = _people(f, roles['speaker'])[order][offset[:-1]] if alone else None
         return _dealt_parts(np.diff(offset), c.folds, who) if len(ids) > 1 else ['train'], []
-    column = f'column {roles["split"]!r}'
-    said = np.array([str(x) for x in f[roles['split']]])[order]
-    bad = []
-    for d, a, b in zip(ids, offset, offset[1:]):
-        if len(other := set(said[a:b])) > 1:
-            bad.append(
-                f'{column}, dialogue {d!r}: found {", ".join(sorted(other))}, expected one part '
-                'for a whole dialogue'
-            )
-    part, more = _named_parts(said[offset[:-1]])
-    return part, bad + [f'{column}: {p}' for p in more]
+    said, bad = _one_each(f, roles['split'], ids, offset, order, 'part')
+    part, more = _named_parts(said)
+    return part, bad + [f'column {roles["split"]!r}: {p}' for p in more]
 
 
 def _speakers(f, roles, offset, order):  # N numbers, by first appearance in each dialogue
@@ -582,7 +594,8 @@ def _shared(f, d, c, order):  # people in several parts
         yield (
             f'column {c.speaker!r}: {len(both)} of {len(parts)} speakers are in several parts, '
             f'such as {both[0]!r} in {" and ".join(sorted(parts[both[0]]))}: if these are people, '
-            'the test part has people seen in training; a split column keeps them apart'
+            'the test part has people seen in training; a split column keeps them apart, or the '
+            f'setting group: {c.speaker}'
         )
     elif len(parts) > 1:
         yield f'column {c.speaker!r}: {len(parts)} speakers, each in one part'
