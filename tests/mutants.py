@@ -4,6 +4,7 @@
     make test-mutants ARGS="--review"        # those that an earlier suite missed
     make test-mutants ARGS="--module dpft"   # those of one module
     make test-mutants ARGS="--fault WORDS"   # those whose name has these words
+    make test-mutants ARGS="--sample 50"     # 50 of them by lot, always the same
 
 Mutation tools change a module and run the tests. Here most tests are cells of the notebook that
 the module is exported from, and such a cell runs the notebook's own copy of the code. So a fault
@@ -18,6 +19,7 @@ import gc
 import json
 import multiprocessing
 import os
+import random
 import re
 import shlex
 import shutil
@@ -248,6 +250,7 @@ def main():
     )
     ask.add_argument('--module', help='only those of this module, as it stands in mutants.yaml')
     ask.add_argument('--fault', help='only those whose name has these words')
+    ask.add_argument('--sample', type=int, help='so many of them, by lot')
     ask.add_argument('--cores', type=int, default=os.cpu_count(), help='how many at once')
     said = ask.parse_args()
     wanted = [
@@ -257,6 +260,8 @@ def main():
         and said.module in (None, m.module)
         and (said.fault or '') in m.fault
     ]
+    if said.sample:
+        wanted = random.Random(66).sample(wanted, min(said.sample, len(wanted)))
     # bytecode of before the fault would be taken for the fault's: same size, same second
     os.environ |= {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PYTHONDONTWRITEBYTECODE': '1'}
     SERVER.set_forkserver_preload(HEAVY)
