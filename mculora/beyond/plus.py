@@ -234,7 +234,9 @@ class PlusStages(PlusBuild):
 
     def stages(self):
         s = self.settings
-        more = [n for n in ('scales', 'surer', 'context') if hasattr(self, n)]
+        # frozen with the fusion, except for its adapters
+        context = 'context' if s.finetune == 'all' else 'context_adapters'
+        more = [n for n in ('scales', 'surer', context) if hasattr(self, n)]
         first, *second = (replace(x, average=self.settings.average) for x in super().stages())
         return [trains(first, 'context.') if s.context else first] + [
             replace(trains(x, *more), lr=s.lr_fine or x.lr) for x in second
@@ -329,6 +331,8 @@ class MCULoRAPlus(PlusRepresent):
         }
 
     def _joint(self, b):
+        if self.settings.pretrain == 'complete':
+            return super()._joint(b)
         return self._sum(b, super()._joint)
 
     def _teacher(self, b):  # [B, L, C] predictions for complete data
