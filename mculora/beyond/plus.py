@@ -335,9 +335,9 @@ class MCULoRAPlus(PlusRepresent):
             return super()._joint(b)
         return self._sum(b, super()._joint)
 
-    def _teacher(self, b):  # [B, L, C] predictions for complete data
+    def _teacher(self, full):  # [B, L, C] predictions for complete data
         with torch.no_grad(), quiet(self):
-            return self.parts(b)['y_last']
+            return self.parts(self._behind(full))['y_last']
 
     def _taught(self, b, teacher):  # fine-tuning, with the teacher's prediction as a second target
         o = self.parts(b)
@@ -353,9 +353,7 @@ class MCULoRAPlus(PlusRepresent):
         if stage != 'finetune':
             return super().loss(replace(full, complete=None) if s.every else batch, stage)
         b = self._behind(full if s.every else batch)
-        teacher = None
-        if s.distil:
-            teacher = self._teacher(b if s.every else self._behind(full))
+        teacher = self._teacher(full) if s.distil else None
         total, parts = self._sum(b, lambda x: self._taught(x, teacher))
         if s.tie:
             parts['tie'] = head_distance(self.private_head, self.common_head)

@@ -238,12 +238,13 @@ class TwoStages(Predicts):
     def stages(self):
         s, both = self.settings, ('fusion', 'common_head')
         adapters = ('adapters',) if s.adapter_place != 'none' else ()
+        again = both if s.finetune == 'all' else ()
         usual = Stage('', s.epochs, s.lr, s.batch_size, sampling=s.sampling)
         first = replace(usual, name='pretrain', trainable=('encoders', 'unimodal', *both))
         second = replace(
             usual,
             name='finetune',
-            trainable=(*adapters, 'private_head', 'weight', *(both if s.finetune == 'all' else ())),
+            trainable=(*adapters, 'private_head', 'weight', *again),
             noisy=('encoders',) if s.encoder_dropout else (),
             rates={'*adapters.*.B': s.lr_B},
             encoded=s.adapter_place != 'linear'
