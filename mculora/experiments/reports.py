@@ -886,7 +886,8 @@ def add_updates(
     for name, row in cells.items():
         t.rows[name] |= row
     t.notes.append(
-        'updates: weight updates of a stage up to the epoch kept, of those made; means over the runs.'
+        'updates: weight updates of a stage up to the epoch kept, of those made; means over the '
+        'runs.'
     )
 
 # %% ../../nbs/experiments/03_reports.ipynb #c4a10d09

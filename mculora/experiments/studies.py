@@ -202,7 +202,7 @@ MAP_DPFT = [
     for adapters, fusion in (('private', 'retrained'), ('private alpha 16', 'frozen'))
     for k, options in _MOVING.items()
 ]
-# those of Table 8 that came later, each for its sweep: one thing changed, or those that belong together
+# readings that came later, for the sweep of Table 8
 MORE_READINGS = [
     Variant(name=name, method='mculora', options=options)
     for name, options in {
