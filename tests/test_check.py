@@ -365,6 +365,22 @@ def test_every_registered_method_is_sound(name, task):
     assert not any(found.values()) and list(found) == list(PROPERTIES)
 
 
+READINGS = [
+    dict(pretrain='complete'),
+    dict(finetune='adapters', reduction='sum', lr_B=16.0),
+    dict(finetune='adapters', encoder_dropout=True, adapter_place='none'),
+    dict(pretrain='complete', finetune='adapters', encoder_dropout=True, adapter_place='linear'),
+]
+
+
+@pytest.mark.parametrize('name', ['mculora', 'mculora-plus'])
+@pytest.mark.parametrize('options', READINGS, ids=lambda options: ', '.join(options))
+def test_every_reading_is_sound(name, options):
+    "What the stages of MCULoRA may train, see and drop."
+    found = examined(create(name, TASKS['classes'], WIDTHS, small(name) | options))
+    assert not any(found.values()), found
+
+
 PRESETS = [
     (name, preset)
     for name, cls in sorted(methods().items())

@@ -45,6 +45,18 @@ RUNS = {
     ),
     'in every linear map': ('mculora', dict(adapter_place='linear', depth=1)),
     'a draw per utterance': ('mculora', dict(sampling='utterance', alpha=2.0)),
+    'complete, then adapters alone, with every other reading': (
+        'mculora',
+        dict(
+            pretrain='complete',
+            finetune='adapters',
+            encoder_dropout=True,
+            lr_B=4.0,
+            reduction='sum',
+            dpft='modality',
+            bounds=(0.05, 0.95),
+        ),
+    ),
     'momke-per-condition': ('momke-per-condition', dict(depth=1, epochs=1)),
     'dicmor': ('dicmor', dict(depth=1, epochs=1)),
     'imder': ('imder', dict(depth=1, epochs=1)),

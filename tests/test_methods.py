@@ -276,7 +276,7 @@ def test_a_step_does_not_depend_on_packing_padding_or_other_replicas(method, nam
         ]
         for m in solo:
             thaw(m, stage)
-            train_mode(m)
+            train_mode(m, stage.noisy)
         alone = [
             step(Together([m]), side_by_side([t], [r], [x]), stage, [key])
             for m, t, r, x, key in zip(solo, trains, rows, masks, (3, 4))

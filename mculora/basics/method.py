@@ -8,11 +8,12 @@ __all__ = ['NEVER', 'Stage', 'Settings', 'read_settings', 'Configured', 'Hooked'
 
 # %% ../../nbs/basics/04_method.ipynb #ea90e8fe
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 from difflib import get_close_matches
 from pathlib import Path
-import importlib, pkgutil, re
+import importlib, math, pkgutil, re
 import torch
 from torch import Tensor, nn
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -49,6 +50,15 @@ class Stage:
     parts: tuple[str, ...] = ('',)
     # every number of the gradient is cut to this size; None: left as it is
     clip_value: float | None = None
+    # frozen parts that run with dropout all the same, by what their modules' names start with
+    noisy: tuple[str, ...] = ()
+    # parameters with a rate of their own: pattern of their names -> multiple of `lr`
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+    def rate(self, name: str) -> float:
+        "The learning rate of a parameter."
+        own = (x for pattern, x in self.rates.items() if fnmatchcase(name, pattern))
+        return self.lr * math.prod(own)
 
 # %% ../../nbs/basics/04_method.ipynb #7c5b7344
 class Settings(BaseModel):

@@ -234,7 +234,9 @@ class PlusStages(PlusBuild):
 
     def stages(self):
         s = self.settings
-        more = [n for n in ('scales', 'surer', 'context') if hasattr(self, n)]
+        # frozen with the fusion, except for its adapters
+        context = 'context' if s.finetune == 'all' else 'context_adapters'
+        more = [n for n in ('scales', 'surer', context) if hasattr(self, n)]
         first, *second = (replace(x, average=self.settings.average) for x in super().stages())
         return [trains(first, 'context.') if s.context else first] + [
             replace(trains(x, *more), lr=s.lr_fine or x.lr) for x in second
@@ -329,11 +331,13 @@ class MCULoRAPlus(PlusRepresent):
         }
 
     def _joint(self, b):
+        if self.settings.pretrain == 'complete':
+            return super()._joint(b)
         return self._sum(b, super()._joint)
 
-    def _teacher(self, b):  # [B, L, C] predictions for complete data
+    def _teacher(self, full):  # [B, L, C] predictions for complete data
         with torch.no_grad(), quiet(self):
-            return self.parts(b)['y_last']
+            return self.parts(self._behind(full))['y_last']
 
     def _taught(self, b, teacher):  # fine-tuning, with the teacher's prediction as a second target
         o = self.parts(b)
@@ -349,9 +353,7 @@ class MCULoRAPlus(PlusRepresent):
         if stage != 'finetune':
             return super().loss(replace(full, complete=None) if s.every else batch, stage)
         b = self._behind(full if s.every else batch)
-        teacher = None
-        if s.distil:
-            teacher = self._teacher(b if s.every else self._behind(full))
+        teacher = self._teacher(full) if s.distil else None
         total, parts = self._sum(b, lambda x: self._taught(x, teacher))
         if s.tie:
             parts['tie'] = head_distance(self.private_head, self.common_head)

@@ -7,12 +7,12 @@ __all__ = ['NAMES', 'FOCUS', 'PAPER', 'SIDECAR', 'PRINTED', 'HELD', 'CONTRADICTE
            'features_of', 'describe_data', 'Cell', 'sources_of', 'with_sources', 'cell', 'cell_of', 'band', 'marks',
            'Table', 'sources_as_text', 'csv_of', 'keep_tables', 'keep_nothing', 'keep_figure', 'shown', 'say_missing',
            'table_of', 'how', 'of_paper', 'odd_cells', 'printed', 'paired', 'judged', 'say_runs', 'verdict', 'Origin',
-           'why', 'updates_of', 'inputs_of', 'read_runs', 'tables_of_runs', 'draw_curves', 'draw_conditions',
-           'pictures']
+           'why', 'updates_by_stage', 'updates_of', 'inputs_of', 'updates_cells', 'add_updates', 'read_runs',
+           'tables_of_runs', 'draw_curves', 'draw_conditions', 'pictures']
 
 # %% ../../nbs/experiments/03_reports.ipynb #7f09ef5c
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 import difflib, functools, html, io, json, math, os, re, tempfile, textwrap
@@ -801,14 +801,24 @@ def why(
     return out
 
 # %% ../../nbs/experiments/03_reports.ipynb #5peak042
+def updates_by_stage(
+    r: Result,  # of a run
+    stages: Sequence[Stage],  # of its method
+) -> dict[str, tuple[int, int]]:  # stage -> up to the epoch that was kept, and in all
+    "Number of weight updates in each stage, borrowed or not."
+    n = r.data['dialogues']['train']
+    each = {s.name: math.ceil(n / s.batch_size) for s in stages}
+    return {
+        s['name']: (s['kept'] * each[s['name']], s['epochs'] * each[s['name']]) for s in r.stages
+    }
+
+
 def updates_of(
     r: Result,  # of a run
     stages: Sequence[Stage],  # of its method
 ) -> int:
     "Number of weight updates over all stages, including borrowed ones."
-    size = {s.name: s.batch_size for s in stages}
-    n = r.data['dialogues']['train']
-    return sum(s['epochs'] * math.ceil(n / size[s['name']]) for s in r.stages)
+    return sum(made for _, made in updates_by_stage(r, stages).values())
 
 
 def inputs_of(
@@ -841,6 +851,44 @@ def inputs_of(
         'PyTorch, all numbers that they hold. updates: mean over the runs.'
     )
     return t
+
+# %% ../../nbs/experiments/03_reports.ipynb #rdupd002
+def updates_cells(
+    found: 'pd.DataFrame',  # of `find`: what ran
+    v: Variant,
+    sweep: Sweep,  # what its runs have in common
+) -> dict[str, Cell]:  # column of a stage -> its updates; empty, if nothing ran
+    "Updates of each stage, up to the kept epoch and in all, as means over the runs."
+    mine = found[found.variant == v.name] if len(found) else found
+    if not len(mine):
+        return {}
+    runs = [read_result(f) for f in mine.file.unique()]
+    # the number of classes makes no difference here
+    task = replace(sweep.task, classes=('x', 'y'))
+    with torch.device('meta'):
+        net = create(v.method, task, runs[0].data['widths'], sweep.options | v.options)
+    each, out = [updates_by_stage(r, net.stages()) for r in runs], {}
+    for name in each[0]:
+        kept, made = (sum(x[name][k] for x in each) / len(each) for k in (0, 1))
+        out[f'updates, {name}'] = Cell(words=f'{kept:,.0f} of {made:,.0f}')
+    return with_sources(out, sources_of(mine))
+
+
+def add_updates(
+    t: Table,  # with a row for each variant
+    found: 'pd.DataFrame',  # of `find`: what ran
+    variants: Sequence[Variant],
+    sweep: Sweep,  # what their runs have in common
+):
+    "One column more for each stage."
+    cells = {v.name: updates_cells(found, v, sweep) for v in variants}
+    t.columns += dict.fromkeys(c for row in cells.values() for c in row)
+    for name, row in cells.items():
+        t.rows[name] |= row
+    t.notes.append(
+        'updates: weight updates of a stage up to the epoch kept, of those made; means over the '
+        'runs.'
+    )
 
 # %% ../../nbs/experiments/03_reports.ipynb #c4a10d09
 # runs that share a table agree in these

@@ -42,14 +42,21 @@ class MCULoRASettings(Settings):
     adapter_place: Literal['output', 'linear', 'none'] = 'output'
     private: bool = True  # False: the shared adapter only
     orthogonality: Literal['signed', 'squared'] = 'signed'  # eq. 3
+    reduction: Literal['mean', 'sum'] = 'mean'  # of the terms of eq. 3
     beta: float = Field(0.001, ge=0)  # eq. 7
     dpft: Literal['combination', 'modality', 'off'] = 'combination'  # eq. 10
     amplitude: float = Field(0.02, ge=0)  # lambda of eq. 10; the paper gives no value
     bounds: tuple[Low, High] = Field((0.45, 0.55), strict=False)  # section 4.2
     sampling: Literal['dialogue', 'batch', 'utterance', 'mixed'] = 'dialogue'
+    # what pre-training sees: the sampled combinations, or all modalities always
+    pretrain: Literal['sampled', 'complete'] = 'sampled'
     second_stage: bool = True  # False: stop after pre-training
+    # what the second stage trains; 'adapters': fusion and common head stay frozen, too
+    finetune: Literal['all', 'adapters'] = 'all'
+    encoder_dropout: bool = False  # dropout in the frozen encoders, in the second stage
     epochs: int = Field(300, ge=1)  # of each stage, at most
     lr: float = Field(1e-4, gt=0)
+    lr_B: float = Field(1.0, gt=0)  # learning rate of every B in eq. 1, as a multiple of lr
     batch_size: int = Field(16, ge=1)
 
 # %% ../../nbs/model/06_mculora.ipynb #6d0125d2
@@ -231,13 +238,18 @@ class TwoStages(Predicts):
     def stages(self):
         s, both = self.settings, ('fusion', 'common_head')
         adapters = ('adapters',) if s.adapter_place != 'none' else ()
+        again = both if s.finetune == 'all' else ()
         usual = Stage('', s.epochs, s.lr, s.batch_size, sampling=s.sampling)
         first = replace(usual, name='pretrain', trainable=('encoders', 'unimodal', *both))
         second = replace(
             usual,
             name='finetune',
-            trainable=(*adapters, 'private_head', 'weight', *both),
-            encoded=s.adapter_place != 'linear' and s.sampling in ('dialogue', 'batch'),
+            trainable=(*adapters, 'private_head', 'weight', *again),
+            noisy=('encoders',) if s.encoder_dropout else (),
+            rates={'*adapters.*.B': s.lr_B},
+            encoded=s.adapter_place != 'linear'
+            and s.sampling in ('dialogue', 'batch')
+            and not s.encoder_dropout,
         )
         return [first, second] if s.second_stage else [first]
 
@@ -247,7 +259,8 @@ class TwoStages(Predicts):
 
     def depends(self, stage):
         "Pre-training does not involve adapters, private heads or DPFT."
-        first = ('width', 'depth', 'heads', 'dropout', 'sampling', 'epochs', 'lr', 'batch_size')
+        model = 'width', 'depth', 'heads', 'dropout'
+        first = *model, 'pretrain', 'sampling', 'epochs', 'lr', 'batch_size'
         return {
             k: v for k, v in super().depends(stage).items() if stage != 'pretrain' or k in first
         }
@@ -266,6 +279,9 @@ class Pretrains(TwoStages):
 
     def loss(self, batch, stage):
         full = batch.complete or batch
+        # the sampled mask is not applied
+        if self.settings.pretrain == 'complete':
+            batch = full
         R = self._encode(full)
         single = sum(
             task_loss(self.unimodal[m](r), batch.label, full.present[..., k])
@@ -292,11 +308,12 @@ class Finetunes(Pretrains):
 
     def _tuned(self, b, o):
         "L_total and its terms, from `parts`."
-        beta, squared = self.settings.beta, self.settings.orthogonality == 'squared'
+        s = self.settings
         task = task_loss(o['y_last'], b.label, b.present.any(-1))  # eq. 5-6
         R_com, R_prt, R = o['common'], o['private'], o['frozen']
-        ort = orthogonality(R_com, R_prt, R, b.present, squared)  # eq. 3
-        return total_loss(task, ort, beta), dict(task=task, orthogonality=ort)  # eq. 7
+        squared = s.orthogonality == 'squared'
+        ort = orthogonality(R_com, R_prt, R, b.present, squared, s.reduction)  # eq. 3
+        return total_loss(task, ort, s.beta), dict(task=task, orthogonality=ort)  # eq. 7
 
 # %% ../../nbs/model/06_mculora.ipynb #f34a17bb
 class Rebalances(Finetunes):
@@ -355,6 +372,11 @@ class MCULoRA(Rebalances):
         adapter_place=['output', 'linear'],
         orthogonality=['signed', 'squared'],
         dpft=['combination', 'modality', 'off'],
+    )
+
+    # readings that became settings: what older results and models did
+    before = dict(
+        reduction='mean', pretrain='sampled', finetune='all', encoder_dropout=False, lr_B=1.0
     )
 
     @classmethod

@@ -427,7 +427,7 @@ def loss(case: Case) -> Iterator[str]:
         method.begin(stage.name)
         trained = thaw(method, stage)
         b, before = training_batch(method, stage, case.d), state(method)
-        train_mode(method)
+        train_mode(method, stage.noisy)
         method.zero_grad(set_to_none=True)
         modes, luck = [m.training for m in method.modules()], torch.get_rng_state()
         with torch.enable_grad(), seeded(66):

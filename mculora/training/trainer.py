@@ -136,8 +136,11 @@ def thaw(
     return {n: p for n, p in method.named_parameters() if p.requires_grad}
 
 
-def train_mode(method: Method):
-    "Training mode, but frozen modules stay in evaluation mode."
+def train_mode(
+    method: Method,
+    noisy: tuple[str, ...] = (),  # of the stage
+):
+    "Training mode, but frozen modules stay in evaluation mode, except for those that are `noisy`."
     for m in method.modules():
         m.training = any(p.requires_grad for p in m.parameters()) or not any(
             True for p in m.parameters()
@@ -145,6 +148,8 @@ def train_mode(method: Method):
     for m in method.modules():
         if not m.training:
             m.eval()
+    for name, m in method.named_modules():
+        m.training |= name.startswith(noisy)
 
 # %% ../../nbs/training/02_trainer.ipynb #4f48a847
 def to_be_had(
@@ -246,8 +251,8 @@ def train_epoch(
     # these steps, to be called once the numbers may be read
 ) -> tuple[dict[str, Tensor], Callable]:
     "One pass over the training dialogues, each under a combination drawn from `method.q`."
-    for m in team.methods:
-        train_mode(m)
+    for m, stage in zip(team.methods, stages):
+        train_mode(m, stage.noisy)
     # q changes only between epochs
     each = zip(team.methods, stages, trains, seeds)
     plans = [plan_epoch(d, s, m.q.cpu(), seed) for m, s, d, seed in each]
@@ -421,7 +426,8 @@ def one_adam(replicas: list[Replica]) -> torch.optim.Adam:
     "Adam over the trained parameters of all replicas, with their previous moments."
     groups: dict = {}
     for r in replicas:
-        groups.setdefault((r.stage.lr, r.stage.weight_decay), []).extend(r.trained.values())
+        for n, p in r.trained.items():
+            groups.setdefault((r.stage.rate(n), r.stage.weight_decay), []).append(p)
     optimiser = torch.optim.Adam(
         [dict(params=ps, lr=lr, weight_decay=decay) for (lr, decay), ps in groups.items()],
         fused=True,

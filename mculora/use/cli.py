@@ -401,8 +401,8 @@ MethodsOrAll = Annotated[list[str] | None, _option('Method to run; repeatable. D
 Studies = Annotated[
     list[str] | None,
     _option(
-        'Study to run; repeatable: methods, ablation, rank, readings, tries, speakers, published, '
-        'grid. Default: the first three, which are the paper.',
+        'Study to run; repeatable: methods, ablation, rank, readings, more-readings, map, tries, '
+        'speakers, published, grid. Default: the first three, which are the paper.',
         '--study',
     ),
 ]
