@@ -2,6 +2,7 @@
 of the model, and its name works where a dataset is named."""
 
 from dataclasses import replace
+from pathlib import Path
 import json
 import numpy as np
 import pytest
@@ -119,6 +120,14 @@ def test_without_disturbances_nothing_can_be_gained(modalities):
     torch.testing.assert_close(own_readouts(s), m * has, atol=1e-9, rtol=0)
     assert max(map(abs, headroom(s).values())) < 1e-5
     assert predicted_rank(s) == 0 and set(predicted_cosines(s).values()) == {0}
+
+
+def test_claims_of_the_page_on_data_hold():
+    gains = [headroom(of(k)) for k in (0.8, 1.5, 2.5)]
+    points = [100 * np.mean([x for c, x in g.items() if c != 'atv']) for g in gains]
+    assert [round(x) for x in points] == [2, 7, 12]
+    text = (Path(__file__).parent.parent / 'docs' / 'datasets.md').read_text()
+    assert '0.8, 1.5 and 2.5 leave 2, 7 and 12 points of WA' in text
 
 
 @pytest.mark.parametrize('modalities', ['at', 'atv', 'atvx'])

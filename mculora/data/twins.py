@@ -455,6 +455,8 @@ SPECS = {
         synergy={('a', 't'): 0.22, ('a', 'v'): 0.1, ('t', 'v'): 0.2},
     ),
 }
+
+# %% ../../nbs/data/02_twins.ipynb #prem0003
 # that of the premise twins, up to their strength
 PREMISE = Spec(
     prior=(1, 1, 1, 1),
