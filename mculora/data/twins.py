@@ -111,7 +111,7 @@ def loadings(
         for step, sign in ((1, 1.0), (2, -1.0)):
             if (o := (w + step) % M) != w:
                 unique = cols[names[o]][E : 2 * E]
-                L[unique, w] = sign * s.premise * torch.eye(E, dtype=torch.float64)
+                L[unique, w] = sign * (s.premise or 0.0) * torch.eye(E, dtype=torch.float64)
     return L.flatten(1)
 
 # %% ../../nbs/data/02_twins.ipynb #prem0002
@@ -616,7 +616,8 @@ def bayes_limit(
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """The limit for each combination of modalities. Cached in the process: do not modify the
     result."""
-    return limits(*_known(dataset, size), n_dialogues, seed, present)
+    s, shape = _known(dataset, size)
+    return limits(s, shape, n_dialogues, seed, present)
 
 # %% ../../nbs/data/02_twins.ipynb #e0daf1cd
 def repo_root() -> Path:
