@@ -19,7 +19,7 @@ from mculora.basics import method as registry
 from mculora.basics.dialogues import DataError
 from mculora.basics.method import as_made, methods, settings_of
 from mculora.data.sources import described
-from mculora.data.tables import Columns
+from mculora.data.tables import Columns, is_own
 from mculora.experiments import results
 from mculora.experiments.results import addresses, read_result, said_by, write_result
 from mculora.experiments.runs import RunConfig, code_of, command_of, run
@@ -66,7 +66,8 @@ def test_every_committed_record_has_a_command_that_sets_what_it_says(monkeypatch
         (c,) = typed(command, monkeypatch)
         task = described(data['name'])
         options = settings_of(c.method, task, c.options)[1].model_dump(mode='json')
-        now = c.model_dump(mode='json') | dict(dataset=Path(c.dataset).stem, options=options)
+        name = Path(c.dataset).stem if is_own(c.dataset) else c.dataset
+        now = c.model_dump(mode='json') | dict(dataset=name, options=options)
         now['size'] = 'full' if c.size == 'twin' else c.size  # as a record has it
         same = [k for k in config if k not in ('data', 'version')]
         # with the settings that came later

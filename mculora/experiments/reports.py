@@ -37,7 +37,7 @@ from ..basics.files import write_atomically
 from ..basics.method import Stage, create, methods, settings_of
 from .studies import Sweep, Variant, find, newest_files
 from ..data.clips import need
-from ..data.sources import LAYOUTS, described
+from ..data.sources import LAYOUTS, described, title_of
 from ..data.twins import bayes_limit, repo_root
 
 if TYPE_CHECKING:  # annotations alone need it here
@@ -169,7 +169,7 @@ def describe_data(
         said += f', {100 * share:g} % of speakers mistaken'
     if not task.release:
         return f'{data}, a table of its own{said}'
-    name = LAYOUTS[task.release].title
+    name = title_of(task.release)
     if task.simulated:
         return f'simulated twin of {name}' + ', tiny' * task.tiny + said
     return f'{name}, {features_of(found)}{said}' if len(found) else name

@@ -36,7 +36,7 @@ from mculora.basics.dialogues import (
     to,
 )
 from ..basics.files import OutputError, brief, write_atomically
-from ..data.sources import LAYOUTS, described, fit_scale, scale
+from ..data.sources import LAYOUTS, described, fit_scale, scale, strength
 from ..data.twins import repo_root
 from ..data.tables import FILES, Columns, is_own, open_data
 from ..basics.method import Method, Settings, Stage, create, method_of, read_settings
@@ -70,15 +70,17 @@ from mculora.experiments.results import (
 
 # %% ../../nbs/experiments/01_runs.ipynb #fb3473cd
 def _dataset(name):
-    if name in LAYOUTS or is_own(name):
+    if name in LAYOUTS or strength(name) is not None or is_own(name):
         return name
-    raise ValueError(f'{" or ".join(map(repr, LAYOUTS))}, or a file ({", ".join(FILES)})')
+    releases = ' or '.join(map(repr, LAYOUTS))
+    raise ValueError(f"{releases}, or 'premise-K' (K: 1.5), or a file ({', '.join(FILES)})")
 
 # %% ../../nbs/experiments/01_runs.ipynb #a3ea4b3d
 class _Run(Settings):
     model_config = ConfigDict(use_attribute_docstrings=True)
     dataset: Annotated[str, AfterValidator(_dataset)] = 'iemocap'
-    'iemocap, iemocap6, mosi, mosei, or a file of your own (.parquet, .csv, .jsonl, .pkl).'
+    """iemocap, iemocap6, mosi, mosei, premise-1.5 (a twin in which the premise holds, of any
+    strength), or a file of your own (.parquet, .csv, .jsonl, .pkl)."""
     method: str = 'mculora'
     'Name of the method.'
     seed: int = Field(66, ge=0)
@@ -647,7 +649,8 @@ def _full(c, method, schedule, device, about):  # all that can change the number
     left_out = _NEVER | (at_default(c) - _ALWAYS)
     return dict(
         c.model_dump(exclude=left_out),
-        dataset=Path(c.dataset).stem,
+        # of a file its name alone; the dot in premise-1.5 begins no ending
+        dataset=Path(c.dataset).stem if is_own(c.dataset) else c.dataset,
         # `data` tells a twin from the release
         size='full' if c.size == 'twin' else c.size,
         schedule=schedule,

@@ -367,7 +367,7 @@ def train(
 
 # %% ../../nbs/use/04_cli.ipynb #4e12a38b
 MethodName = Annotated[str, _argument('Name of a method.')]
-Twin = Annotated[str, _option('iemocap, iemocap6, mosi or mosei; its tiny twin is used.')]
+Twin = Annotated[str, _option('iemocap, mosi, mosei or premise-1.5; its tiny twin is used.')]
 
 
 MethodOptions = Annotated[str, _option('Settings of the method, as JSON.')]
@@ -394,7 +394,7 @@ StudyData = Annotated[
     str,
     _argument(
         "Dataset, as named in results: 'iemocap' is real, 'iemocap-simulated' its twin, "
-        "'iemocap-simulated-tiny' the tiny twin."
+        "'iemocap-simulated-tiny' the tiny twin; 'premise-1.5-simulated' has its premise built in."
     ),
 ]
 MethodsOrAll = Annotated[list[str] | None, _option('Method to run; repeatable. Default: all.')]
@@ -415,8 +415,8 @@ def _as_named(sweep, data_root):  # check that the data match their name: real, 
     root = data_root and repo_root() / data_root
     if (there := open_dataset(sweep.dataset, root, sweep.asked).task.name) != sweep.data:
         raise DataError(
-            f'data: found {there}, expected {sweep.data}: name the folder of the release with '
-            '--data-root'
+            f'data: found {there}, expected {sweep.data}: ask for {there}, or name the folder of '
+            'the release with --data-root'
         )
 
 
