@@ -6,7 +6,7 @@
 __all__ = ['FEWEST', 'Rows', 'rows_of', 'moments', 'ridge', 'losses', 'logistic', 'Readouts', 'shared', 'own', 'answers',
            'gradients', 'cosines', 'sums_of', 'with_means', 'bootstrap', 'people_of', 'groups_of', 'units_of',
            'grouped', 'HeadroomConfig', 'verdict', 'Found', 'read_found', 'measure', 'told', 'draw_gains',
-           'draw_conflict', 'pictures', 'headroom']
+           'draw_conflict', 'pictures', 'headroom', 'markdown']
 
 # %% ../../nbs/experiments/07_headroom.ipynb #hdrm0002
 from pathlib import Path
@@ -235,6 +235,11 @@ def sums_of(
     return s.new_zeros(n_units, *s.shape[::2]).index_add(0, unit, s.transpose(0, 1)).numpy()
 
 
+def _spread(n, x, xx):  # n times the squared deviations; 0 of what is constant but for rounding
+    s = n * xx - x * x
+    return np.where(s > 1e-10 * n * xx, s, 0)
+
+
 def _metrics(task, s):  # sums [..., F, K, S] -> metric -> [..., K]; NaN without utterances
     n, y, *more = np.moveaxis(s, -1, 0)
     with np.errstate(divide='ignore', invalid='ignore'):
@@ -242,10 +247,11 @@ def _metrics(task, s):  # sums [..., F, K, S] -> metric -> [..., K]; NaN without
             found = {'WA': (n, y)}
         else:
             yy, p, pp, yp, error, known, right = more
-            r = (n * yp - y * p) / np.sqrt((n * yy - y * y) * (n * pp - p * p))
+            spread = _spread(n, y, yy) * _spread(n, p, pp)
+            # undefined for a constant: 0, as in training
+            r = np.where(spread > 0, (n * yp - y * p) / np.sqrt(spread), 0)
             found = {'r': (n, n * r), 'MAE': (n, error), 'ACC': (known, right)}
-        # over folds; a correlation that is undefined counts as 0, as in training
-        value = {k: np.nansum(x, -2) / w.sum(-2) for k, (w, x) in found.items()}
+        value = {k: x.sum(-2) / w.sum(-2) for k, (w, x) in found.items()}
     return {k: value[k] for k in metric_names(task) if k in value}
 
 # %% ../../nbs/experiments/07_headroom.ipynb #hdrm0021
@@ -597,6 +603,10 @@ def measure(
     )
 
 # %% ../../nbs/experiments/07_headroom.ipynb #hdrm0043
+def _hundreds(row):  # shared, own, gain, low and high, times 100; NaN where there is none
+    return 100 * np.array([*row.values()], float)
+
+
 def told(
     found: Found,
 ) -> str:
@@ -619,7 +629,7 @@ def told(
         if row['gain'] is None:
             lines.append(f'{k:{width}} {n:10}  left out: not in training, or not in test')
             continue
-        x, y, gain, low, high = (100 * v for v in row.values())
+        x, y, gain, low, high = _hundreds(row)
         around = f'({low:+.2f} to {high:+.2f})'
         lines.append(f'{k:{width}} {n:10} {x / 100:7.3f} {y / 100:7.3f}  {gain:+.2f} {around}')
     lines.append(
@@ -636,9 +646,7 @@ def draw_gains(
     "Own minus shared under every condition, with 95 % intervals."
     metric, rows = next(iter(found.scores.items()))
     rows = {k: row for k, row in rows.items() if row['gain'] is not None}
-    gain, low, high = (
-        np.array([100 * r[k] for r in rows.values()]) for k in ('gain', 'low', 'high')
-    )
+    *_, gain, low, high = np.array([_hundreds(r) for r in rows.values()]).T
     ax = fig.subplots()
     ax.axhspan(-0.5, 0.5, color='.92', zorder=0)
     ax.axhline(0, color='.4', lw=0.8)
@@ -664,7 +672,15 @@ def draw_conflict(
     size = 'small' if len(names) < 8 else 5
     for i, j in np.argwhere(~np.isnan(x)):
         color = 'w' if abs(x[i, j]) > 0.6 else 'k'
-        ax.text(j, i, f'{x[i, j]:.2f}', ha='center', va='center', color=color, fontsize=size)
+        ax.text(
+            j,
+            i,
+            f'{x[i, j].round(2) + 0:.2f}',
+            ha='center',
+            va='center',
+            color=color,
+            fontsize=size,
+        )
     ax.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
     ax.set_yticks(range(len(names)), names)
     for side in ax.spines.values():
@@ -709,3 +725,34 @@ def headroom(
         folder / 'headroom.json', lambda tmp: tmp.write_text(text + '\n', encoding='utf-8')
     )
     return found, folder
+
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0060
+def markdown(
+    files,  # of `headroom`, one a dataset
+) -> str:  # Markdown
+    "What was found on several datasets, as a table."
+    head = ['data', 'metric', 'intervals over', 'shared', 'own', 'own minus shared, x 100']
+    head += ['complete, x 100', 'best penalties, x 100', 'cosines below 0', 'seconds']
+    lines = [head, ['---'] * len(head)]
+    for path in files:
+        found = read_found(path)
+        metric, rows = next(iter(found.scores.items()))
+        (_, mean), complete = list(rows.items())[-2], list(rows.values())[-3]
+        best = {k: max(p[k] for p in found.penalties) for k in ('shared', 'own')}
+        parts = f', {len(found.folds)} folds' if len(found.folds) > 1 else ''
+        lines.append(
+            [
+                f'`{Path(path).stem}`',
+                metric,
+                f'{found.units["test"]} {found.units["what"]}{parts}',
+                *(f'{mean[k]:.3f}' for k in ('shared', 'own')),
+                *(
+                    '{:+.2f} ({:+.2f} to {:+.2f})'.format(*_hundreds(r)[2:])
+                    for r in (mean, complete)
+                ),
+                f'{100 * (best["own"] - best["shared"]):+.2f}',
+                f'{found.conflict["negative"]} of {found.conflict["pairs"]}',
+                f'{found.seconds:.0f}',
+            ]
+        )
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
