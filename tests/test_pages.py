@@ -12,6 +12,7 @@ import yaml
 from test_results import collected, methods_on, read
 
 from mculora.experiments.bench import markdown as bench_table
+from mculora.experiments.headroom import markdown as headroom_table
 from mculora.experiments.results import addresses, against, holm, report, said_by, summarise
 from mculora.experiments.studies import ABLATION, RANKS, Sweep, Variant, find
 
@@ -313,6 +314,11 @@ def bench(file):
     return bench_table(found, file)
 
 
+def headroom():
+    "What linear read-outs of one's own gain, one line a dataset."
+    return headroom_table(sorted((ROOT / 'results' / 'headroom').glob('*.json')))
+
+
 def table_of(file, title):
     "A table of figures/, without its title."
     tables = re.split(r'\n(?=\*\*)', (ROOT / file).read_text())
@@ -323,7 +329,7 @@ def table_of(file, title):
 # --- the blocks ---
 
 MADE = {f.__name__: f for f in (means, differences, verdict, kept, seconds, expected)}
-MADE |= {f.__name__: f for f in (side_by_side, bench, table_of)}
+MADE |= {f.__name__: f for f in (side_by_side, bench, headroom, table_of)}
 
 
 def made(call):

@@ -8,9 +8,9 @@ __all__ = ['app', 'data', 'Features', 'Table', 'Size', 'Model', 'Manifest', 'Fea
            'MethodOptions', 'StudyData', 'MethodsOrAll', 'Studies', 'OneFold', 'OneSeed', 'Done', 'AsStudy',
            'OneMethod', 'Trials', 'TuningFolds', 'TuningSeeds', 'RunFolder', 'NewModel', 'DatasetOfRun',
            'DataRootOfRun', 'FeaturesOfRun', 'Temperatures', 'Programs', 'Input', 'Output', 'FeaturesOfInput',
-           'TableOfInput', 'Nonfinite', 'BenchDevice', 'Threads', 'BenchPrecision', 'BenchData', 'AsJson', 'results',
-           'extract', 'check', 'train', 'check_', 'study', 'tune_', 'export', 'predict', 'explore', 'bench', 'add_',
-           'list_', 'show', 'why', 'report', 'rerun', 'reproduce']
+           'TableOfInput', 'Nonfinite', 'HeadroomData', 'BenchDevice', 'Threads', 'BenchPrecision', 'BenchData',
+           'AsJson', 'results', 'extract', 'check', 'train', 'check_', 'study', 'tune_', 'export', 'predict', 'explore',
+           'headroom', 'bench', 'add_', 'list_', 'show', 'why', 'report', 'rerun', 'reproduce']
 
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
 from collections import Counter
@@ -29,6 +29,7 @@ from ..experiments.bench import bench as time_parts, line
 from ..basics.method import create, method_of, read_settings
 from ..data.clips import EXTRACTORS, extractors, read_manifest, to_layout, to_table
 from ..experiments.results import Shared, environment, lines_of, store_of
+from ..experiments import headroom as room
 from ..experiments import reports
 from ..experiments.runs import RunConfig, run_all
 from .artefact import from_run, save
@@ -668,6 +669,32 @@ def explore(
         answers = explored(ask, some, labelled, where[: len(some.utterances)])
         write_atomically(html, lambda tmp: tmp.write_text(page(answers)))
     typer.echo(f'{html}: {len(some)} of {len(d)} dialogues')
+
+# %% ../../nbs/use/04_cli.ipynb #hdrmcl01
+HeadroomData = Annotated[
+    str,
+    _argument(
+        'iemocap, iemocap6, mosi, mosei, or a file of your own (.parquet, .csv, .jsonl, .pkl), '
+        'relative to the repository.'
+    ),
+]
+
+
+@app.command()
+@_with_settings(room.HeadroomConfig, 'seed', 'units', 'draws', 'penalties', 'out_dir')
+@_with_settings(RunConfig, 'data_root', 'size', 'features', 'table')
+def headroom(dataset: HeadroomData, fold: Folds = None, **settings):
+    """Measure how much linear read-outs of one's own per combination of modalities gain over a
+    shared one, and where gradients conflict. Exit code: 0 measured, 2 invalid arguments or data."""
+    with _refusing(RecursionError):
+        given = _values(room.HeadroomConfig, settings) | dict(dataset=dataset, folds=fold or None)
+        found, folder = room.headroom(read_settings(room.HeadroomConfig, given, 'options'))
+    typer.echo(room.told(found))
+    try:
+        room.pictures(found, folder)
+    except ImportError as e:
+        typer.echo(f'no pictures: {e}', err=True)
+    typer.echo(f'{found.seconds:.0f} s: {folder}')
 
 # %% ../../nbs/use/04_cli.ipynb #427a6e6c
 BenchDevice = Annotated[str, _option('cpu, cuda, ...')]
