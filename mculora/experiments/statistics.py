@@ -246,7 +246,7 @@ def seen_of(
     "What would have been seen, had there been an effect."
     if not effect.sample.std(ddof=1) > SPREAD:
         return 'any effect: no run differs'
-    said = f'{least_seen(effect.sample, effect.tests):.2g} points or more, 4 times in 5'
+    said = f'{least_seen(effect.sample, effect.tests):.2f} points or more, 4 times in 5'
     if math.isnan(effect.printed):
         return said
     chance = chance_to_see(effect.printed, effect.sample, effect.tests)
