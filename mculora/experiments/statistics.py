@@ -266,8 +266,8 @@ def together(
 def fixed_rows(
     report: Report,  # the parameters of a table
 ) -> 'dict[str, pd.DataFrame]':  # name of a comparison -> scores of its two rows
-    """The fixed comparisons whose runs are all there, on every seed that both rows have, in the
-    leading metric; of data that the plan does not name, none."""
+    """The fixed comparisons whose runs are all there, two or more of each row, on every seed that
+    both have, in the leading metric; of data that the plan does not name, none."""
     plan = read_plan()
     # settings that all rows of a table share are MCULoRA's
     variants = ABLATION if report.options else [*ABLATION, *studies()['methods']]
@@ -282,7 +282,7 @@ def fixed_rows(
             at = (rows.condition == plan.condition) & (rows.selection == 'validation')
             at &= (rows.metric == shown(found)[0]) & rows.variant.isin([c.one, c.other])
             out[name] = rows[at]
-    return out
+    return {k: r for k, r in out.items() if r.file.nunique() > 2}  # one run has no spread
 
 
 def fixed_effects(
@@ -290,7 +290,7 @@ def fixed_effects(
 ) -> tuple[dict[str, Effect], dict[str, float]]:
     "The fixed comparisons that ran, and their p after Holm over them."
     plan, out = read_plan(), {}
-    rows = {k: r for k, r in fixed_rows(report).items() if r.file.nunique() > 2}
+    rows = fixed_rows(report)
     for name, own in rows.items():
         c = plan.comparisons[name]
         gain = printed_gain(c, plan, report.data, own.metric.iloc[0])
