@@ -202,6 +202,8 @@ MAP_DPFT = [
     for adapters, fusion in (('private', 'retrained'), ('private alpha 16', 'frozen'))
     for k, options in _MOVING.items()
 ]
+
+# %% ../../nbs/experiments/02_studies.ipynb #map0a005
 # readings that came later, for the sweep of Table 8
 MORE_READINGS = [
     Variant(name=name, method='mculora', options=options)
