@@ -655,7 +655,7 @@ def draw_gains(
     ax.bar(list(rows), gain, color=colors, yerr=around, ecolor='.2', capsize=2)
     ax.tick_params(axis='x', labelsize='small', rotation=0 if max(map(len, rows)) < 11 else 90)
     points = 'points' if shown(metric, 0.0).endswith('%') else 'hundredths'
-    ax.set_ylabel(f'own minus shared, {points} of {metric}')
+    ax.set_ylabel(f'own minus shared,\n{points} of {metric}')
 
 
 def draw_conflict(
@@ -699,17 +699,17 @@ def pictures(
     said, sentence = f'{found.data["name"]}{simulated}', found.verdict.replace('. ', '.\n')
     sentence = sentence.replace('one, mean', 'one,\nmean')
     draw = {
-        'gains': ((6.4, 3.6), draw_gains, f'{said}\n{sentence}'),
+        'gains': ((6.4, 3.6 if n < 8 else 5), draw_gains, f'{said}\n{sentence}'),
         'conflict': ((2.6 + 0.42 * n, 2 + 0.4 * n), draw_conflict, said),
     }
-    out = []
+    out, how = [], dict(format='png', dpi=110, bbox_inches='tight')
     for name, (size, f, title) in draw.items():
         with need('matplotlib', 'dev').rc_context(look):
             fig = figure.Figure(figsize=size, layout='constrained')
             f(fig, found)
             fig.suptitle(title, fontsize='small')
             out.append(Path(folder) / f'{name}.png')
-            write_atomically(out[-1], lambda tmp, fig=fig: fig.savefig(tmp, format='png', dpi=110))
+            write_atomically(out[-1], lambda tmp, fig=fig: fig.savefig(tmp, **how))
     return out
 
 
