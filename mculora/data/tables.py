@@ -458,7 +458,7 @@ def _read_parts(f, roles, c, ids, offset, order):  # K parts, problems
     part, more = _named_parts(said)
     return part, bad + [f'column {roles["split"]!r}: {p}' for p in more]
 
-
+# %% ../../nbs/data/03_tables.ipynb #41305d68
 def _speakers(f, roles, offset, order):  # N numbers, by first appearance in each dialogue
     if 'speaker' not in roles:
         return [0] * len(f)
