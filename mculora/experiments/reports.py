@@ -800,7 +800,7 @@ def why(
         out.append(Origin(x.table, value, int(x.runs), at.get('', at.get(column, []))))
     return out
 
-# %% ../../nbs/experiments/03_reports.ipynb #5peak042
+# %% ../../nbs/experiments/03_reports.ipynb #rdupd004
 def updates_by_stage(
     r: Result,  # of a run
     stages: Sequence[Stage],  # of its method
@@ -820,7 +820,7 @@ def updates_of(
     "Number of weight updates over all stages, including borrowed ones."
     return sum(made for _, made in updates_by_stage(r, stages).values())
 
-
+# %% ../../nbs/experiments/03_reports.ipynb #5peak042
 def inputs_of(
     title: str,
     found: 'pd.DataFrame',  # of `find`: what ran
