@@ -181,7 +181,7 @@ def own(
             r.weight[k, columns[k]], r.bias[k] = w, b[0]
     return out
 
-
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0013
 def answers(
     r: Readouts,  # K combinations
     rows: Rows,  # any part
@@ -189,7 +189,7 @@ def answers(
     "What the read-outs say of every utterance under every combination."
     return torch.einsum('nd,kdc->knc', torch.cat(rows.x, 1), r.weight) + r.bias[:, None]
 
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0016
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0017
 def gradients(
     r: Readouts,  # shared
     rows: Rows,  # of the validation part
@@ -214,7 +214,7 @@ def cosines(
     squares = (g**2).sum(-1) @ columns.T.double()
     return torch.einsum('idc,jdc->ij', g, g) / (squares * squares.T).sqrt()
 
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0020
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0021
 def sums_of(
     task: Task,  # what is predicted
     out: Tensor,  # [K, N, C] logits or scores
@@ -254,7 +254,7 @@ def _metrics(task, s):  # sums [..., F, K, S] -> metric -> [..., K]; NaN without
         value = {k: x.sum(-2) / w.sum(-2) for k, (w, x) in found.items()}
     return {k: value[k] for k in metric_names(task) if k in value}
 
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0021
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0022
 def with_means(
     x: np.ndarray,  # [..., K] by condition, the complete one last; NaN where nobody is
 ) -> np.ndarray:  # [..., K + 2]: then the mean over incomplete conditions, and over all
@@ -287,7 +287,7 @@ def bootstrap(
         out[m][:, some] = g[0, some], *np.nanquantile(g[1:, some], (0.025, 0.975), axis=0)
     return out
 
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0027
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0028
 FEWEST = 10  # groups of people that are worth drawing from
 
 
@@ -321,7 +321,7 @@ def groups_of(
     group = connected_components(links, directed=False)[1][: len(who)]
     return np.unique(group, return_inverse=True)[1]
 
-
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0029
 def units_of(
     who: list[set[str]],  # of `people_of`
     n: int,  # of dialogues
@@ -338,7 +338,7 @@ def units_of(
     people = wanted == 'speakers' or (wanted == 'auto' and FEWEST <= some < n)
     return ('speakers', group) if people else ('dialogues', np.arange(n))
 
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0029
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0031
 def grouped(
     d: Dialogues,  # any
     unit: np.ndarray,  # [len(d)] the unit of each dialogue
@@ -359,7 +359,7 @@ def grouped(
     )
     return whole, np.array([u for _, u in names])
 
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0032
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0034
 class HeadroomConfig(Settings):
     "What to measure; folders are relative to the repository's root."
 
@@ -384,7 +384,7 @@ class HeadroomConfig(Settings):
     out_dir: str = 'runs/headroom'
     'Folder for results.'
 
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0033
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0035
 class _Fold(NamedTuple):
     sums: dict[str, np.ndarray]  # read-outs -> [penalties, U, K, S]
     best: dict[str, int]  # read-outs -> which penalty validation chose
@@ -406,7 +406,7 @@ def _about_fold(s, c, best):
         penalties={k: c.penalties[b] for k, b in best.items()},
     )
 
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0034
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0036
 def _of_fold(d, unit, fold, c):  # `unit`: [len(d)]
     s = split(d, fold, c.seed)
     _refuse_unusable(d, s, True)
@@ -429,7 +429,7 @@ def _of_fold(d, unit, fold, c):  # `unit`: [len(d)]
     train_, test_ = ({at[i] for i in p.ids} for p in (s.train, s.test))
     return _Fold(sums, best, cosine, test_, test_ & train_, _about_fold(s, c, best))
 
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0036
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0038
 def verdict(
     metric: str,  # the leading one
     gain: float,  # own minus shared, a fraction or a correlation
@@ -451,7 +451,7 @@ def verdict(
         return said + f'Nothing to be gained: the interval {within}.'
     return said + 'Not decided: the interval holds zero and more than 0.5.'
 
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0038
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0040
 class Found(BaseModel):
     "What was measured; nothing in it is of a single utterance."
 
@@ -489,7 +489,7 @@ def read_found(
             f'{str(e).splitlines()[0]!r}, expected what `mculora headroom` wrote'
         ) from None
 
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0039
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0041
 def _plain(x):  # a number of a file; None: there is none
     return round(float(x), 6) if np.isfinite(x) else None
 
@@ -522,7 +522,7 @@ def _path(task, folds, c):  # both read-outs with the same penalty
         out.append(dict(penalty=p) | {x: round(float(with_means(v)[-2]), 6) for x, v in s.items()})
     return out
 
-
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0042
 def _conflict(names, folds):
     each = np.stack([f.cosine for f in folds])
     pairs = each[:, *np.triu_indices(len(names), 1)]
@@ -536,7 +536,7 @@ def _conflict(names, folds):
         cosine=[[_plain(x) for x in row] for row in mean],
     )
 
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0040
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0043
 def _command(c):
     said = c.model_dump(mode='json', exclude_defaults=True)
     for k in ('dataset', 'data_root', 'out_dir', 'folds'):
@@ -556,7 +556,7 @@ def _said_of(c, d, s):  # what the result says of the data and the settings
     config |= dict(dataset=d.task.name, data=about['hash'], version=mculora.__version__)
     return about, config
 
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0041
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0044
 def measure(
     c: HeadroomConfig,  # what to measure
 ) -> Found:
@@ -602,7 +602,7 @@ def measure(
         seconds=round(time.perf_counter() - start, 1),
     )
 
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0043
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0046
 def _hundreds(row):  # shared, own, gain, low and high, times 100; NaN where there is none
     return 100 * np.array([*row.values()], float)
 
@@ -638,7 +638,7 @@ def told(
     )
     return '\n'.join([*lines, found.verdict])
 
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0044
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0047
 def draw_gains(
     fig,  # an empty one of matplotlib
     found: Found,
@@ -657,7 +657,7 @@ def draw_gains(
     points = 'points' if shown(metric, 0.0).endswith('%') else 'hundredths'
     ax.set_ylabel(f'own minus shared,\n{points} of {metric}')
 
-
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0048
 def draw_conflict(
     fig,  # an empty one of matplotlib
     found: Found,
@@ -687,7 +687,7 @@ def draw_conflict(
         side.set_visible(False)
     fig.colorbar(image, label='cosine of gradients')
 
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0045
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0049
 def pictures(
     found: Found,
     folder,  # where to
@@ -726,7 +726,7 @@ def headroom(
     )
     return found, folder
 
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0060
+# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0064
 def markdown(
     files,  # of `headroom`, one a dataset
 ) -> str:  # Markdown
