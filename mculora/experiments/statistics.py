@@ -483,9 +483,10 @@ def resampled_cell(
     by: str = 'dialogue',  # or 'speaker'
 ) -> Cell:
     "The interval over dialogues or speakers; if not all runs left outcomes, how many did."
-    parts = [outcomes_of_runs(rows[rows.variant == v]) for v in (one, other)]
-    there, every = (sum(part[k] for part in parts) for k in (1, 2))
+    a, there, every = outcomes_of_runs(rows[rows.variant == one])
+    b, more, rest = outcomes_of_runs(rows[rows.variant == other])
+    there, every = there + more, every + rest
     if there < every or not every:
         return Cell(words=f'{there} of {every} runs')
-    found = bootstrap(parts[0][0], parts[1][0], metric, condition, by)
+    found = bootstrap(a, b, metric, condition, by)
     return Cell(found.mean, found.half, every, digits=2, sources=sources_of(rows))
