@@ -173,6 +173,7 @@ _ADAPTERS = {
     'none': dict(adapter_place='none'),
     'shared': dict(private=False),
     'private': {},
+    'shared alpha 16': dict(private=False, alpha=16.0),
     'private alpha 16': dict(alpha=16.0),
     'literal': dict(adapter_form='literal'),
 }
