@@ -110,6 +110,18 @@ def test_the_test_part_chooses_nothing(tmp_path):
     assert (after.folds, after.conflict) == (before.folds, before.conflict)
 
 
+def test_conflict_is_measured_on_validation(tmp_path):
+    "Other validation labels, one penalty: other cosines, and the same scores."
+    c = table(tmp_path, 3)
+    before = measure(c)
+    t = as_table(open_data(c.dataset, tmp_path, columns=c.table))
+    val = t.split == 'val'
+    t.loc[val, 'label'] = t.label[val].sample(frac=1, random_state=0).values
+    t.to_parquet(tmp_path / 'noise.parquet')
+    after = measure(c)
+    assert after.scores == before.scores and after.conflict != before.conflict
+
+
 def test_an_interval_is_that_of_drawing_units_by_hand():
     "Two folds, a metric that is no mean: every draw is put together unit by unit."
     rng = np.random.default_rng(0)
