@@ -196,7 +196,7 @@ def _mapped(adapters, fusion, seen='sampled', more='', **options):  # a row of t
 
 # adapters, fusion, what pre-training saw
 MAP = {(a, f, s): _mapped(a, f, s) for a in _ADAPTERS for f in _FUSION for s in _SEEN}
-MAP_RANKS = [_mapped('private alpha 16', 'frozen', more=f'rank {r}', rank=r) for r in range(1, 9)]
+MAP_RANKS = [_mapped('private', 'frozen', more=f'rank {r}', rank=r) for r in range(1, 9)]
 MAP_ORT = [_mapped('literal', f, more=k, **o) for f in _FUSION for k, o in _ORT.items()]
 MAP_DPFT = [
     _mapped(adapters, fusion, more=k, **(dict(dpft='combination') | options))
