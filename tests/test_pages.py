@@ -190,7 +190,9 @@ def effect_of(claim):
     def where(word):
         return ' and '.join(NAME[d] for d, said in words.items() if word in said)
 
-    said = [f'on {where("above zero")}' if where('above zero') else 'not measurable']
+    said = [f'on {where("above zero")}'] * bool(where('above zero'))
+    said += [f'below zero on {where("below zero")}'] * bool(where('below zero'))
+    said = said or ['not measurable']
     for word in ('smaller than 0.5 points', 'smaller than printed'):
         said += [f'{word} on {where(word)}'] * bool(where(word))
     return '; '.join(said)

@@ -139,6 +139,7 @@ def test_what_can_be_gained_grows_with_the_strength(modalities):
     assert min(gains[3][c] for c in pairs) > 5 * max(gains[3][c] for c in modalities)
 
 
+@pytest.mark.slow
 def test_no_shared_readout_does_better():
     "By a search that starts elsewhere and looks at accuracy itself: a tenth of a point at most."
     from scipy.optimize import minimize

@@ -9,6 +9,7 @@ __all__ = ['Part', 'reading_with', 'swap_matrix', 'swap_of_run', 'draw_swap']
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 import copy
+import numpy as np
 import torch
 from ..basics.dialogues import DataError, Dialogues
 from ..basics.method import Method
@@ -92,7 +93,7 @@ def draw_swap(
     change = 100 * (x - x.diagonal()[:, None])
     widest = max(abs(change).max(), 1e-9)
     ax.imshow(change, cmap='PuOr', vmin=-widest, vmax=widest)
-    for (i, j), v in [((i, j), v) for i, row in enumerate(change) for j, v in enumerate(row)]:
+    for (i, j), v in np.ndenumerate(change):
         said = f'{100 * x[i, i]:.1f}' if i == j else f'{v:+.1f}'
         look = dict(weight='bold') if i == j else dict(color='w' if abs(v) > widest / 2 else 'k')
         ax.text(j, i, said, ha='center', va='center', fontsize=6, **look)
