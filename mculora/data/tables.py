@@ -594,8 +594,8 @@ def _shared(f, d, c, order):  # people in several parts
         yield (
             f'column {c.speaker!r}: {len(both)} of {len(parts)} speakers are in several parts, '
             f'such as {both[0]!r} in {" and ".join(sorted(parts[both[0]]))}: if these are people, '
-            'the test part has people seen in training; a split column keeps them apart, or the '
-            f'setting group: {c.speaker}'
+            'the test part has people seen in training; a split column keeps them apart, and, if '
+            f'each dialogue has one of them, so does the setting group: {c.speaker}'
         )
     elif len(parts) > 1:
         yield f'column {c.speaker!r}: {len(parts)} speakers, each in one part'

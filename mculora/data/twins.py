@@ -460,7 +460,7 @@ SPECS = {
 # that of the premise twins, up to their strength
 PREMISE = Spec(
     prior=(1, 1, 1, 1),
-    classes=sources.PREMISE,
+    classes=sources.PREMISE_CLASSES,
     rho=0.0,
     shared=0.0,
     common={'a': 0.6, 't': 0.6, 'v': 0.6},

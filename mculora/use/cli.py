@@ -684,8 +684,8 @@ HeadroomData = Annotated[
 @_with_settings(room.HeadroomConfig, 'seed', 'units', 'draws', 'penalties', 'out_dir')
 @_with_settings(RunConfig, 'data_root', 'size', 'features', 'table')
 def headroom(dataset: HeadroomData, fold: Folds = None, **settings):
-    """Measure how much linear read-outs of one's own per combination of modalities gain over a
-    shared one, and where gradients conflict. Exit code: 0 measured, 2 invalid arguments or data."""
+    """Measure how much a linear read-out for each combination of modalities gains over a shared
+    one, and where gradients conflict. Exit code: 0 measured, 2 invalid arguments or data."""
     with _refusing(RecursionError):
         given = _values(room.HeadroomConfig, settings) | dict(dataset=dataset, folds=fold or None)
         found, folder = room.headroom(read_settings(room.HeadroomConfig, given, 'options'))
