@@ -1,6 +1,7 @@
 """The public CI: valid, pinned, with the least rights, and every step a command that anybody can
 run here."""
 
+import json
 import re
 import subprocess
 import sys
@@ -163,3 +164,35 @@ def test_forms_of_issues_can_be_filled_in():
             continue
         assert {'name', 'description', 'body'} <= set(form)
         assert all(part['attributes']['label'] for part in form['body'])
+
+
+# --- containers ---
+
+DOCKERFILE = (ROOT / 'Dockerfile').read_text()
+CONTAINERS = sorted((ROOT / '.devcontainer').rglob('devcontainer.json'))
+
+
+def test_the_container_installs_as_make_does_on_the_lowest_python():
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    base = re.search(r'^FROM python:([\d.]+)', DOCKERFILE, flags=re.M)[1]
+    assert f'>={base}' == project['requires-python']
+    assert set(re.findall(r'make ([a-z]+)', re.sub('#.*', '', DOCKERFILE))) - {'make'} == {'setup'}
+    # Binder gives these two, and runs as that user
+    assert {'NB_USER', 'NB_UID'} <= set(re.findall(r'^ARG (\w+)', DOCKERFILE, flags=re.M))
+    assert DOCKERFILE.index('USER ${NB_USER}') < DOCKERFILE.index('COPY')
+
+
+def test_data_runs_and_environments_stay_out_of_the_container():
+    left_out = (ROOT / '.dockerignore').read_text().split()
+    assert {'.git', '.venv', 'data', 'runs'} <= set(left_out)
+    needed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True).stdout
+    assert not {f.partition('/')[0] for f in needed.splitlines()} & set(left_out)
+
+
+@pytest.mark.parametrize('path', CONTAINERS, ids=lambda p: p.parent.name)
+def test_a_development_container_is_built_from_the_same_file(path):
+    said = json.loads(path.read_text())
+    assert (path.parent / said['build']['dockerfile']).resolve() == ROOT / 'Dockerfile'
+    assert (path.parent / said['build']['context']).resolve() == ROOT
+    assert said['postCreateCommand'].split()[1] in TARGETS
+    assert ('--gpus' in said.get('runArgs', [])) == (path.parent.name == 'cuda')
