@@ -500,6 +500,19 @@ def test_citation_is_of_this_version_and_names_the_paper():
     )
 
 
+def test_an_archive_is_described_as_the_citation_says():
+    c = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    z = json.loads((ROOT / '.zenodo.json').read_text())
+    for key in ('title', 'version', 'license', 'keywords'):
+        assert z[key] == c[key]
+    assert [x['name'] for x in z['creators']] == [x['name'] for x in c['authors']]
+    (paper,) = c['references']
+    (said,) = z['references']
+    assert paper['title'] in said
+    assert said.count(',') >= len(paper['authors'])
+    assert all(x['family-names'] in said for x in paper['authors'])
+
+
 def test_changelog_knows_every_version():
     found = re.findall(
         r'^## (\S+)(?: \((\d{4}-\d\d-\d\d)\))?$', (ROOT / 'CHANGELOG.md').read_text(), flags=re.M
