@@ -6,7 +6,7 @@
 __all__ = ['NON0', 'HAS0', 'FIVE', 'SEVEN', 'OF_CLASSES', 'OF_SIDES', 'OF_SCORES', 'AVERAGES', 'OUTCOME', 'predictions_of',
            'predictions', 'weighted_accuracy', 'unweighted_accuracy', 'weighted_f1', 'mean_absolute_error',
            'correlation', 'concordance', 'Reading', 'Metric', 'undefined', 'metric_names', 'in_percent', 'shown',
-           'in_a_line', 'metrics', 'with_averages', 'metrics_where', 'scores_of', 'evaluate_all', 'evaluate',
+           'why_not', 'in_a_line', 'metrics', 'with_averages', 'metrics_where', 'scores_of', 'evaluate_all', 'evaluate',
            'predictions_under', 'scores_under', 'evaluate_random', 'outcomes', 'outcomes_under']
 
 # %% ../../nbs/training/01_evaluation.ipynb #fb861d40
@@ -257,16 +257,23 @@ def shown(
     return f'{100 * value:.1f} %' if in_percent(metric) else f'{value:.3f}'
 
 # %% ../../nbs/training/01_evaluation.ipynb #m3tr1c04
+def why_not(
+    task: Task,  # what is predicted
+) -> list[str]:  # a line for each reason
+    "Which metrics are not defined, and why."
+    reasons: dict[str, list[str]] = {}
+    for m, why in undefined(task).items():
+        reasons.setdefault(why, []).append(m)
+    return [f'no {", ".join(ms)}: {why}' for why, ms in reasons.items()]
+
+
 def in_a_line(
     values: dict[str, float],  # metric -> value; NaN: nothing to measure it on
     task: Task | None = None,  # what is predicted: also say what is not defined, and why
 ) -> str:
     "All metrics in one line."
     line = ', '.join(f'{m} {shown(m, v) if v == v else "–"}' for m, v in values.items())
-    reasons: dict[str, list[str]] = {}
-    for m, why in undefined(task).items() if task else ():
-        reasons.setdefault(why, []).append(m)
-    more = '; '.join(f'no {", ".join(ms)}: {why}' for why, ms in reasons.items())
+    more = '; '.join(why_not(task)) if task else ''
     return f'{line} ({more})' if more else line
 
 # %% ../../nbs/training/01_evaluation.ipynb #9645472e
