@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-import json, operator
+import json, math, operator
 import torch
 from torch import Tensor
 from ..basics.modalities import combination_index, labels
@@ -329,8 +329,8 @@ def _truth(task, f, c):  # N labels as the model would say them, None where empt
     for x in f[c.label].tolist():
         try:
             y = None if _nothing(x) else _class_of(x, c) if task.classes else float(x)
-        except (TypeError, ValueError, OverflowError):
-            y = str(x)  # not a number, where one was expected: it is shown, and not scored
+        except (TypeError, ValueError, OverflowError):  # no number, where one is expected
+            y = str(x) if task.classes else math.nan
         out.append(y)
     return out
 
@@ -448,7 +448,7 @@ def _known(task, row):  # can it be scored?
     truth = row.get('truth')
     if not row['combination'] or truth is None:
         return False
-    return truth in task.classes if task.classes else isinstance(truth, float) and truth == truth
+    return truth in task.classes if task.classes else math.isfinite(truth)
 
 
 def _left_out(task, rows):  # a sentence on rows that are not scored; none: nothing
@@ -458,7 +458,7 @@ def _left_out(task, rows):  # a sentence on rows that are not scored; none: noth
         return []
     said = f'{len(lost)} of {len(rows)} rows are not scored: no label, or nothing to predict from'
     if odd:
-        expected = ', '.join(task.classes) or 'numbers'
+        expected = ', '.join(task.classes) or 'finite numbers'
         said += f'; {len(odd)} with labels such as {odd[0]["truth"]!r:.40}, expected {expected}'
     return [said]
 
