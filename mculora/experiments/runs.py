@@ -782,7 +782,8 @@ def _note_place(j):
     said = dict(data_root=str(root.resolve())) if root else {}
     if is_own(j.config.dataset):
         file = (root or repo_root()) / Path(j.config.dataset).expanduser()
-        said = dict(dataset=str(file.resolve()))
+        slash = '/' * j.config.dataset.endswith('/')  # a folder of tables keeps it
+        said = dict(dataset=f'{file.resolve()}{slash}')
     if said:
         text = json.dumps(said) + '\n'
         write_atomically(j.folder / WHERE, lambda tmp: tmp.write_text(text, encoding='utf-8'))
