@@ -123,7 +123,7 @@ def _samples(sf, path):  # [T] float32, the mean of the channels; the sampling r
             '.flac, .ogg, .mp3, or a video with sound'
         ) from e
 
-
+# %% ../../nbs/data/04_clips.ipynb #v1de0001
 def _video_sound(path, wav):  # write the sound of a video as a wav file
     program = shutil.which('ffmpeg')
     need_it = 'install it (apt, brew or conda install ffmpeg), or convert the file elsewhere'

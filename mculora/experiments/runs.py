@@ -822,6 +822,14 @@ def _outcomes(test, outputs, masks):  # of every protocol, as one table
     return pd.concat({p: t.assign(protocol=p) for p, t in by_protocol.items()}, ignore_index=True)
 
 
+def _masks(job):  # protocol -> rate -> [N, M] bool; the same files for all methods and seeds
+    kept = job.folder.parent.parent / 'masks', job.about['fold'].replace(' ', '')
+    masks = {p: protocol_masks(job.splits.test, *kept, protocol=p) for p in PROTOCOLS}
+    if uneven := job.config.test_missing:
+        masks['imbalanced'] = protocol_masks(job.splits.test, *kept, [uneven])
+    return masks
+
+
 def _measured(job, masks):  # on the test part: scores, and outcomes
     test = job.splits.test
     outputs = {'fixed': predictions(job.method, test)}
@@ -856,10 +864,7 @@ def finish(
 
     task, folder = job.splits.train.task, job.folder
     test, files = job.splits.test, ['curves.parquet', 'outcomes.parquet', 'model.safetensors']
-    kept = folder.parent.parent / 'masks', job.about['fold'].replace(' ', '')
-    masks = {p: protocol_masks(test, *kept, protocol=p) for p in PROTOCOLS}
-    if uneven := job.config.test_missing:
-        masks['imbalanced'] = protocol_masks(test, *kept, [uneven])
+    masks = _masks(job)
     with precisely(job.config.precision, job.device):
         scores, counted = _measured(job, masks)
         if job.config.observe:

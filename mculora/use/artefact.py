@@ -542,7 +542,7 @@ def _own_file(folder, r, root):  # the run's table, if it is where it was, or in
     names = [r.data['file']] if 'file' in r.data else [f'{name}{end}' for end in FILES]
     return next((n for n in names if (Path(root) / n).is_file()), None)
 
-
+# %% ../../nbs/use/01_artefact.ipynb #d41debe8
 def _data(folder, r, data_root, features, dataset):  # the run's parts, opened as it opened them
     if 'table' in r.data and dataset is None:
         dataset = _own_file(folder, r, data_root or repo_root())

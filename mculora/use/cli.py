@@ -642,7 +642,7 @@ def _scored(a, rows):  # lines: a table of scores for each combination; without 
         yield f'scored, {c} ({n}): {in_a_line(rest)}' if n else f'scored, {c}: none'
     yield from notes
 
-
+# %% ../../nbs/use/04_cli.ipynb #c60182ae
 @app.command()
 def predict(
     model: Model,
