@@ -17,6 +17,7 @@ from sklearn.metrics import accuracy_score, f1_score, recall_score
 from typer.testing import CliRunner
 
 from mculora.basics.dialogues import DataError, Task, random_dialogues
+from mculora.basics.masking import at_random
 from mculora.basics.modalities import labels
 from mculora.data.clips import RATE, buzz, read_manifest, read_wav
 from mculora.data.tables import Columns, as_table, read_own, read_table
@@ -93,6 +94,26 @@ def test_integer_scores_as_scores():
     assert 'ACC-7' in metric_names(d.task) and not why_not(d.task)
     perfect = metrics(d.task, d.label.view(1, -1, 1), d.label)[0]
     assert perfect['ACC-7'] == perfect['ACC'] == perfect['ACC has0'] == 1 and perfect['MAE'] == 0
+
+
+# --- a rate for each modality at test ---
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_rates_belong_to_their_modalities_and_nobody_loses_everything(seed):
+    g = np.random.default_rng(seed)
+    names = list(g.permutation(['voice', 'words', 'face', 'turns'])[: g.integers(2, 5)])
+    d = random_dialogues([2000], dict.fromkeys(names, 1))
+    rates = dict(zip(names, g.dirichlet([1] * len(names)) * (len(names) - 1) * g.random()))
+    rates = {m: min(x, 0.95) for m, x in rates.items()}
+    asked = dict(sorted(rates.items()))  # in another order than the data's
+    stays = at_random(d, asked, seed)
+    assert stays.any(-1).all()
+    gone = (~stays).float().mean(0)
+    assert gone.tolist() == pytest.approx([rates[m] for m in names], abs=0.05)
+    assert torch.equal(stays, at_random(d, dict(reversed(asked.items())), seed))
+    with pytest.raises(ValueError, match=f'sum of at most {len(names) - 1}'):
+        at_random(d, dict.fromkeys(names, 0.99), seed)
 
 
 # --- a labelled file ---
