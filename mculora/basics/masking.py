@@ -171,7 +171,7 @@ def at_random(
 ) -> Tensor:  # [N, M] bool: what stays
     """`random_mask` of these dialogues. Raises `ValueError` for other modalities and impossible
     rates."""
-    each = rate
+    each: float | tuple[float, ...]
     if isinstance(rate, dict):
         if odd := set(rate) - set(d.modalities):
             raise ValueError(
@@ -179,6 +179,8 @@ def at_random(
                 f'({", ".join(d.modalities)})'
             )
         each = tuple(float(rate.get(m, 0)) for m in d.modalities)
+    else:
+        each = rate
     return random_mask(len(d.utterances), len(d.modalities), each, seed, d.present.cpu())
 
 
