@@ -61,7 +61,8 @@ class Artefact:
     @property
     def features(self) -> dict[str, str]:
         "Modality -> its column in that table, where they were named."
-        return dict(self.trained.get('data', {}).get('features') or {})
+        said = self.trained.get('data', {}).get('features') or {}
+        return {m: str(column) for m, column in said.items()}
 
 # %% ../../nbs/use/01_artefact.ipynb #9295589e
 FORMAT: Literal[1] = 1
