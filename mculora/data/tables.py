@@ -501,7 +501,7 @@ def read_table(
     vectors. With `task`, labels are 0 and everything is in the part `test`."""
     f, what = _frame(source, columns)
     path = Path(source) if isinstance(source, (str, os.PathLike)) else None
-    name = name or (path.stem if path else 'table')
+    name = name or (_plain_name(path) if path else 'table')
     base = base or (path.parent if path else '.')
     f = f.reset_index(drop=True)
     try:
@@ -512,6 +512,10 @@ def read_table(
         return _read(f, name, base, columns, features, task, widths or {})
     except DataError as e:
         raise DataError(f'{what}: {e}') from None
+
+
+def _plain_name(path):  # of a file, as results are called: 'my talks.csv' -> 'my_talks'
+    return re.sub(r'[^\w.-]+', '_', Path(path).stem)
 
 
 def _check_name(name):  # a user's dataset may not have the name of a release
@@ -788,7 +792,9 @@ def read_mmsa(
     scores = rows[columns.label] if one == 'regression_labels' else None
     ways = _mmsa_columns(columns, scores)
     try:
-        d, bad = read_table(rows, ways, {m: f'field {m}' for m in fields}, name or path.stem)
+        d, bad = read_table(
+            rows, ways, {m: f'field {m}' for m in fields}, name or _plain_name(path)
+        )
     except DataError as e:
         raise DataError(f'{path}: {str(e).removeprefix("the table: ")}') from None
     views = {m: f'{k}, mean over the frames that count' for m, k in fields.items()}
