@@ -38,7 +38,8 @@ from .explorer import explore as explored, page
 from ..experiments.studies import CORE, Sweep, studies
 from ..experiments.tuning import Tuning, chosen, tune
 from ..data.twins import open_dataset, repo_root
-from ..data.tables import FILES, KINDS, Columns, is_own, open_data, read_own, remarks
+from ..data.tables import Columns, remarks
+from ..data.own import FILES, is_own, open_data, read_own, table_of
 from ..training.evaluation import shown
 from ..training.check import examined, given_up
 
@@ -109,8 +110,8 @@ def _option(text, *names, **kwargs):
 Features = Annotated[
     list[str] | None,
     _option(
-        'MODALITY=FOLDER (for a file: MODALITY=COLUMN), once per modality; by default they are '
-        'recognised by name.'
+        'MODALITY=FOLDER (for a file: MODALITY=COLUMN, or a pattern of columns), once per '
+        'modality; by default they are recognised by name.'
     ),
 ]
 Table = Annotated[str, _option('Names of the columns of a file and how to read them, as JSON.')]
@@ -226,27 +227,28 @@ def extract(
 DataPath = Annotated[
     Path,
     _argument(
-        'Data root, the folder of one dataset, or a file of your own (.parquet, .csv, .jsonl, '
-        '.pkl).'
+        'Data root, the folder of one dataset, or a file of your own '
+        f'({", ".join(FILES)}) or a folder of such files.'
     ),
 ]
 
 
 def _datasets(path):  # (name, path) of every dataset found, and whether it is a user's own file
-    own = is_own(path) and not path.is_dir()
-    if own and not path.is_file():
-        expected = f'a table or a pickle ({", ".join(FILES)})'
+    if is_own(path) and not path.exists():
+        expected = f'one of {", ".join(FILES)}, or a folder'
         typer.echo(f'{path}: found no such file, expected {expected}', err=True)
         raise typer.Exit(2)
-    found = [(path.stem, path)] if own else find_all(path)
-    if not found:
+    if found := find_all(path):
+        return found, False
+    tables = path.is_dir() and any(is_own(p.name) for p in path.iterdir())
+    if not tables and not (is_own(path) and path.is_file()):
         typer.echo(
-            f'{path}: found no dataset, expected one of '
+            f'{path}: found no dataset, expected tables or one of '
             f'{", ".join(f"{l.folder}/{l.labels}" for l in LAYOUTS.values())}',
             err=True,
         )
         raise typer.Exit(2)
-    return found, own
+    return [(path.stem, path)], True
 
 # %% ../../nbs/use/04_cli.ipynb #e9fa67a2
 @data.command()
@@ -269,8 +271,8 @@ def check(path: DataPath, features: Features = None, table: Table = '{}'):
         except (DataError, OSError) as e:
             d, bad = None, [str(e)]
         typer.echo(f'{dataset} in {folder}\n{describe(d, bad)}')
-        more = remarks(folder, d, columns, chosen) if d and folder.suffix in KINDS else []
-        for x in more:
+        r = table_of(folder, columns, chosen) if own and d else None
+        for x in remarks(r.frame, d, r.columns, r.features) if r else []:
             typer.echo(f'  worth a look: {x}')
         n_bad += len(bad)
     raise typer.Exit(int(n_bad > 0))

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-import json, operator
+import json, operator, re
 import torch
 from torch import Tensor
 from ..basics.modalities import combination_index, labels
@@ -23,13 +23,13 @@ from mculora.data.tables import (
     KINDS,
     Columns,
     read_table,
-    _frame,
     _measured,
     _numbers,
     _order,
     _short,
     _vectors,
 )
+from ..data.own import table_of
 from .artefact import Artefact, load, readout
 
 # %% ../../nbs/use/02_prediction.ipynb #9617afc5
@@ -304,6 +304,16 @@ def _columns(a, f, c, features):  # modality -> column of the table
         raise DataError(f'features: found the modality {odd[0]!r}, expected {names}')
     return features
 
+
+def _as_trained(a, features):  # are the columns of numbers those of training, in their order?
+    for m, col in features.items():
+        was = a.task.views.get(m, '')
+        if re.search(r', names \w{8}\)$', was) and was != f'column {col}':
+            raise DataError(
+                f'features {m!r}: found the columns {col}, expected those of training in the same '
+                f'order, {was.removeprefix("column ")}; or say which (--features {m}=PATTERN)'
+            )
+
 # %% ../../nbs/use/02_prediction.ipynb #5aa61ee5
 def _asked(a, f, base, c, features):  # dialogues, and where each row is from
     if not len(f):
@@ -331,7 +341,7 @@ def _asked(a, f, base, c, features):  # dialogues, and where each row is from
 # %% ../../nbs/use/02_prediction.ipynb #0d39818f
 def read_input(
     a: Artefact,  # whose modalities are expected
-    path,  # a .parquet, .csv or .jsonl table, or a folder of a feature release
+    path,  # a user's own file or folder of any kind, or a folder of a feature release
     # of a table: names of its columns; None: as in the table that the model was trained on
     columns: Columns | None = None,
     # modality -> column of a table, or feature folder of a release; None: columns named like the
@@ -343,7 +353,7 @@ def read_input(
     """Read dialogues to predict. Raises `DataError` if they cannot be read or used, with the first
     problems and their number."""
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and find_all(path):
         d = _release(path, a.task, features)
         return d, [
             dict(dialogue=i, position=j)
@@ -355,11 +365,14 @@ def read_input(
             f'{path}: found no such file or folder, expected a table ({", ".join(KINDS)}) '
             'or a feature release'
         )
-    f, name = _frame(path, c := columns or a.table)
+    folder = str(a.trained.get('data', {}).get('file', '')).endswith('/')
+    r = table_of(path, columns or a.table, features, folder, some=features is None)
     try:
-        return _asked(a, f.reset_index(drop=True), path.parent, c, features)
+        if columns is None and features is None:
+            _as_trained(a, r.features or {})
+        return _asked(a, r.frame, r.base, r.columns, r.features)
     except (DataError, OSError) as e:
-        raise DataError(f'{name}: {str(e).removeprefix("the table: ")}') from None
+        raise DataError(f'{path.name}: {str(e).removeprefix("the table: ")}') from None
 
 # %% ../../nbs/use/02_prediction.ipynb #18be5104
 def as_rows(
