@@ -426,10 +426,11 @@ def _wide_name(said, cols):
 
 # %% ../../nbs/data/03_tables.ipynb #d00r0013
 def _columns_of(f, c, m, said, taken):  # those of a modality; `taken`: column -> whose it is
-    cols = matching(f.columns, said)
-    who = f'features {m!r}'
-    if not cols:
-        raise DataError(f'{who}: found no column {said!r}; the table has {_some(f.columns)}')
+    cols, who = matching(f.columns, said), f'features {m!r}'
+    each = [said] if said in f.columns else [x.strip() for x in said.split(',')]
+    for x in each:
+        if not matching(f.columns, x):
+            raise DataError(f'{who}: found no column {x!r}; the table has {_some(f.columns)}')
     if both := [x for x in cols if x in taken]:
         raise DataError(
             f'{who}: found {both[0]!r} among the {len(cols)} columns of {said!r}, expected it in '

@@ -667,7 +667,7 @@ def explore(
         ask = Predictor(model)
         d, where = read_input(ask.a, input, _columns(table) if table else None, _pairs(features))
         some = select(d, range(min(most, len(d))))
-        labelled = input.is_dir() and d.task.classes == ask.a.task.classes
+        labelled = bool(find_all(input)) and d.task.classes == ask.a.task.classes
         answers = explored(ask, some, labelled, where[: len(some.utterances)])
         write_atomically(html, lambda tmp: tmp.write_text(page(answers)))
     typer.echo(f'{html}: {len(some)} of {len(d)} dialogues')

@@ -368,7 +368,7 @@ def read_input(
     folder = str(a.trained.get('data', {}).get('file', '')).endswith('/')
     r = table_of(path, columns or a.table, features, folder, some=features is None)
     try:
-        if columns is None and features is None:
+        if features is None and (columns or a.table).features == a.table.features:
             _as_trained(a, r.features or {})
         return _asked(a, r.frame, r.base, r.columns, r.features)
     except (DataError, OSError) as e:
