@@ -6,6 +6,7 @@
 __all__ = ['PICKLES', 'FILES', 'OwnTable', 'is_own', 'file_name', 'table_of', 'read_own', 'load_own', 'open_data']
 
 # %% ../../nbs/data/06_own.ipynb #0wn00003
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -114,10 +115,10 @@ def _keys(f, c, path):  # N names of utterances
 
 
 def _beside(f, keys, g, path, c):  # `f` with the columns of `g` for utterances of the same names
-    own = _keys(g, c, path)
-    twice = [x for x in set(own) if own.count(x) > 1] if len(set(own)) < len(own) else []
+    own, known = _keys(g, c, path), set(keys)
+    twice = [x for x, n in Counter(own).items() if n > 1]
     require(not twice, f'{path}', f'{min(twice, default="")!r} several times', 'one row for each')
-    lost = [x for x in own if x not in set(keys)]
+    lost = [x for x in own if x not in known]
     if len(lost) == len(own):
         raise DataError(
             f'{path}: found no utterance of the first file, but names such as {own[0]!r}, '
@@ -267,13 +268,12 @@ def _names_of(tree):  # names and shapes of arrays, for a message
 def _untold(path, tree, c):  # the error where the layout cannot be told
     there = _some(_names_of(tree)) or f'a {type(tree).__name__}'
     name, out = path.name, f'{path.stem}.parquet'
-    opened = {'.npz': f'f = numpy.load({name!r})'}.get(
-        path.suffix.lower(), f'f = h5py.File({name!r})'
-    )
+    library = 'numpy' if path.suffix.lower() == '.npz' else 'h5py'
+    opened = f'f = {library}.{"load" if library == "numpy" else "File"}({name!r})'
     return DataError(
         f'{path}: found {there}, expected arrays with an entry for each utterance, {c.label!r} '
         'among them, or parts of such arrays. If each array is a dialogue, these three lines make '
-        f'a table: import {"numpy" if "numpy" in opened else "h5py"}, pandas; {opened}; '
+        f'a table: import {library}, pandas; {opened}; '
         'pandas.DataFrame([dict(dialogue=d, position=j, label=..., words=x.mean(0).tolist()) '
         f'for d in f for j, x in enumerate(f[d])]).to_parquet({out!r})'
     )
@@ -299,7 +299,8 @@ def _merbench(tree, path, c, features):  # `OwnTable`
     odd = [x for x in names if not _plain(x)]
     require(not odd, f'{path}', f'the name {str(odd[:1])[1:-1]:.40}', 'plain names of files')
     marks = [x for x in ('emo', 'val') if x in f.columns]
-    f[marks] = f[marks].replace(-10, np.nan)
+    for x in marks:
+        f[x] = f[x].replace(-10, np.nan)
     label = next((x for x in marks if f[x].nunique() > 1), 'emo')
     changed = dict(features={}) | ({} if 'label' in c.model_fields_set else dict(label=label))
     usual = '{dialogue}_utt{position}'
@@ -320,19 +321,18 @@ def _of_tree(tree, path, c, features):  # `OwnTable`
 
     if _is_merbench(tree):
         return _merbench(tree, path, c, features)
-    parts = list(tree.values()) if isinstance(tree, dict) else []
-    if any(not isinstance(p, dict) for p in parts):
-        parts = []
-    told = parts and all(_flat(p, c) for p in parts)
-    ids = any('id' in p for p in parts)
-    if ids or not (told or _flat(tree, c) or path.suffix.lower() not in PICKLES):
+    nested = isinstance(tree, dict) and all(isinstance(p, dict) for p in tree.values())
+    parts = tree if nested else {}
+    told = bool(parts) and all(_flat(p, c) for p in parts.values())
+    unknown = not told and not _flat(tree, c)
+    if any('id' in p for p in parts.values()) or (unknown and path.suffix.lower() in PICKLES):
         rows, c, features, views = mmsa_table(tree, f'{path}', c, features)
         return OwnTable(pd.DataFrame(rows), c, features, path.parent, views)
-    if not told and not _flat(tree, c):
+    if unknown:
         raise _untold(path, tree, c)
     tables = [tree]
     if told:
-        tables = [{c.split: [name] * len(next(iter(p.values())))} | p for name, p in tree.items()]
+        tables = [{c.split: [part] * len(next(iter(p.values())))} | p for part, p in parts.items()]
     frames = [pd.DataFrame({k: pd.Series(_cells(x)) for k, x in p.items()}) for p in tables]
     return OwnTable(pd.concat(frames, ignore_index=True), c, features, path.parent)
 
@@ -398,8 +398,7 @@ def table_of(
     for name in r.columns.join:
         other = path.parent / name
         g = _opened(other, r.columns, None, r.base, False).frame.reset_index(drop=True)
-        more = _beside(f, _keys(f, r.columns, path), g, other, r.columns)
-        f = f.join(more)
+        f = f.join(_beside(f, _keys(f, r.columns, path), g, other, r.columns))
     features = r.features or r.columns.features
     if some and (there := {m: x for m, x in features.items() if matching(f.columns, x)}):
         features = there
@@ -419,7 +418,7 @@ def read_own(
     return _read(table_of(path, columns, features), Path(path))
 
 
-def _read(r, path):  # dialogues and problems of `OwnTable`
+def _read(r, path):  # the dialogues of a table, and its problems
     try:
         d, bad = read_table(r.frame, r.columns, r.features, path.stem, r.base)
     except DataError as e:
@@ -454,7 +453,7 @@ def load_own(
     path = Path(path).resolve()
     require(path.exists(), f'{path}', 'no such file', 'a table, another file of data, or a folder')
     key = _hash(repr((str(path), columns, features)))
-    cache, stamp = _cache_folder(cache_dir) / f'{path.stem}-{key}.safetensors', ''
+    cache = _cache_folder(cache_dir) / f'{path.stem}-{key}.safetensors'
     stamp = _stamp_of(path, columns)
     with suppress(DataError):
         return load_dialogues(cache, stamp)
