@@ -218,7 +218,7 @@ def _dataset(x, h5py, size):  # an array
         return _texts(x, _room(size))
     return np.asarray(x[()])
 
-
+# %% ../../nbs/data/06_own.ipynb #0wn00033
 def _group(g, h5py, seen, size):  # name -> array or nested dictionary
     out = {}
     for name in g:
@@ -358,7 +358,7 @@ def file_name(
     "The name of a user's own file or folder, as it is kept in results."
     return Path(dataset).name + '/' * str(dataset).endswith('/')
 
-
+# %% ../../nbs/data/06_own.ipynb #0wn00056
 def _arrays(path, c, features):  # `OwnTable`
     try:
         tree = _ARRAYS[path.suffix.lower()](path)
