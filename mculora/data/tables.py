@@ -669,7 +669,7 @@ def read_table(
     except DataError as e:
         raise DataError(f'{what}: {e}') from None
 
-
+# %% ../../nbs/data/03_tables.ipynb #d00r0020
 def plain_name(
     text: str,  # of a file
 ) -> str:  # of its data: what is no letter, digit, _, - or . becomes _
@@ -882,7 +882,7 @@ def _field_lengths(p, field, n, where):  # N numbers of frames; None: all of the
         require(good, f'{where}, {field}_lengths', found, f'({n},) numbers')
     return lengths
 
-
+# %% ../../nbs/data/03_tables.ipynb #d00r0021
 def _frames_of(x, lengths, names, where):  # N vectors of a list of N arrays of any lengths
     out = []
     for i, (frames, u) in enumerate(zip(x, names)):

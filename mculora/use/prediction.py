@@ -288,7 +288,7 @@ def _release(path, task, features):  # a feature release as dialogues
         )
     return d
 
-
+# %% ../../nbs/use/02_prediction.ipynb #d00r0022
 def _columns(a, f, c, features):  # modality -> column of the table
     names, there = ', '.join(a.modalities), ', '.join(map(str, f.columns))
     if features is None:
