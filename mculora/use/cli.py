@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Annotated, Literal, get_origin
-import inspect, json, shlex
+import inspect, json, shlex, warnings
 import torch
 import typer
 from pydantic import TypeAdapter
@@ -39,7 +39,7 @@ from ..experiments.studies import CORE, Sweep, studies
 from ..experiments.tuning import Tuning, chosen, tune
 from ..data.twins import open_dataset, repo_root
 from ..data.tables import Columns, remarks
-from ..data.own import FILES, is_own, open_data, read_own, table_of
+from ..data.own import FILES, dialogues_of, is_own, open_data, table_of
 from ..training.evaluation import shown
 from ..training.check import examined, given_up
 
@@ -263,16 +263,20 @@ def check(path: DataPath, features: Features = None, table: Table = '{}'):
     found, own = _datasets(path)
     n_bad = 0
     for dataset, folder in found:
+        more: list = []
         try:
-            if own:
-                d, bad = read_own(folder, columns, chosen)
-            else:
-                d, bad = read_layout(folder, dataset, chosen)
+            with warnings.catch_warnings(record=True) as left:
+                warnings.simplefilter('always')
+                if own:
+                    r = table_of(folder, columns, chosen)
+                    d, bad = dialogues_of(r, folder)
+                    more = remarks(r.frame, d, r.columns, r.features)
+                else:
+                    d, bad = read_layout(folder, dataset, chosen)
         except (DataError, OSError) as e:
             d, bad = None, [str(e)]
         typer.echo(f'{dataset} in {folder}\n{describe(d, bad)}')
-        r = table_of(folder, columns, chosen) if own and d else None
-        for x in remarks(r.frame, d, r.columns, r.features) if r else []:
+        for x in [*(w.message for w in left), *more]:
             typer.echo(f'  worth a look: {x}')
         n_bad += len(bad)
     raise typer.Exit(int(n_bad > 0))
