@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 import importlib, math, os, re, warnings, zipfile
 import numpy as np
 from ..basics.dialogues import DataError, Dialogues
@@ -92,8 +92,7 @@ def _folder(folder, files, c, base):
     if files[0].suffix.lower() == '.npy':
         names = [os.path.relpath(p, base) for p in files]
         return pd.DataFrame({c.utterance: [p.stem for p in files], folder.name: names})
-    tables: list = []
-    columns: list = []
+    tables, columns = [], []
     for p in files:
         f = _frame(p, c)[0].reset_index(drop=True)
         require(len(f), f'{p}', 'no rows', 'at least one')
@@ -183,7 +182,7 @@ def _member(raw):  # the array in the bytes of a .npy file, or what an object ar
 
 
 def _npz(path):  # name -> array or nested dictionary
-    out: dict[str, Any] = {}
+    out = {}
     with zipfile.ZipFile(path) as z:
         size = sum(x.file_size for x in z.infolist())
         fits = size <= _room(path.stat().st_size)

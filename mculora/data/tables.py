@@ -327,7 +327,7 @@ def _csv(path, c):
             f'{path}: found no {c.separator!r} in its first line, {head.strip()!r:.60}, expected '
             f'it between columns; for another separator: {_setting(separator=other[0])}'
         )
-    how: dict[str, Any] = dict(encoding=c.encoding, sep=c.separator, index_col=False)
+    how = dict(encoding=c.encoding, sep=c.separator, index_col=False)
     with warnings.catch_warnings():  # a row that is longer than the first
         warnings.simplefilter('error', pd.errors.ParserWarning)
         f = pd.read_csv(path, decimal=c.decimal, low_memory=False, **how)
@@ -462,23 +462,23 @@ def gathered(
     "Put the columns of a modality into one column of vectors. Raises `DataError`."
     import pandas as pd
 
-    features = features or c.features or None
+    wanted = features or c.features
     where = _order(f, c)[3]
     roles = {getattr(c, r): f'the {r}' for r in ROLES if getattr(c, r) in f.columns}
     taken = roles | dict.fromkeys(matching(f.columns, c.label), 'the label')
-    own = {m: _columns_of(f, c, m, said, taken) for m, said in (features or {}).items()}
+    own = {m: _columns_of(f, c, m, said, taken) for m, said in wanted.items()}
     f, c, _ = _mean_label(f, c, where)
     numeric = pd.api.types.is_numeric_dtype
-    wide = {m: x for m, x in own.items() if [features[m]] != x or numeric(f[x[0]])}
+    wide = {m: x for m, x in own.items() if [wanted[m]] != x or numeric(f[x[0]])}
     if not wide:
-        return f, c, features
+        return f, c, wanted or None
     vectors = {}
     for m, cols in wide.items():
         x = np.stack([_as_numbers(f, col, f'features {m!r}', where) for col in cols], 1)
-        vectors[_wide_name(features[m], cols)] = pd.Series(list(x), index=f.index, dtype=object)
+        vectors[_wide_name(wanted[m], cols)] = pd.Series(list(x), index=f.index, dtype=object)
     f = f.drop(columns=[x for cols in wide.values() for x in cols])
     names = dict(zip(wide, vectors))
-    return pd.concat([f, pd.DataFrame(vectors)], axis=1), c, dict(features) | names
+    return pd.concat([f, pd.DataFrame(vectors)], axis=1), c, wanted | names
 
 # %% ../../nbs/data/03_tables.ipynb #9f3b6505
 def _is_vector(x):  # a list or an array; or text that is one, or the name of a .npy file
