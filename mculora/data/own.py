@@ -22,7 +22,7 @@ from .sources import feature_folders, listed, load_dialogues, require
 from .sources import _cache_folder, _hash, _keep, _leads_out, _plain, _stamps, _view
 from .tables import KINDS, ROLES, Columns, gathered, matching, mmsa_table
 from .tables import read_table
-from .tables import _frame, _mean, _number, _some
+from .tables import _frame, _mean, _number, _setting, _some
 from .twins import open_dataset, repo_root
 
 if TYPE_CHECKING:  # annotations alone need it here
@@ -109,7 +109,9 @@ def _folder(folder, files, c, base):
 # %% ../../nbs/data/06_own.ipynb #0wn00021
 def _keys(f, c, path):  # N names of utterances
     found = f'no column {c.utterance!r} among {_some(f.columns)}'
-    require(c.utterance in f.columns, f'{path}', found, 'it, to join files by it')
+    each = _setting(files='utterances')
+    what = f'it, to join files by it; if each file of a folder is an utterance: {each}'
+    require(c.utterance in f.columns, f'{path}', found, what)
     return [_number(x) for x in f[c.utterance]]
 
 
