@@ -13,7 +13,7 @@ __version__ = "0.5.0"
 
 # name -> where it is defined
 _PLACES = {
-    'open_data': 'data.tables',
+    'open_data': 'data.own',
     'describe': 'data.sources',
     'RunConfig': 'experiments.runs',
     'run': 'experiments.runs',
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
         register as register,
     )
     from mculora.data.sources import describe as describe
-    from mculora.data.tables import open_data as open_data
+    from mculora.data.own import open_data as open_data
     from mculora.experiments.results import collect as collect, compare as compare
     from mculora.experiments.runs import RunConfig as RunConfig, run as run
     from mculora.training.evaluation import evaluate as evaluate

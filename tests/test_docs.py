@@ -74,8 +74,11 @@ config = RunConfig(size='tiny', device='cpu', options=dict(width=16, depth=1, ep
 save(from_run(run(config, progress=False)[1]), 'model')
 """,
     'docs/own-data.md': """
-import pandas as pd
+import numpy as np, pandas as pd
+np.save('train.npy', np.zeros((5, 2)))
+np.savetxt('train.lengths', [2, 3], fmt='%d')
 rows = pd.DataFrame(dict(dialogue='d1', position=[0, 1, 2], truth=['calm', 'calm', 'merry']))
+rows.to_parquet('new_talks.parquet')
 rows.assign(label='calm', combination=['a', 'at', 'a']).to_csv('probabilities.csv')
 """,
 }

@@ -14,7 +14,8 @@ from test_reruns import history
 from mculora.basics.dialogues import DataError, random_dialogues, split
 from mculora.basics.modalities import labels, members
 from mculora.data.sources import fit_scale, scale
-from mculora.data.tables import Columns, as_table, open_data
+from mculora.data.own import open_data
+from mculora.data.tables import Columns, as_table
 from mculora.experiments.headroom import HeadroomConfig, bootstrap, measure, read_found, verdict
 from mculora.experiments.results import config_hash
 from mculora.training.evaluation import metrics_where, metric_names

@@ -25,7 +25,7 @@ from mculora.model.losses import task_loss
 from mculora.use.artefact import Artefact
 from mculora.use.explorer import explore
 from mculora.use.prediction import Predictor
-from mculora.data.tables import open_data
+from mculora.data.own import open_data
 from mculora.experiments.runs import RunConfig, load_method, prepare, run
 from mculora.training.trainer import fit
 

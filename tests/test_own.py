@@ -25,16 +25,8 @@ from mculora.training.evaluation import evaluate, evaluate_random, predictions
 from mculora.basics.masking import protocol_masks, random_mask, sample
 from mculora.basics.method import create, methods
 from mculora.basics.modalities import combination_index, labels, members, supports
-from mculora.data.tables import (
-    Columns,
-    as_table,
-    is_own,
-    load_own,
-    pool,
-    read_mmsa,
-    read_own,
-    read_table,
-)
+from mculora.data.own import is_own, load_own, read_own
+from mculora.data.tables import Columns, as_table, pool, read_mmsa, read_table
 from mculora.experiments.results import addresses, config_hash, read_result
 from mculora.experiments.runs import RunConfig, prepare, ready, run
 from mculora.data.sources import fit_scale, scale

@@ -19,7 +19,8 @@ from mculora.basics import method as registry
 from mculora.basics.dialogues import DataError
 from mculora.basics.method import as_made, methods, settings_of
 from mculora.data.sources import described
-from mculora.data.tables import Columns, is_own
+from mculora.data.own import is_own
+from mculora.data.tables import Columns
 from mculora.experiments import results
 from mculora.experiments.results import addresses, read_result, said_by, write_result
 from mculora.experiments.runs import RunConfig, code_of, command_of, run

@@ -29,7 +29,8 @@ from mculora.training.evaluation import metric_names
 from mculora.basics.method import create, methods, read_settings
 from mculora.basics.modalities import labels
 from mculora.experiments.results import addresses, collect, read_result
-from mculora.data.tables import as_table, open_data
+from mculora.data.own import open_data
+from mculora.data.tables import as_table
 from mculora.experiments.runs import (
     OutputError,
     RunConfig,

@@ -27,7 +27,8 @@ from ..basics.files import write_atomically
 from ..basics.method import Settings
 from ..data.clips import need
 from ..data.sources import fit_scale, scale
-from ..data.tables import KINDS, Columns, _frame, _order, _people, is_own, open_data
+from ..data.tables import Columns, _order, _people
+from ..data.own import file_name, is_own, open_data, table_of
 from ..data.twins import repo_root
 from ..training.evaluation import AVERAGES, metric_names, shown
 from .results import config_hash, environment
@@ -296,16 +297,16 @@ def people_of(
     d: Dialogues,  # its data
 ) -> list[set[str]]:  # who speaks in each dialogue of `d`; empty: nobody says
     "The names in a table's `group` column, or else `speaker`; a model has numbers only."
-    path = Path(c.dataset)
-    if not is_own(path) or path.suffix.lower() not in KINDS:
+    if not is_own(c.dataset):
         return []
     root = Path(repo_root() / c.data_root) if c.data_root else repo_root()
-    f = _frame(root / path.expanduser(), c.table)[0].reset_index(drop=True)
+    r = table_of(root / Path(c.dataset).expanduser(), c.table, c.features)
+    f = r.frame
     column = c.table.group or c.table.speaker
     if column not in f.columns:
         return []
     who: dict[str, set[str]] = {}
-    for dialogue, name in zip(_order(f, c.table)[0], _people(f, column)):
+    for dialogue, name in zip(_order(f, r.columns)[0], _people(f, column)):
         who.setdefault(dialogue, set()).add(str(name))
     return [who[i] for i in d.ids]
 
@@ -542,7 +543,7 @@ def _command(c):
     said = c.model_dump(mode='json', exclude_defaults=True)
     for k in ('dataset', 'data_root', 'out_dir', 'folds'):
         said.pop(k, None)
-    name = Path(c.dataset).name if is_own(c.dataset) else c.dataset
+    name = file_name(c.dataset) if is_own(c.dataset) else c.dataset
     flags = [x for f in c.folds or [] for x in ('--fold', str(f))]
     flags += [x for k, v in said.items() for x in _flags(k, v)]
     line = shlex.join(['mculora', 'headroom', name, *flags])

@@ -38,7 +38,8 @@ from mculora.basics.dialogues import (
 from ..basics.files import OutputError, brief, write_atomically
 from ..data.sources import LAYOUTS, described, fit_scale, scale, strength
 from ..data.twins import repo_root
-from ..data.tables import FILES, Columns, is_own, open_data
+from ..data.tables import Columns
+from ..data.own import FILES, file_name, is_own, open_data
 from ..basics.method import Method, Settings, Stage, create, method_of, read_settings
 from ..basics.method import as_made, settings_of
 from ..basics.masking import PROTOCOLS, at_random, drop, mask_hash, mask_hashes
@@ -73,7 +74,8 @@ def _dataset(name):
     if name in LAYOUTS or strength(name) is not None or is_own(name):
         return name
     releases = ' or '.join(map(repr, LAYOUTS))
-    raise ValueError(f"{releases}, or 'premise-K' (K: 1.5), or a file ({', '.join(FILES)})")
+    own = f'a file ({", ".join(FILES)}), or a folder with a slash at its end (talks/)'
+    raise ValueError(f"{releases}, or 'premise-K' (K: 1.5), or {own}")
 
 # %% ../../nbs/experiments/01_runs.ipynb #a3ea4b3d
 class _Run(Settings):
@@ -334,7 +336,7 @@ def _about(c, d, s):  # what the result says of the data
         conditions={p: have(x) for p, x in parts.items()},
         **(dict(features=c.features) if c.features else {}),
         **(
-            dict(file=Path(c.dataset).name, table=c.table.model_dump(mode='json'))
+            dict(file=file_name(c.dataset), table=c.table.model_dump(mode='json'))
             if is_own(c.dataset)
             else {}
         ),

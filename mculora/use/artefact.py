@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..basics.modalities import labels
 from ..basics.dialogues import DataError, Task
 from ..basics.files import OutputError, write_atomically
-from ..data.tables import FILES, Columns
+from ..data.tables import Columns
+from ..data.own import FILES
 from ..data.twins import repo_root
 from ..basics.method import Method, as_made, read_settings
 from ..training.evaluation import metric_names, shown
@@ -541,7 +542,7 @@ def _own_file(folder, r, root):  # the run's table, if it is where it was, or in
         return there
     name = r.config['dataset']
     names = [r.data['file']] if 'file' in r.data else [f'{name}{end}' for end in FILES]
-    return next((n for n in names if (Path(root) / n).is_file()), None)
+    return next((n for n in names if (Path(root) / n).exists()), None)
 
 # %% ../../nbs/use/01_artefact.ipynb #d41debe8
 def _data(folder, r, data_root, features, dataset):  # the run's parts, opened as it opened them

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Annotated, Literal, get_origin
-import inspect, json, shlex
+import inspect, json, shlex, warnings
 import torch
 import typer
 from pydantic import TypeAdapter
@@ -39,7 +39,8 @@ from .explorer import explore as explored, page
 from ..experiments.studies import CORE, Sweep, studies
 from ..experiments.tuning import Tuning, chosen, tune
 from ..data.twins import open_dataset, repo_root
-from ..data.tables import FILES, KINDS, Columns, is_own, open_data, read_own, remarks
+from ..data.tables import Columns, remarks
+from ..data.own import FILES, dialogues_of, is_own, open_data, table_of
 from ..training.evaluation import in_a_line, in_percent, shown
 from ..training.check import examined, given_up
 
@@ -110,8 +111,8 @@ def _option(text, *names, **kwargs):
 Features = Annotated[
     list[str] | None,
     _option(
-        'MODALITY=FOLDER (for a file: MODALITY=COLUMN), once per modality; by default they are '
-        'recognised by name.'
+        'MODALITY=FOLDER (for a file: MODALITY=COLUMN, or a pattern of columns), once per '
+        'modality; by default they are recognised by name.'
     ),
 ]
 Table = Annotated[str, _option('Names of the columns of a file and how to read them, as JSON.')]
@@ -227,27 +228,28 @@ def extract(
 DataPath = Annotated[
     Path,
     _argument(
-        'Data root, the folder of one dataset, or a file of your own (.parquet, .csv, .jsonl, '
-        '.pkl).'
+        'Data root, the folder of one dataset, or a file of your own '
+        f'({", ".join(FILES)}) or a folder of such files.'
     ),
 ]
 
 
 def _datasets(path):  # (name, path) of every dataset found, and whether it is a user's own file
-    own = is_own(path) and not path.is_dir()
-    if own and not path.is_file():
-        expected = f'a table or a pickle ({", ".join(FILES)})'
+    if is_own(path) and not path.exists():
+        expected = f'one of {", ".join(FILES)}, or a folder'
         typer.echo(f'{path}: found no such file, expected {expected}', err=True)
         raise typer.Exit(2)
-    found = [(path.stem, path)] if own else find_all(path)
-    if not found:
+    if found := find_all(path):
+        return found, False
+    tables = path.is_dir() and any(is_own(p.name) for p in path.iterdir())
+    if not tables and not (is_own(path) and path.is_file()):
         typer.echo(
-            f'{path}: found no dataset, expected one of '
+            f'{path}: found no dataset, expected tables or one of '
             f'{", ".join(f"{l.folder}/{l.labels}" for l in LAYOUTS.values())}',
             err=True,
         )
         raise typer.Exit(2)
-    return found, own
+    return [(path.stem, path)], True
 
 # %% ../../nbs/use/04_cli.ipynb #e9fa67a2
 @data.command()
@@ -262,16 +264,20 @@ def check(path: DataPath, features: Features = None, table: Table = '{}'):
     found, own = _datasets(path)
     n_bad = 0
     for dataset, folder in found:
+        more: list = []
         try:
-            if own:
-                d, bad = read_own(folder, columns, chosen)
-            else:
-                d, bad = read_layout(folder, dataset, chosen)
+            with warnings.catch_warnings(record=True) as left:
+                warnings.simplefilter('always')
+                if own:
+                    r = table_of(folder, columns, chosen)
+                    d, bad = dialogues_of(r, folder)
+                    more = remarks(r.frame, d, r.columns, r.features)
+                else:
+                    d, bad = read_layout(folder, dataset, chosen)
         except (DataError, OSError) as e:
             d, bad = None, [str(e)]
         typer.echo(f'{dataset} in {folder}\n{describe(d, bad)}')
-        more = remarks(folder, d, columns, chosen) if d and folder.suffix in KINDS else []
-        for x in more:
+        for x in [*(w.message for w in left), *more]:
             typer.echo(f'  worth a look: {x}')
         n_bad += len(bad)
     raise typer.Exit(int(n_bad > 0))
@@ -692,7 +698,7 @@ def explore(
         ask = Predictor(model)
         d, where = read_input(ask.a, input, _columns(table) if table else None, _pairs(features))
         some = select(d, range(min(most, len(d))))
-        labelled = input.is_dir() and d.task.classes == ask.a.task.classes
+        labelled = bool(find_all(input)) and d.task.classes == ask.a.task.classes
         answers = explored(ask, some, labelled, where[: len(some.utterances)])
         write_atomically(html, lambda tmp: tmp.write_text(page(answers)))
     typer.echo(f'{html}: {len(some)} of {len(d)} dialogues')

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-import json, math, operator
+import json, math, operator, re
 import torch
 from torch import Tensor
 from ..basics.modalities import combination_index, labels
@@ -24,7 +24,6 @@ from mculora.data.tables import (
     Columns,
     read_table,
     _between,
-    _frame,
     _measured,
     _nothing,
     _number,
@@ -34,6 +33,7 @@ from mculora.data.tables import (
     _vectors,
 )
 from ..training.evaluation import metrics, why_not
+from ..data.own import table_of
 from .artefact import Artefact, load, readout
 
 # %% ../../nbs/use/02_prediction.ipynb #9617afc5
@@ -292,27 +292,6 @@ def _release(path, task, features):  # a feature release as dialogues
         )
     return d
 
-
-def _columns(a, f, c, features):  # modality -> column of the table
-    names, there = ', '.join(a.modalities), ', '.join(map(str, f.columns))
-    if features is None:
-        # as training named them, else by the modality's own name
-        usual = {
-            m: a.features.get(m) if a.features.get(m) in f.columns else m for m in a.modalities
-        }
-        features = {m: col for m, col in usual.items() if col in f.columns}
-        odd = [col for col in _vectors(f, c).values() if col not in features.values()]
-        if odd and not a.features:
-            raise DataError(f'found vectors in the column {odd[0]!r}, expected none but {names}')
-        if not features:
-            raise DataError(
-                f'found no column of a modality, expected one or more of {names}; the table '
-                f'has {there}'
-            )
-    if odd := [m for m in features if m not in a.modalities]:
-        raise DataError(f'features: found the modality {odd[0]!r}, expected {names}')
-    return features
-
 # %% ../../nbs/use/02_prediction.ipynb #tru7h001
 def _class_of(x, c):  # a label as the name of a class
     if not c.cuts:
@@ -333,6 +312,37 @@ def _truth(task, f, c):  # N labels as the model would say them, None where empt
             y = str(x) if task.classes else math.nan
         out.append(y)
     return out
+
+# %% ../../nbs/use/02_prediction.ipynb #d00r0022
+def _columns(a, f, c, features):  # modality -> column of the table
+    names, there = ', '.join(a.modalities), ', '.join(map(str, f.columns))
+    if features is None:
+        # as training named them, else by the modality's own name
+        usual = {
+            m: a.features.get(m) if a.features.get(m) in f.columns else m for m in a.modalities
+        }
+        features = {m: col for m, col in usual.items() if col in f.columns}
+        odd = [col for col in _vectors(f, c).values() if col not in features.values()]
+        if odd and not a.features:
+            raise DataError(f'found vectors in the column {odd[0]!r}, expected none but {names}')
+        if not features:
+            raise DataError(
+                f'found no column of a modality, expected one or more of {names}; the table '
+                f'has {there}'
+            )
+    if odd := [m for m in features if m not in a.modalities]:
+        raise DataError(f'features: found the modality {odd[0]!r}, expected {names}')
+    return features
+
+
+def _as_trained(a, features):  # are the columns of numbers those of training, in their order?
+    for m, col in features.items():
+        was = a.task.views.get(m, '')
+        if re.search(r', names \w{8}\)$', was) and was != f'column {col}':
+            raise DataError(
+                f'features {m!r}: found the columns {col}, expected those of training in the same '
+                f'order, {was.removeprefix("column ")}; or say which (--features {m}=PATTERN)'
+            )
 
 # %% ../../nbs/use/02_prediction.ipynb #5aa61ee5
 def _asked(a, f, base, c, features):  # dialogues, and where each row is from
@@ -363,7 +373,7 @@ def _asked(a, f, base, c, features):  # dialogues, and where each row is from
 # %% ../../nbs/use/02_prediction.ipynb #0d39818f
 def read_input(
     a: Artefact,  # whose modalities are expected
-    path,  # a .parquet, .csv or .jsonl table, or a folder of a feature release
+    path,  # a user's own file or folder of any kind, or a folder of a feature release
     # of a table: names of its columns; None: as in the table that the model was trained on
     columns: Columns | None = None,
     # modality -> column of a table, or feature folder of a release; None: columns named like the
@@ -375,7 +385,7 @@ def read_input(
     """Read dialogues to predict. Raises `DataError` if they cannot be read or used, with the first
     problems and their number."""
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and find_all(path):
         d = _release(path, a.task, features)
         at = [(i, j) for i, n in zip(d.ids, d.lengths.tolist()) for j in range(n)]
         if d.task.classes != a.task.classes:
@@ -387,11 +397,15 @@ def read_input(
             f'{path}: found no such file or folder, expected a table ({", ".join(KINDS)}) '
             'or a feature release'
         )
-    f, name = _frame(path, c := columns or a.table)
+    folder = str(a.trained.get('data', {}).get('file', '')).endswith('/')
+    named = features or a.features or None
+    r = table_of(path, columns or a.table, named, folder, some=features is None)
     try:
-        return _asked(a, f.reset_index(drop=True), path.parent, c, features)
+        if features is None and (columns or a.table).features == a.table.features:
+            _as_trained(a, r.features or {})
+        return _asked(a, r.frame, r.base, r.columns, r.features)
     except (DataError, OSError) as e:
-        raise DataError(f'{name}: {str(e).removeprefix("the table: ")}') from None
+        raise DataError(f'{path.name}: {str(e).removeprefix("the table: ")}') from None
 
 # %% ../../nbs/use/02_prediction.ipynb #18be5104
 def as_rows(
