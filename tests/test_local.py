@@ -224,7 +224,7 @@ class Alone(nn.Module):
         super().__init__()
         self.input = nn.Linear(features, width)
 
-    def forward(self, x, present, adapt=plain, place=None, pack=False, among=None):
+    def forward(self, x, present, adapt=plain, place=None, pack=False, among=None, speaker=None):
         return adapt('input', self.input, x).tanh() * present[..., None]
 
 
