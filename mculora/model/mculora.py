@@ -130,10 +130,6 @@ class Built(Method):
         new = ENCODERS[self.chosen[modality]]
         return new(features, s.width, s.depth, s.heads, s.dropout)
 
-    def reads(self):
-        numbered = any(ENCODERS[name].hears_speakers for name in self.chosen.values())
-        return 'dialogue, numbered speakers' if numbered else super().reads()
-
     def prepare(self, train):
         if train.can is None:
             return
@@ -178,6 +174,10 @@ class Encodes(Built):
         "The batch after the encoders; unchanged if adapters are inside them."
         R = self.encode(b)
         return b if R is None else self._laid(b, R)
+
+    def reads(self):
+        numbered = any(ENCODERS[name].hears_speakers for name in self.chosen.values())
+        return 'dialogue, numbered speakers' if numbered else super().reads()
 
 # %% ../../nbs/model/06_mculora.ipynb #de40c8a2
 class Represents(Encodes):
