@@ -168,7 +168,14 @@ def test_a_later_setting_is_an_option():
     assert 'Share of the training' in CliRunner().invoke(app, ['--help']).output
 
 
-OTHER = dict(precision='bf16', missing=0.3, hold='session', standardise=False, speaker_noise=0.1)
+OTHER = dict(
+    precision='bf16',
+    missing=0.3,
+    hold='session',
+    standardise=False,
+    speaker_noise=0.1,
+    train_groups=2,
+)
 
 
 @pytest.mark.parametrize('name', OTHER)
