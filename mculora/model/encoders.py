@@ -371,7 +371,7 @@ class LSTMEncoder(MixingEncoder):
 class GraphEncoder(MixingEncoder):
     "Graphs over a window, with speakers."
 
-    kinds = (Messages,)
+    kinds: tuple[type[Mixing], ...] = (Messages,)
     hears_speakers = True
     no_program = 'it is told who speaks, and a program is not'
 

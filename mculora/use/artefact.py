@@ -121,7 +121,7 @@ class Standalone(nn.Module):
     ):
         super().__init__()
         self.merged, self.task = merge(a.method, label), a.task
-        for m, e in self.merged.encoders[0].items():
+        for m, e in self.merged.encoders[0].named_children():
             if why := getattr(e, 'no_program', ''):
                 raise ValueError(
                     f'export: found the encoder {type(e).__name__} of {m}, expected one without '
