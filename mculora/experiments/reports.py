@@ -156,7 +156,7 @@ def features_of(
         else 'stand-in features'
     )
 
-
+# %% ../../nbs/experiments/03_reports.ipynb #81154801
 def describe_data(
     found: 'pd.DataFrame',  # of `find`
     data: str,  # as results name it
