@@ -168,7 +168,14 @@ def test_a_later_setting_is_an_option():
     assert 'Share of the training' in CliRunner().invoke(app, ['--help']).output
 
 
-OTHER = dict(precision='bf16', missing=0.3, hold='session', standardise=False, speaker_noise=0.1)
+OTHER = dict(
+    precision='bf16',
+    missing=0.3,
+    hold='session',
+    standardise=False,
+    speaker_noise=0.1,
+    train_groups=2,
+)
 
 
 @pytest.mark.parametrize('name', OTHER)
@@ -224,7 +231,7 @@ class Alone(nn.Module):
         super().__init__()
         self.input = nn.Linear(features, width)
 
-    def forward(self, x, present, adapt=plain, place=None, pack=False, among=None):
+    def forward(self, x, present, adapt=plain, place=None, pack=False, among=None, speaker=None):
         return adapt('input', self.input, x).tanh() * present[..., None]
 
 

@@ -14,6 +14,7 @@ from mculora.training.evaluation import evaluate, predictions, predictions_of
 from mculora.basics.masking import drop, random_mask, sample
 from mculora.basics.method import create, methods
 from mculora.basics.modalities import members
+from mculora.model.encoders import ENCODERS
 from mculora.training.replicas import Together, side_by_side
 from mculora.training.trainer import encoded, fit, thaw, train_mode
 
@@ -376,3 +377,31 @@ def test_heads_by_speaker_keep_what_every_method_keeps(method, monkeypatch):
         method, 'gaps in the data', 'dialogue'
     )
     test_replicas_predict_as_each_alone(method)
+
+
+# one of each kind of block; the others alone
+ENCODERS_TRIED = [{'a': 'lstm-graph', 't': 'relative'}, *list(ENCODERS)[1:]]
+
+
+@pytest.mark.parametrize('place', ['linear', pytest.param('output', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'encoder',
+    [pytest.param(e, marks=[pytest.mark.slow] * isinstance(e, str)) for e in ENCODERS_TRIED],
+    ids=str,
+)
+def test_mculora_keeps_what_every_method_keeps_with_other_encoders(encoder, place, monkeypatch):
+    "Missing inputs, padding, neighbours, packing, replicas, what is read."
+    options = dict(encoder=encoder, adapter_place=place, depth=2)
+    monkeypatch.setitem(MORE, 'mculora', options)
+    name = 'gaps in the data'
+    m, train = shaken('mculora', name)
+    assert not any(findings(m, select(train, range(3))).values())
+    test_a_step_does_not_depend_on_packing_padding_or_other_replicas('mculora', name, 'dialogue')
+    test_replicas_predict_as_each_alone('mculora')
+    test_a_method_reads_what_it_says('mculora', options, monkeypatch)
+
+
+@pytest.mark.slow
+def test_a_run_with_other_encoders_gives_the_same_bits(monkeypatch):
+    monkeypatch.setitem(MORE, 'mculora', dict(encoder=ENCODERS_TRIED[0], depth=2))
+    test_same_seed_same_bits('mculora')

@@ -17,7 +17,7 @@ from pydantic import Field
 from ..basics.modalities import members
 from ..basics.dialogues import keep
 from ..basics.method import Stage, register
-from ..model.encoders import UnimodalEncoder, among_of, own_turns, plain
+from ..model.encoders import UnimodalEncoder, among_of, encoder_names, own_turns, plain
 from ..model.fusion import CombinationHead
 from ..model.mcla import CombinationLoRA, LinearAdapters
 from ..model.mculora import MCULoRA, MCULoRASettings
@@ -198,6 +198,12 @@ class PlusBuild(MCULoRA):
 
     def __init__(self, task, widths, settings):
         s = settings
+        chosen = encoder_names(s.encoder, widths)
+        if s.speakers and (odd := [n for n in chosen.values() if n != 'transformer']):
+            raise ValueError(
+                f'speakers: found True with the encoder {odd[0]!r}, expected False: only the heads '
+                "of 'transformer' can be limited to the same speaker"
+            )
         super().__init__(task, {m: w * (1 + s.level) for m, w in widths.items()}, s)
         self.widths = dict(widths)
         n = len(self.q)
@@ -259,8 +265,8 @@ class PlusRead(PlusStages):
     "Encoders that know the speakers."
 
     def reads(self):
-        s = self.settings
-        return 'dialogue, speakers' if s.speakers or s.level else 'dialogue'
+        s, said = self.settings, super().reads()
+        return 'dialogue, speakers' if said == 'dialogue' and (s.speakers or s.level) else said
 
     def _among(self, b):  # [B, heads, L, L]
         return among_of(self.settings, b.speaker)
@@ -272,7 +278,8 @@ class PlusRead(PlusStages):
             x, there = b.features[m], b.present[..., k]
             if self.settings.level:
                 x = torch.cat([x, levels(x, there, b.speaker) * there[..., None]], -1)
-            out[m] = encoder(x, there, (adapt or {}).get(m, plain), b.place, pack, among)
+            how = (adapt or {}).get(m, plain), b.place, pack, among, b.speaker
+            out[m] = encoder(x, there, *how)
         return out
 
 # %% ../../nbs/beyond/00_plus.ipynb #33f30310

@@ -156,17 +156,21 @@ def features_of(
         else 'stand-in features'
     )
 
-
+# %% ../../nbs/experiments/03_reports.ipynb #81154801
 def describe_data(
     found: 'pd.DataFrame',  # of `find`
     data: str,  # as results name it
 ) -> str:
-    "The data in a title, with gaps in training and mistaken speakers if all runs share them."
+    """The data in a title, with gaps in training, mistaken speakers and fewer training groups if
+    all runs share them."""
     task, gaps = described(data), list(found.missing.unique()) if len(found) else []
     said = f', {said_missing(lacks)}' if len(gaps) == 1 and (lacks := json.loads(gaps[0])) else ''
     noise = list(found.speaker_noise.unique()) if len(found) else []
     if len(noise) == 1 and (share := json.loads(noise[0])):
         said += f', {100 * share:g} % of speakers mistaken'
+    few = list(found.train_groups.unique()) if len(found) else []
+    if len(few) == 1 and (n := json.loads(few[0])):
+        said += f', trained on {n} group' + 's' * (n > 1)
     if not task.release:
         return f'{data}, a table of its own{said}'
     name = title_of(task.release)
@@ -892,7 +896,7 @@ def add_updates(
 
 # %% ../../nbs/experiments/03_reports.ipynb #c4a10d09
 # runs that share a table agree in these
-_ALIKE = ['dataset', 'schedule', 'size', 'precision', 'missing', 'hold', 'speaker_noise']
+_ALIKE = 'dataset schedule size precision missing hold speaker_noise train_groups'.split()
 # in this order; the first one that is there orders the rows
 _METRICS = ('WA', 'UA', 'ACC', 'F1', 'r', 'MAE')
 FLOOR = 'majority'  # no other method should score below it

@@ -113,6 +113,9 @@ class Shared(Settings):
     'Scale features to mean 0 and deviation 1, estimated on the training part.'
     speaker_noise: float = Field(0.0, ge=0, lt=1)
     'Share of utterances, in every part, attributed to another speaker of the dialogue.'
+    train_groups: int = Field(0, ge=0)
+    """Train on so many of the training sessions only (on so many dialogues, where there is one
+    training part); fewer are among more. 0: on all."""
 
 # %% ../../nbs/experiments/00_results.ipynb #5h4red04
 def at_default(s: Settings) -> set[str]:

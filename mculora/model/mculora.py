@@ -11,12 +11,13 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from ..basics.modalities import members
 from ..basics.dialogues import Inputs, Task, batch, batches, flat, keep, unflat
 from ..basics.masking import from_modalities
 from ..basics.method import Method, Settings, Stage, register
-from .encoders import UnimodalEncoder, plain, unimodal_heads
+from .encoders import ENCODERS, Chosen, encoder_names, known_encoders, plain
+from .encoders import unimodal_heads
 from .mcla import LinearAdapters, OutputAdapters
 from .orthogonality import orthogonality
 from .fusion import AdaptiveWeight, CombinationHead, Fusion, mix
@@ -34,6 +35,8 @@ class MCULoRASettings(Settings):
     width: int = Field(256, ge=2)  # d
     depth: int = Field(4, ge=1)  # Q
     heads: int = Field(2, ge=1)  # of every attention
+    # E_m: 'transformer' is the paper's; one for all modalities, or modality -> encoder
+    encoder: Annotated[Chosen, AfterValidator(known_encoders)] = 'transformer'
     dropout: float = Field(0.5, ge=0, lt=1)
     rank: int = Field(4, ge=1)  # r, eq. 1
     alpha: float = Field(1.0, ge=1)  # eq. 1: at least 1
@@ -107,6 +110,7 @@ class Built(Method):
         super().__init__(task, widths, settings)
         s, M, N, C = settings, len(widths), len(self.q), task.n_outputs
         must_fit(s)
+        self.chosen = encoder_names(s.encoder, widths)
         self.encoders = nn.ModuleDict({m: self.encoder(m, w) for m, w in widths.items()})  # E_m
         self.unimodal = unimodal_heads(widths, s.width, C, s.dropout)  # C_m
         self.fusion = Fusion(M, s.width, s.heads, s.dropout)  # Omega
@@ -123,7 +127,8 @@ class Built(Method):
         """A new E_m for features [B, L, D_m]; derived methods may use other encoders, with the
         arguments of `UnimodalEncoder.forward`."""
         s = self.settings
-        return UnimodalEncoder(features, s.width, s.depth, s.heads, s.dropout)
+        new = ENCODERS[self.chosen[modality]]
+        return new(features, s.width, s.depth, s.heads, s.dropout)
 
     def prepare(self, train):
         if train.can is None:
@@ -144,7 +149,14 @@ class Encodes(Built):
         "R^m = E_m(X^m), applying each modality's `adapt` to the encoder's linear maps."
         adapt = adapt or {}
         return {
-            m: e(b.features[m], b.present[..., k], adapt.get(m, plain), b.place, pack)
+            m: e(
+                b.features[m],
+                b.present[..., k],
+                adapt.get(m, plain),
+                b.place,
+                pack,
+                speaker=b.speaker,
+            )
             for k, (m, e) in enumerate(self.encoders.items())
         }
 
@@ -162,6 +174,10 @@ class Encodes(Built):
         "The batch after the encoders; unchanged if adapters are inside them."
         R = self.encode(b)
         return b if R is None else self._laid(b, R)
+
+    def reads(self):
+        numbered = any(ENCODERS[name].hears_speakers for name in self.chosen.values())
+        return 'dialogue, numbered speakers' if numbered else super().reads()
 
 # %% ../../nbs/model/06_mculora.ipynb #de40c8a2
 class Represents(Encodes):
@@ -260,6 +276,8 @@ class TwoStages(Predicts):
     def depends(self, stage):
         "Pre-training does not involve adapters, private heads or DPFT."
         model = 'width', 'depth', 'heads', 'dropout'
+        # the paper's encoder is not named: pre-training that is older keeps its name
+        model += ('encoder',) * (self.settings.encoder != 'transformer')
         first = *model, 'pretrain', 'sampling', 'epochs', 'lr', 'batch_size'
         return {
             k: v for k, v in super().depends(stage).items() if stage != 'pretrain' or k in first
@@ -376,7 +394,12 @@ class MCULoRA(Rebalances):
 
     # readings that became settings: what older results and models did
     before = dict(
-        reduction='mean', pretrain='sampled', finetune='all', encoder_dropout=False, lr_B=1.0
+        reduction='mean',
+        pretrain='sampled',
+        finetune='all',
+        encoder_dropout=False,
+        lr_B=1.0,
+        encoder='transformer',
     )
 
     @classmethod

@@ -129,6 +129,12 @@ class Standalone(nn.Module):
     ):
         super().__init__()
         self.merged, self.task = merge(a.method, label), a.task
+        for m, e in self.merged.encoders[0].named_children():
+            if why := getattr(e, 'no_program', ''):
+                raise ValueError(
+                    f'export: found the encoder {type(e).__name__} of {m}, expected one without '
+                    f'these: {why}; the model itself can be saved and used'
+                )
         self.temperature = a.calibration.temperature[label]
         for m in self.merged.names if a.scale else ():
             for n, x in zip(('mean', 'std'), a.scale[m]):
@@ -332,7 +338,7 @@ def save(
     folder = Path(folder)
     # refuse before anything is written
     for label in compiled:
-        merge(a.method, label)
+        Standalone(a, label)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:

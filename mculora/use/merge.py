@@ -58,8 +58,8 @@ class Merged(nn.Module):
         self.names, self.encoders, self.maps = names, nn.ModuleList(encoders), nn.ModuleDict(maps)
         self.fusion, self.heads, self.weight = fusion, nn.ModuleDict(heads), weight
 
-    def encoded(self, encoder, features, there):
-        return stack({m: encoder[m](features[m], there) for m in self.names})
+    def encoded(self, encoder, features, there, speaker):
+        return stack({m: encoder[m](features[m], there, speaker=speaker) for m in self.names})
 
     def forward(
         self,
@@ -67,10 +67,13 @@ class Merged(nn.Module):
         features: dict[str, Tensor],
         # [B, L] bool: utterances that have them; False on padding
         there: Tensor,
+        # [B, L] long: who speaks, for encoders that read it
+        speaker: Tensor | None = None,
         # [B, L, C] logits or scores; [B, L, 1] weight of the private part, 0 without one. Where
         # nothing is there, meaningless
     ) -> tuple[Tensor, Tensor]:
-        R = [self.encoded(e, features, there) for e in self.encoders]  # [B, L, k, d]
+        # [B, L, k, d] each
+        R = [self.encoded(e, features, there, speaker) for e in self.encoders]
         com = self.maps['common'](R[-1])
         present = there[..., None].expand(*there.shape, len(self.names))
         if self.weight is None:
