@@ -10,7 +10,7 @@ __all__ = ['app', 'data', 'Features', 'Table', 'Size', 'Model', 'Manifest', 'Fea
            'DataRootOfRun', 'FeaturesOfRun', 'Temperatures', 'Programs', 'Input', 'Output', 'FeaturesOfInput',
            'TableOfInput', 'Nonfinite', 'HeadroomData', 'BenchDevice', 'Threads', 'BenchPrecision', 'BenchData',
            'AsJson', 'results', 'extract', 'check', 'train', 'check_', 'study', 'tune_', 'export', 'predict', 'explore',
-           'headroom', 'bench', 'add_', 'list_', 'show', 'why', 'report', 'rerun', 'reproduce']
+           'headroom', 'bench', 'add_', 'list_', 'show', 'why', 'where', 'report', 'rerun', 'reproduce']
 
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
 from collections import Counter
@@ -825,6 +825,24 @@ def why(
         if not o.sources:
             notebook = Path(table).name.partition('-')[0]
             typer.echo(f'  no run: nbs/experiments/{notebook}.ipynb computes it')
+
+# %% ../../nbs/use/04_cli.ipynb #e0p20020
+@results.command()
+def where(
+    file: Annotated[str, typer.Argument(help='A table or figure, by file or name.')],
+    figures: Annotated[str, _option('Folder with them, relative to the repository.')] = 'figures',
+):
+    """Show where a table or figure comes from: its notebook, the command that makes it again, and
+    its results. Exit code: 0 these are as they were, 1 one has changed or is gone, 2 not found."""
+    with _refusing():
+        way = reports.where(file, repo_root() / figures)
+    same = way.now == way.made.hash
+    today = 'as they were' if same else f'now {way.now}' if way.now else 'now not all there'
+    typer.echo(f'{way.made.name}\nnotebook: {way.made.notebook}\nagain: {way.made.command}')
+    typer.echo(f'{way.made.results} results, hash {way.made.hash}: {today}')
+    for source in way.sources:
+        typer.echo(f'  {source}')
+    raise typer.Exit(int(not same))
 
 # %% ../../nbs/use/04_cli.ipynb #c4a10e04
 @app.command()
