@@ -7,19 +7,18 @@ __all__ = ['ONE', 'OTHER', 'GREY', 'SCRIPT', 'alike', 'names_of', 'speakers_of',
 
 # %% ../../nbs/experiments/10_results_page.ipynb #e0x00003
 from collections.abc import Iterator
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-import json, os
+import json
 import torch
-from dataclasses import replace
 from ..basics.dialogues import DataError, Task
 from ..basics.masking import PROTOCOLS, highest_rate
 from ..basics.method import create, methods, settings_of
 from ..basics.modalities import labels
 from ..data.clips import need
 from ..data.sources import LAYOUTS, described
-from ..data.twins import repo_root
 from .reports import _caption, _rows_of, _said, shown
 from mculora.experiments.results import (
     STORE,
@@ -89,7 +88,7 @@ def _wide(here):  # a run a line, a cell a column
 
 def _sets(wide):  # the sets of runs, as lists of fold and seed
     rows: dict[frozenset, list] = {}
-    for (method, options), part in wide.groupby(level=_ROW, sort=False):
+    for (method, _), part in wide.groupby(level=_ROW, sort=False):
         runs = frozenset(part.index.droplevel(_ROW))
         rows.setdefault(runs, []).append(method)
 
@@ -344,23 +343,19 @@ def _cost(alt, who):  # a point a row, and the front
     points = rows.mark_point(size=70, filled=True, opacity=0.9).encode(
         x, y, who, tooltip=told, description='name:N'
     )
-    names = front.mark_text(align='left', dx=7, dy=-6, color='currentColor').encode(
-        x, y, text='name:N'
-    )
+    names = front.mark_text(dy=-10, color='currentColor').encode(x, y, text='name:N')
     return alt.layer(step, points, names)
 
 
 def _difference(alt):  # of each fold or seed, and the mean with its interval
     at, none = alt.Y('at:N').sort(None).title(None), alt.Chart(alt.NamedData('none'))
     mean, each = alt.Chart(alt.NamedData('mean')), alt.Chart(alt.NamedData('each'))
-    x = alt.X('difference:Q').title('points')
+    x, low = (alt.X(f'{k}:Q').title('points') for k in ('difference', 'low'))
     told = [alt.Tooltip('at:N'), alt.Tooltip('said:N')]
     return alt.layer(
         none.mark_rule(color=GREY).encode(x),
         each.mark_point(size=70, filled=True, color=GREY).encode(x, at, tooltip=told),
-        mean.mark_rule(color=ONE, strokeWidth=3).encode(
-            alt.X('low:Q').title('points'), at, x2='high:Q'
-        ),
+        mean.mark_rule(color=ONE, strokeWidth=3).encode(low, at, x2='high:Q'),
         mean.mark_point(size=90, filled=True, color=ONE).encode(x, at, tooltip=told),
     )
 
@@ -387,7 +382,7 @@ body {
 h1 { font-size: 1.4rem; margin: 0 } h2 { font-size: 1.1rem; margin: 1.8rem 0 .3rem }
 p { margin: .3rem 0; max-width: 60rem }
 form, .choice { display: flex; flex-wrap: wrap; gap: .6rem 1rem; margin: .6rem 0 }
-label { display: grid; font-size: .85rem; min-width: 0; max-width: 100% }
+label { display: grid; grid-template-columns: minmax(0, 1fr); font-size: .85rem; max-width: 100% }
 select { font: inherit; padding: .3rem; max-width: 100% }
 .simulated, .test {
   background: #a63d00; color: #fff; font-weight: 600; padding: .3rem .6rem; margin: .4rem 0;
@@ -400,15 +395,20 @@ caption { text-align: left; padding: .3rem .5rem; font-weight: 600 }
 th, td { padding: .2rem .5rem; text-align: left; white-space: nowrap }
 thead th { position: sticky; top: 0; background: Canvas; border-bottom: 1px solid var(--line) }
 tbody tr:nth-child(even) { background: #8881 }
-tr.one th { box-shadow: inset 4px 0 var(--one) } tr.other th { box-shadow: inset 4px 0 var(--other) }
+tr.one th { box-shadow: inset 4px 0 var(--one) }
+tr.other th { box-shadow: inset 4px 0 var(--other) }
 td.picked { font-weight: 600 }
-th button { font: inherit; background: none; border: 0; padding: 0; color: inherit; cursor: pointer }
+th button {
+  font: inherit; background: none; border: 0; padding: 0; color: inherit; cursor: pointer;
+}
 th button:hover { text-decoration: underline }
-th[aria-sort] button::after { content: ' \\25be' } th[aria-sort=ascending] button::after { content: ' \\25b4' }
+th[aria-sort] button::after { content: ' ▾' }
+th[aria-sort=ascending] button::after { content: ' ▴' }
 figure { margin: .3rem 0 } .chart { width: 100% } .chart svg { max-width: 100% }
 figcaption { font-size: .85rem }
 #difference { font-size: 1.05rem }
-code { font-size: .85em; overflow-wrap: anywhere; white-space: normal }
+code { font-size: .9em; overflow-wrap: anywhere } td code { white-space: nowrap }
+@media (max-width: 40rem) { tbody th { white-space: normal; min-width: 8rem } }
 [hidden] { display: none }
 """
 
@@ -422,7 +422,7 @@ function el(tag, text, attrs) {
   return e;
 }
 const fill = (id, nodes) => $(id).replaceChildren(...nodes);
-const D = JSON.parse($('data').textContent);
+const D = JSON.parse($('store').textContent);
 const S = {};  // what is chosen
 const group = () => D.groups[S.data], runs = () => group().sets[S.set].runs;
 const unique = xs => [...new Set(xs)];
@@ -467,7 +467,8 @@ const STUDIES = {
   readings: 'readings (Table 8)', 'more-readings': 'later readings (Table 8)',
   tries: 'additions (Table 8)', map: 'when adapters help (Fig. 8)',
   published: 'published recipes (Table 5)', new: 'other methods'};
-const AVERAGE = {incomplete: 'mean of the incomplete', all: 'mean of all', mean: 'mean of the rates'};
+const AVERAGE = {incomplete: 'mean of the incomplete', all: 'mean of all',
+  mean: 'mean of the rates'};
 const SELECTION = {validation: 'validation', test: 'test (as the field does)'};
 const PROTOCOL = {fixed: 'fixed: one combination for all', random: 'random: a share is missing'};
 const rate = c => isNaN(c) ? AVERAGE[c] || c : c + ' missing';
@@ -535,7 +536,8 @@ function ordered() {
 }
 function heading(by, words) {
   const th = el('th', undefined, {scope: 'col'}), b = el('button', words, {type: 'button'});
-  if (by === (sort.by ?? S.condition)) th.setAttribute('aria-sort', sort.down ? 'descending' : 'ascending');
+  if (by === (sort.by ?? S.condition))
+    th.setAttribute('aria-sort', sort.down ? 'descending' : 'ascending');
   b.onclick = () => {
     sort.down = by === (sort.by ?? S.condition) ? !sort.down : by !== 'name' && by !== 'reads';
     sort.by = by;
@@ -546,7 +548,7 @@ function heading(by, words) {
   return th;
 }
 function line([r, k]) {
-  const tr = el('tr', undefined, k === S.one ? {class: 'one'} : k === S.other ? {class: 'other'} : {});
+  const tr = el('tr', undefined, {class: role(k)});
   const th = el('th', undefined, {scope: 'row'});
   const b = el('button', r.name, {type: 'button', title: 'compare this one'});
   b.onclick = () => { go({one: k}); $('two').scrollIntoView(); $('one').focus(); };
@@ -569,7 +571,8 @@ const headed = () => S.metric + (S.metric === 'r' ? ' (hundredths), ' : ' (%), '
 function drawTable() {
   const rows = ordered(), head = el('thead'), tr = el('tr'), body = el('tbody');
   const test = S.selection === 'test' ? ', test' : '';
-  tr.append(heading('name', 'method'), heading('reads', 'reads'), heading('parameters', 'parameters'));
+  tr.append(heading('name', 'method'), heading('reads', 'reads'),
+    heading('parameters', 'parameters'));
   tr.append(...conditions().map(c => heading(c, rate(c) + test)));
   head.append(tr);
   body.append(...rows.map(line));
@@ -596,7 +599,8 @@ const LOOK = {actions: false, renderer: 'svg', tooltip: {theme: matchMedia(
   '(prefers-color-scheme: dark)').matches ? 'dark' : 'light'}};
 function chart(id, words, datasets) {
   const spec = {...D.charts[id], datasets, description: words};
-  return vegaEmbed('#' + id + '-chart', spec, LOOK).catch(e => { $(id + '-chart').textContent = e; });
+  return vegaEmbed('#' + id + '-chart', spec, LOOK)
+    .catch(e => { $(id + '-chart').textContent = e; });
 }
 const role = k => k === S.one ? 'one' : k === S.other ? 'other' : 'rest';
 function drawCost() {
@@ -609,8 +613,11 @@ function drawCost() {
   rows.sort((a, b) => a.cost - b.cost || b.mean - a.mean);
   for (const r of rows) if (!front.length || r.mean > front[front.length - 1].mean) front.push(r);
   const unit = $('cost').selectedOptions[0].textContent;
-  const words = S.metric + ', ' + rate(S.condition) + ', against ' + unit + ': ' + where() + chosenOn();
-  $('cost-said').textContent = words + '. On the front, from cheap to dear: '
+  const words = S.metric + ', ' + rate(S.condition) + ', against ' + unit + ': ' + where()
+    + chosenOn();
+  const lack = shownRows().length - rows.length;
+  $('cost-said').textContent = words + (lack ? '; ' + lack + ' rows have no such number' : '')
+    + '. On the front, from cheap to dear: '
     + front.map(r => r.name + ' ' + r.score).join('; ') + '.';
   chart('cost', words, {rows, front});
 }
@@ -632,11 +639,14 @@ function drawRates() {
   });
   const two = [S.one, S.other].flatMap(k => of([group().rows[k], k]));
   const rest = shownRows().filter(([, k]) => role(k) === 'rest').flatMap(of);
-  const words = S.metric + ' over the share of missing entries, random protocol, ' + where() + chosenOn();
-  const ends = k => { const x = of([group().rows[k], k]);
-    return x.length ? named(k) + ' from ' + x[0].score + ' to ' + x[x.length - 1].score : ''; };
-  $('rates-said').textContent = words + '. Colours: the two rows below, with 95 % intervals; grey: '
-    + 'the other rows of the table. ' + [ends(S.one), ends(S.other)].filter(Boolean).join('; ') + '.';
+  const words = S.metric + ' over the share of missing entries, random protocol, ' + where()
+    + chosenOn();
+  const ends = k => {
+    const x = of([group().rows[k], k]);
+    return x.length ? named(k) + ' from ' + x[0].score + ' to ' + x[x.length - 1].score : '';
+  };
+  $('rates-said').textContent = words + '. Colours: the two rows below, with 95 % '
+    + 'intervals; grey: the other rows of the table. ' + [ends(S.one), ends(S.other)].filter(Boolean).join('; ') + '.';
   chart('rates', words, {two, rest});
 }
 """
@@ -651,11 +661,13 @@ function drawPair() {
   const there = [one, other].every(r => cell(r, S.condition));
   const pairs = there ? sample(one, other, k) : [], x = pairs.map(([, v]) => v);
   const f = fixedOf(), words = named(S.one) + ' minus ' + named(S.other);
-  if (!x.length) $('difference').textContent = words + ': one of them has no such score.';
-  else $('difference').textContent = words + ': ' + say(interval(x), 2, x.length) + ' points of '
-    + S.metric + ', ' + rate(S.condition) + ', ' + where() + chosenOn() + '. ' + (f
-      ? 'Fixed in advance (' + f.name + '): ' + f.question + ' Its verdict, corrected, is in Table 2.'
-      : 'Exploratory: not one of the comparisons that were fixed in advance, and not corrected.');
+  const family = f
+    ? 'Fixed in advance (' + f.name + '): ' + f.question + ' Its verdict, corrected, is in Table 2.'
+    : 'Exploratory: not one of the comparisons that were fixed in advance, and not corrected.';
+  $('difference').textContent = words + ': ' + (x.length
+    ? say(interval(x), 2, x.length) + ' points of ' + S.metric + ', ' + rate(S.condition) + ', '
+      + where() + chosenOn() + '. ' + family
+    : 'one of them has no such score.');
   drawFolds(one, other, k, pairs);
   const [m, h] = x.length ? interval(x) : [0, null];
   const point = (at, v, s) => ({at, difference: v, said: s});
@@ -679,7 +691,8 @@ function drawFolds(one, other, k, pairs) {  // what the difference is made of
       v => el('td', v.toFixed(2))));
     body.append(row);
   }
-  fill('folds', [el('caption', S.metric + ', ' + rate(S.condition) + ', by fold or seed'), head, body]);
+  const said = S.metric + ', ' + rate(S.condition) + ', by fold or seed';
+  fill('folds', [el('caption', said), head, body]);
 }
 """
 
@@ -714,7 +727,8 @@ function drawSpeakers() {
 function drawRecords() {
   const rows = [S.one, S.other].flatMap(k => group().rows[k].runs.filter(
     ([f, s]) => runs().some(x => x[0] === f && x[1] === s)).map(x => [group().rows[k], x]));
-  tableOf('records', 'records of the two rows', ['method', 'fold', 'seed', 'record', 'makes it again'],
+  const names = ['method', 'fold', 'seed', 'record', 'makes it again'];
+  tableOf('records', 'records of the two rows', names,
     rows.map(([r, [f, s, name]]) => {
       const at = D.results + '/' + r.folder + '/' + name, file = r.folder + D.ending;
       const code = el('code', at);
@@ -823,6 +837,6 @@ def page(
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>{_STYLE}</style></head><body>{_BODY}
-<script type="application/json" id="data">{data}</script><script type="module">{vega}</script>
+<script type="application/json" id="store">{data}</script><script type="module">{vega}</script>
 <script type="module">{SCRIPT}</script></body></html>
 """
