@@ -44,14 +44,15 @@ const ready = () => new Promise(go => setTimeout(go, 300));
 async function look() {
   await ready();
   seen.push({
-    address: location.hash, heads: [...$('table').querySelectorAll('thead th')].map(
-      x => x.textContent),
-    table: cells('table'), caption: $('table').caption.textContent, said: $('said').textContent,
-    difference: $('difference').textContent, folds: cells('folds'), front: $('cost-said').textContent,
+    address: location.hash, said: $('said').textContent, difference: $('difference').textContent,
+    heads: [...$('table').querySelectorAll('thead th')].map(x => x.textContent),
+    table: cells('table'), caption: $('table').caption.textContent,
+    folds: cells('folds'), front: $('cost-said').textContent,
     rates: $('rates').hidden ? '' : $('rates-said').textContent, speakers: cells('speakers'),
     records: cells('records'), links: [...$('records').querySelectorAll('a')].map(a => a.href),
     warned: ['simulated', 'test'].filter(id => !$(id).hidden),
-    charts: [...document.querySelectorAll('.chart svg')].map(s => s.getAttribute('aria-label')),
+    charts: [...document.querySelectorAll('.chart svg')].map(
+      s => s.closest('[aria-label]')?.getAttribute('aria-label')),
     marks: document.querySelectorAll('#cost-chart svg [aria-roledescription=point]').length,
     width: document.documentElement.scrollWidth, window: innerWidth,
     asked: performance.getEntriesByType('resource').map(r => r.name),
@@ -70,8 +71,8 @@ document.body.textContent = JSON.stringify(seen);
 
 def see(page, folder, steps, where='', *options):
     "What the page shows after each `await look()` of the steps."
-    text = page.read_text().replace('</body>', DRIVER.replace('STEPS', steps) + '</body>')
-    (folder / 'page.html').write_text(text)
+    body, _, end = page.read_text().rpartition('</body>')  # Vega's code has one, too
+    (folder / 'page.html').write_text(body + DRIVER.replace('STEPS', steps) + end)
     address = (folder / 'page.html').as_uri() + where
     offline = ('--host-resolver-rules=MAP * ~NOTFOUND', '--virtual-time-budget=60000', '--dump-dom')
     dom = browse(address, folder / 'profile', *offline, *options, timeout=300)
@@ -125,7 +126,7 @@ pick('one', 'mran-reading'); await look()"""
     assert twin['warned'] == ['simulated', 'test'] and 'simulated' in twin['caption']
     assert 'chosen on test' in twin['caption'] and all('test' in h for h in twin['heads'][3:])
     assert 'simulated' in twin['difference'] and 'simulated' in twin['front']
-    assert all('simulated' in c for c in twin['charts'][:1]) and not twin['rates']
+    assert 'simulated' in twin['charts'][0] and not twin['rates']
     assert {tuple(s[1:4]) for s in people['speakers'] if 'mran' in s[0]} == {
         ('1', '0', '1'),
         ('1', '1', '1'),
@@ -148,9 +149,8 @@ def test_phone_keyboard_and_screen_reader(page, tmp_path):
     steps = """await look();
 const b = [...document.querySelectorAll('#table th button')].find(b => b.textContent === 'tv');
 b.focus(); b.click(); await look()"""
-    frame = tmp_path / 'frame.html'
     first, then = see(page, tmp_path, steps, '', '--window-size=390,800')
-    assert first['width'] <= first['window'], frame
+    assert first['width'] <= first['window']
     for key in ('nameless', 'headless', 'captions'):
         assert not first[key], key
     assert not [a for a in first['asked'] if not a.startswith('file:')]

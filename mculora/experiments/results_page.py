@@ -646,7 +646,8 @@ function drawRates() {
     return x.length ? named(k) + ' from ' + x[0].score + ' to ' + x[x.length - 1].score : '';
   };
   $('rates-said').textContent = words + '. Colours: the two rows below, with 95 % '
-    + 'intervals; grey: the other rows of the table. ' + [ends(S.one), ends(S.other)].filter(Boolean).join('; ') + '.';
+    + 'intervals; grey: the other rows of the table. '
+    + [ends(S.one), ends(S.other)].filter(Boolean).join('; ') + '.';
   chart('rates', words, {two, rest});
 }
 """
