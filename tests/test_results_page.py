@@ -120,20 +120,20 @@ def test_choices_say_what_they_show(page, tmp_path):
     steps = """pick('reads', 'utterance'); await look();
 pick('data', 'SIMULATED: simulated twin of IEMOCAP'); pick('selection', 'test'); await look();
 pick('data', 'IEMOCAP'); pick('selection', 'validation'); pick('set', 'folds 1; seeds 66');
-pick('one', 'mran-reading'); await look()"""
+pick('one', 'euar, biased gates, lr 0.0001'); await look()"""
     reads, twin, people = see(page, tmp_path, steps)
     assert {r[1] for r in reads['table']} == {'utterance'} and not reads['warned']
     assert twin['warned'] == ['simulated', 'test'] and 'simulated' in twin['caption']
     assert 'chosen on test' in twin['caption'] and all('test' in h for h in twin['heads'][3:])
     assert 'simulated' in twin['difference'] and 'simulated' in twin['front']
     assert 'simulated' in twin['charts'][0] and not twin['rates']
-    assert {tuple(s[1:4]) for s in people['speakers'] if 'mran' in s[0]} == {
+    assert {tuple(s[1:4]) for s in people['speakers'] if 'euar' in s[0]} == {
         ('1', '0', '1'),
         ('1', '1', '1'),
     }
     address = people['records'][0][3]
-    assert address.startswith('results/iemocap/mran-reading/') and people['links'][0].endswith(
-        'results/iemocap/mran-reading.runs.jsonl'
+    assert address.startswith('results/iemocap/euar/') and people['links'][0].endswith(
+        'results/iemocap/euar.runs.jsonl'
     )
     assert people['records'][0][4] == f'mculora rerun {address}'
     assert len(people['charts']) == 3 and all(people['charts']) and people['marks'] > 20

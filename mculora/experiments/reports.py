@@ -68,12 +68,6 @@ class _Finds(Sweep):  # its runs
             return Path(tempfile.mkdtemp())
         return repo_root() / self.figures / self.data
 
-    def command(self, notebook: str) -> str:
-        "What runs a notebook of tables again, from the repository's root."
-        said = self.model_dump(mode='json', include=self.model_fields_set - {'figures'})
-        file = f'nbs/experiments/{notebook}.ipynb'
-        return shlex.join(['papermill', file, 'out.ipynb', '-y', json.dumps(said)])
-
     def find(self, variants: list[Variant], protocol='fixed'):
         "The runs of some variants, and those that are missing."
         runs = collect(repo_root() / self.results, protocol, **self.alike)
@@ -389,7 +383,7 @@ class Made(NamedTuple):
 
     name: str  # 'table1_fixed-iemocap'
     notebook: str  # from the repository's root
-    command: str
+    command: str  # runs it again, from there
     results: int  # how many runs and files are behind the cells
     hash: str  # of these, by `hash_of`
 
@@ -407,13 +401,14 @@ def made_of(
     of: Report,  # the notebook's parameters
 ) -> Made:
     "How tables were made, from the sources of their cells."
-    notebook = name.partition('-')[0]
     sources = {
         s for t in tables for row in t.rows.values() for x in row.values() for s in x.sources
     }
     found = hash_of(repo_root() / s for s in sources)
-    file = f'nbs/experiments/{notebook}.ipynb'
-    return Made(name, file, of.command(notebook), len(sources), found)
+    file = f'nbs/experiments/{name.partition("-")[0]}.ipynb'
+    said = of.model_dump(mode='json', include=of.model_fields_set - {'figures'})
+    command = shlex.join(['papermill', file, 'out.ipynb', '-y', json.dumps(said)])
+    return Made(name, file, command, len(sources), found)
 
 # %% ../../nbs/experiments/03_reports.ipynb #c4a10d02
 SIDECAR = '.runs.json'  # how its name ends

@@ -255,7 +255,7 @@ def _called(method, options, data, operations):  # of each of a method's rows
         out.append(dict(name=called[o], known=names, studies=of, mflop=flop))
     return out
 
-
+# %% ../../nbs/experiments/10_results_page.ipynb #e0x00020
 def _fixed(one, rows, plan):  # the comparisons that were fixed in advance, by numbers of rows
     usual = all(one[k] == as_text(f.default) for k, f in Shared.model_fields.items())
     if not plan or not usual or one.dataset not in plan.data:
@@ -425,7 +425,7 @@ const fill = (id, nodes) => $(id).replaceChildren(...nodes);
 const D = JSON.parse($('store').textContent);
 const S = {};  // what is chosen
 const group = () => D.groups[S.data], runs = () => group().sets[S.set].runs;
-const unique = xs => [...new Set(xs)];
+const unique = xs => [...new Set(xs)], meanOf = x => x.reduce((a, b) => a + b, 0)/x.length;
 const column = c => group().columns.findIndex(
   k => k[0] === S.protocol && k[1] === S.selection && k[2] === S.metric && k[3] === c);
 const conditions = () => unique(group().columns
@@ -443,7 +443,6 @@ function say([mean, half], digits, n) {  // as `Cell.say`
   return text + ' ± ' + half.toFixed(digits);
 }
 // Student's t interval over folds, seeds of a fold averaged first, or over the seeds of one fold
-const meanOf = x => x.reduce((a, b) => a + b, 0)/x.length;
 function sample(one, other, k) {
   const at = (r, [f, s]) => r.values[r.runs.findIndex(x => x[0] === f && x[1] === s)][k];
   const d = runs().map(x => [x, at(one, x) - at(other, x)]);
@@ -564,7 +563,8 @@ function line([r, k]) {
 
 # %% ../../nbs/experiments/10_results_page.ipynb #e0x00010
 _ROWS = r"""
-const where = () => (group().simulated ? 'simulated: ' : '') + group().title;
+const where = () => group().simulated && !group().title.includes('simulated')
+  ? 'simulated: ' + group().title : group().title;
 const chosenOn = () => S.selection === 'test' ? ', epochs chosen on test' : '';
 const headed = () => S.metric + (S.metric === 'r' ? ' (hundredths), ' : ' (%), ')
   + S.protocol + ' missing protocol, ' + where() + chosenOn();
@@ -726,17 +726,16 @@ function drawSpeakers() {
     there.map(([k, s]) => [named(k), s.fold, s.speaker, s.runs, s[key].toFixed(1)]));
 }
 function drawRecords() {
-  const rows = [S.one, S.other].flatMap(k => group().rows[k].runs.filter(
-    ([f, s]) => runs().some(x => x[0] === f && x[1] === s)).map(x => [group().rows[k], x]));
+  const here = ([f, s]) => runs().some(x => x[0] === f && x[1] === s);
+  const rows = [S.one, S.other].map(k => group().rows[k]).flatMap(
+    r => r.runs.filter(here).map(x => [r, x]));
   const names = ['method', 'fold', 'seed', 'record', 'makes it again'];
   tableOf('records', 'records of the two rows', names,
     rows.map(([r, [f, s, name]]) => {
-      const at = D.results + '/' + r.folder + '/' + name, file = r.folder + D.ending;
-      const code = el('code', at);
-      if (!D.link) return [r.name, f, s, code, el('code', 'mculora rerun ' + at)];
-      const a = el('a', undefined, {href: D.link + '/' + file});
-      a.append(code);
-      return [r.name, f, s, a, el('code', 'mculora rerun ' + at)];
+      const at = D.results + '/' + r.folder + '/' + name, code = el('code', at);
+      const to = D.link ? el('a', undefined, {href: D.link + '/' + r.folder + D.ending}) : code;
+      if (D.link) to.append(code);
+      return [r.name, f, s, to, el('code', 'mculora rerun ' + at)];
     }));
   fill('commands', [S.one, S.other].flatMap(k => [el('dt', named(k) + ', as it was run first'),
     el('dd')]).map((e, k) => { if (k % 2) e.append(el('code',
@@ -787,7 +786,7 @@ def _wide_table(name, words, more=''):
         f'<table id="{name}"></table></div>'
     )
 
-
+# %% ../../nbs/experiments/10_results_page.ipynb #e0x00023
 _CHOICES = {
     'data': 'Data',
     'set': 'Runs',
