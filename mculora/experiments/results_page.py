@@ -87,7 +87,7 @@ def _wide(here):  # a run a line, a cell a column
 
 
 def _sets(wide):  # the sets of runs, as lists of fold and seed
-    rows: dict[frozenset, list] = {}
+    rows = {}
     for (method, _), part in wide.groupby(level=_ROW, sort=False):
         runs = frozenset(part.index.droplevel(_ROW))
         rows.setdefault(runs, []).append(method)
@@ -118,7 +118,7 @@ def _key(method, task, options):
 def _named_by(method, task, base):  # options -> [study, name], if all rows had `base`
     own = json.loads(_key(method, task, {}))
     given = {k: v for k, v in base.items() if v != own.get(k)}
-    out: dict[str, list] = {}
+    out = {}
     for study, variants in studies().items():
         for v in variants:
             if v.method == method:
