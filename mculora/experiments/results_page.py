@@ -236,7 +236,7 @@ def _row(method, options, mine, files, sets, root):  # by fold and seed: scores,
     return _facts(method, json.loads(options), first, task) | dict(
         method=method,
         folder=Path(files.iloc[0]).parent.parent.relative_to(root).as_posix(),
-        runs=[[f, s, Path(file).parent.name] for (f, s), file in files.items()],
+        runs=[[f, s, Path(files[f, s]).parent.name] for f, s in mine.index],
         values=[_points(x) for x in mine.to_numpy()],
         cells=_cells(mine, sets),
         speakers=speakers_of(list(files), metrics),
