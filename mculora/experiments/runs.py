@@ -158,9 +158,16 @@ def output_folder(
     return path
 
 # %% ../../nbs/experiments/01_runs.ipynb #5b9bf465
-def _take(f, path, wait):  # lock an open file; False: another process has it
-    import fcntl  # Windows has none: runs need it, a model in use does not
+def _without_locks(path, reason):
+    warnings.warn(f'{path}: found {reason}: make sure that no two processes do the same run')
+    return True
 
+
+def _take(f, path, wait):  # lock an open file; False: another process has it
+    try:
+        import fcntl
+    except ImportError:
+        return _without_locks(path, 'a system without locks, such as Windows')
     try:
         fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -179,10 +186,7 @@ def _take(f, path, wait):  # lock an open file; False: another process has it
     except OSError as e:
         if e.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL):
             raise
-        warnings.warn(
-            f'{path}: found a disk without locks ({e.strerror}): make sure '
-            'that no two processes do the same run'
-        )
+        return _without_locks(path, f'a disk without locks ({e.strerror})')
     return True
 
 # %% ../../nbs/experiments/01_runs.ipynb #5ea113a2
@@ -455,7 +459,11 @@ def peak_mb(
             Path('/proc/self/clear_refs').write_text('5')
     with suppress(OSError, TypeError):
         return int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1]) / 2**10
-    import resource  # not on Windows either
+    if sys.platform == 'win32':
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
         2**10 if sys.platform != 'darwin' else 2**20

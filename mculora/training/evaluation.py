@@ -357,15 +357,17 @@ def outcomes(
     same = dict(dialogue=at, speaker=d.speaker.cpu())
     about = torch.ones(len(y), 1, dtype=torch.bool) if who is None else who
     tables = []
-    for c, out, has in zip(conditions, output, about.cpu().expand(-1, len(output)).T):
+    for k, (out, has) in enumerate(zip(output, about.cpu().expand(-1, len(output)).T)):
         label, predicted = _kinds(d.task, y, out)
-        counted = same | dict(label=label, predicted=predicted)
-        whole = {k: x.int()[has] for k, x in counted.items()}
-        sums = {k: x[has] for k, x in _sums(d.task, y, out).items()}
-        rows = pd.DataFrame(dict(condition=c) | whole | dict(utterances=1) | sums)
-        tables.append(rows.groupby([*OUTCOME], as_index=False).sum())
+        counted = same | dict(condition=torch.full_like(at, k), label=label, predicted=predicted)
+        whole = {name: x.int()[has].numpy() for name, x in counted.items()}
+        sums = {name: x[has].numpy() for name, x in _sums(d.task, y, out).items()}
+        tables.append(pd.DataFrame(whole | dict(utterances=1) | sums))
+    # in the order of the conditions, by one sort for all of them
+    rows = pd.concat(tables).groupby([*OUTCOME], as_index=False).sum()
     small = {'utterances': 'int32'} | dict.fromkeys(sums, 'float32')
-    return pd.concat(tables, ignore_index=True).astype(small)
+    named = rows.condition.map(dict(enumerate(conditions)))
+    return rows.assign(condition=named).astype(small)
 
 
 def outcomes_under(
