@@ -389,8 +389,9 @@ class Made(NamedTuple):
 
     def say(self) -> str:
         "As a caption."
+        n = f'{self.results} result{"s" * (self.results != 1)}'
         return (
-            f'Made by `{self.notebook}` from {self.results} results with the hash {self.hash}; '
+            f'Made by `{self.notebook}` from {n} with the hash {self.hash}; '
             f'`mculora results where {self.name}` lists them, and has the command.'
         )
 
