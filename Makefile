@@ -165,6 +165,7 @@ html: $(STAMP) ## the whole companion as HTML: _site/index.html
 	cp -R figures nbs *.md CITATION.cff "$$tmp/pages" && cp docs/*.md "$$tmp/pages/docs" && \
 	mv "$$tmp/pages/docs/index.md" "$$tmp/pages" && \
 	$(BIN)/python -m sphinx -q -c docs -d "$$tmp/doctrees" $(ARGS) "$$tmp/pages" "$$tmp/html" && \
+	$(BIN)/python -m mculora results explore --no-links --out "$$tmp/html/explorer.html" && \
 	rm -rf '$(SITE)' && mv "$$tmp/html" '$(SITE)'
 	@echo "the whole companion as HTML: $(SITE)/index.html"
 

@@ -354,7 +354,7 @@ def headroom():
 
 def table_of(file, title):
     "A table of figures/, without its title."
-    tables = re.split(r'\n(?=\*\*)', (ROOT / file).read_text())
+    tables = re.split(r'\n(?=\*\*|Made by )', (ROOT / file).read_text())
     (text,) = [t for t in tables if t.startswith(f'**{title}')]
     return text.split('\n', 2)[2].strip()
 

@@ -6,6 +6,7 @@ makes, and a missing run is named.
 import csv
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ import pytest
 import yaml
 from notebooks import passes
 
-from mculora.experiments.reports import SIDECAR, why
+from mculora.experiments import reports
+from mculora.experiments.reports import SIDECAR, where, why
 from mculora.experiments.results import STORE, read_result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -320,6 +322,30 @@ def test_every_mean_names_its_runs_and_they_are_there(sidecar):
         assert not sources or len(sources) >= int(x['runs']) or len(sources) == 1
     for address in sorted(seen)[::25]:
         assert (ROOT / address).is_file() or read_result(ROOT / address)
+
+
+def test_the_way_back_from_a_figure(tmp_path, monkeypatch):
+    """A picture and its table name their notebook, the command, and the results with their hash,
+    which is another one once a digit of a result has changed."""
+    name, store = 'fig6_dpft-iemocap', Path('results', 'iemocap', f'mculora{STORE}')
+    for end in ('svg', 'pdf', 'png'):
+        picture = (FIGURES / 'iemocap' / f'{name}.{end}').read_bytes()
+        assert b'nbs/experiments/fig6_dpft.ipynb' in picture and f'where {name}'.encode() in picture
+    way = where(f'figures/iemocap/{name}.svg', FIGURES)
+    assert (way.now, len(way.sources)) == (way.made.hash, way.made.results)
+    assert way.made.say() in (FIGURES / 'iemocap' / f'{name}.md').read_text()
+    said = json.loads(shlex.split(way.made.command)[-1])
+    assert said | dict(figures='figures') == parameters('fig6_dpft', 'iemocap', 'figures') | dict(
+        schedule='quick'
+    )
+    monkeypatch.setattr(reports, 'repo_root', lambda: tmp_path)
+    (tmp_path / store).parent.mkdir(parents=True)
+    lines = (ROOT / store).read_text().splitlines()
+    (k,) = (k for k, line in enumerate(lines) if Path(way.sources[0]).name in line)
+    for text in (lines[k], lines[k].replace('"seconds": ', '"seconds": 1', 1)):
+        (tmp_path / store).write_text('\n'.join([*lines[:k], text, *lines[k + 1 :]]) + '\n')
+        same = where(name, FIGURES).now == way.made.hash
+        assert same == (text == lines[k])
 
 
 def test_the_runs_of_a_cell_give_its_number():

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['NAMES', 'FOCUS', 'PAPER', 'SIDECAR', 'PRINTED', 'HELD', 'CONTRADICTED', 'UNCLEAR', 'FLOOR', 'FORMATS', 'Report',
            'features_of', 'describe_data', 'Cell', 'sources_of', 'with_sources', 'cell', 'cell_of', 'band', 'marks',
-           'Table', 'sources_as_text', 'csv_of', 'keep_tables', 'keep_nothing', 'keep_figure', 'shown', 'say_missing',
-           'table_of', 'how', 'of_paper', 'odd_cells', 'printed', 'paired', 'judged', 'say_runs', 'verdict', 'Origin',
-           'why', 'updates_by_stage', 'updates_of', 'inputs_of', 'updates_cells', 'add_updates', 'read_runs',
-           'tables_of_runs', 'metrics_of_runs', 'draw_curves', 'draw_conditions', 'pictures']
+           'Table', 'Made', 'made_of', 'sources_as_text', 'csv_of', 'keep_tables', 'keep_nothing', 'keep_figure',
+           'shown', 'say_missing', 'table_of', 'how', 'of_paper', 'odd_cells', 'printed', 'paired', 'judged',
+           'say_runs', 'verdict', 'Origin', 'why', 'Way', 'where', 'updates_by_stage', 'updates_of', 'inputs_of',
+           'updates_cells', 'add_updates', 'read_runs', 'tables_of_runs', 'metrics_of_runs', 'draw_curves',
+           'draw_conditions', 'pictures']
 
 # %% ../../nbs/experiments/03_reports.ipynb #7f09ef5c
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-import difflib, functools, html, io, json, math, os, re, tempfile, textwrap
+import difflib, functools, html, io, json, math, os, re, shlex, tempfile, textwrap
 import torch
 from pydantic import field_validator
 from ..training.evaluation import AVERAGES, in_percent, with_averages
@@ -26,6 +27,7 @@ from mculora.experiments.results import (
     beside,
     collect,
     file_of,
+    hash_of,
     holm,
     interval,
     one_version,
@@ -380,6 +382,40 @@ class Table:
             for c, x in cells.items()
         )
 
+# %% ../../nbs/experiments/03_reports.ipynb #e0p20011
+class Made(NamedTuple):
+    "How the tables and figures of a notebook were made."
+
+    name: str  # 'table1_fixed-iemocap'
+    notebook: str  # from the repository's root
+    command: str  # runs it again, from there
+    results: int  # how many runs and files are behind the cells
+    hash: str  # of these, by `hash_of`
+
+    def say(self) -> str:
+        "As a caption."
+        n = f'{self.results} result{"s" * (self.results != 1)}'
+        return (
+            f'Made by `{self.notebook}` from {n} with the hash {self.hash}; '
+            f'`mculora results where {self.name}` lists them, and has the command.'
+        )
+
+
+def made_of(
+    tables: list[Table],  # of one file
+    name: str,  # of the file, without the ending: its notebook, and the data
+    of: Report,  # the notebook's parameters
+) -> Made:
+    "How tables were made, from the sources of their cells."
+    sources = {
+        s for t in tables for row in t.rows.values() for x in row.values() for s in x.sources
+    }
+    found = hash_of(repo_root() / s for s in sources)
+    file = f'nbs/experiments/{name.partition("-")[0]}.ipynb'
+    said = of.model_dump(mode='json', include=of.model_fields_set - {'figures'})
+    command = shlex.join(['papermill', file, 'out.ipynb', '-y', json.dumps(said)])
+    return Made(name, file, command, len(sources), found)
+
 # %% ../../nbs/experiments/03_reports.ipynb #c4a10d02
 SIDECAR = '.runs.json'  # how its name ends
 
@@ -404,7 +440,8 @@ def _lines(name, lines, ends):  # a value of the file, one entry a line
 
 def sources_as_text(
     tables: list[Table],  # of one file
-) -> str:  # JSON: the lists, and title -> row -> column -> numbers of lists
+    made: 'Made | None' = None,  # how
+) -> str:  # JSON: how, the lists, and title -> row -> column -> numbers of lists
     "What every cell was made from; a cell that was made from no run or file is not in it."
     lists: dict[tuple, int] = {}
     said = []
@@ -418,7 +455,8 @@ def sources_as_text(
         title = json.dumps(t.title, ensure_ascii=False)
         said.append(f' {title}: {{\n' + ',\n'.join(of) + '\n }')
     runs = [' ' + json.dumps(dict(folder=f, names=names)) for f, *names in lists]
-    return '{\n' + _lines('lists', runs, '[]') + ',\n' + _lines('tables', said, '{}') + '\n}\n'
+    how = f'"made": {json.dumps(made._asdict(), ensure_ascii=False)},\n' if made else ''
+    return f'{{\n{how}{_lines("lists", runs, "[]")},\n{_lines("tables", said, "{}")}\n}}\n'
 
 # %% ../../nbs/experiments/03_reports.ipynb #cd041683
 def csv_of(
@@ -435,15 +473,18 @@ def keep_tables(
     tables: list[Table],  # one after the other in each file
     path,  # without the ending
     why: Sequence[str] = (),  # where there is no table: what is missing
+    of: Report | None = None,  # the notebook's parameters
 ):
-    "Write .md, .tex and .csv, and .runs.json with the runs behind each cell."
+    """Write .md, .tex and .csv, and .runs.json with the runs behind each cell. With parameters,
+    they say how they were made; the figures beside them are of the same notebook."""
     path, tables = Path(path), tables or [Table('Nothing to show', [], notes=list(why))]
     path.parent.mkdir(parents=True, exist_ok=True)
+    made = made_of(tables, path.name, of) if of else None
     for end, text in (
-        ('.md', '\n'.join(t.markdown() for t in tables)),
-        ('.tex', '\n'.join(t.latex() for t in tables)),
+        ('.md', '\n'.join(t.markdown() for t in tables) + (f'\n{made.say()}\n' if made else '')),
+        ('.tex', '\n'.join(t.latex() for t in tables) + (f'% {made.say()}\n' if made else '')),
         ('.csv', csv_of(tables)),
-        (SIDECAR, sources_as_text(tables)),
+        (SIDECAR, sources_as_text(tables, made)),
     ):
         write_atomically(
             path.with_name(path.name + end),
@@ -474,15 +515,21 @@ def keep_figure(
     most: int = 100_000,  # bytes of the .png; its resolution is the finest that stays below
 ):
     """Write .svg, .pdf and .png, without the date: with the style of `nbs/paper.mplstyle`, the same
-    picture has the same bytes. A file browser shows the last; the others are for print."""
+    picture has the same bytes. A file browser shows the last; the others are for print. Their
+    metadata name the notebook, and the command that says where the picture comes from."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for end, meta in (('.svg', {'Date': None}), ('.pdf', {'CreationDate': None})):
+    way = f'nbs/experiments/{path.name.partition("-")[0]}.ipynb; mculora results where {path.name}'
+    for end, meta in (
+        ('.svg', {'Date': None, 'Title': path.name, 'Source': way}),
+        ('.pdf', {'CreationDate': None, 'Title': path.name, 'Subject': way}),
+    ):
         write_atomically(
             path.with_name(path.name + end),
             lambda tmp, end=end, meta=meta: fig.savefig(tmp, format=end[1:], metadata=meta),
         )
-    options = {'metadata': {'Software': None}, 'pil_kwargs': {'compress_type': 0, 'optimize': True}}
+    meta = {'Software': None, 'Title': path.name, 'Source': way}
+    options = {'metadata': meta, 'pil_kwargs': {'compress_type': 0, 'optimize': True}}
     for dpi in (110, 100, 90, 80, 70):
         png = io.BytesIO()
         fig.savefig(png, format='png', dpi=dpi, **options)
@@ -749,8 +796,11 @@ def _one_of(what, asked, known):  # or the nearest names
 
 def _kept_table(table, figures):  # its path without the ending
     files = {p.name.removesuffix(SIDECAR): p for p in sorted(Path(figures).rglob(f'*{SIDECAR}'))}
-    asked = re.sub(r'(\.runs)?\.(json|md|csv|tex)$', '', Path(table).name)
-    name = _one_of('table', asked, list(files))
+    asked = re.sub(r'(\.runs)?\.(json|md|csv|tex|svg|pdf|png)$', '', Path(table).name)
+    # one of several figures of a notebook: fig7_inside-weight-DATA
+    notebook, _, rest = asked.partition('-')
+    of = [n for n in files if asked not in files and rest.endswith(n.removeprefix(notebook))]
+    name = _one_of('table', of[0] if len(of) == 1 else asked, list(files))
     return files[name].with_name(name)
 
 
@@ -803,6 +853,32 @@ def why(
         at = sources.get((x.table, row), {})
         out.append(Origin(x.table, value, int(x.runs), at.get('', at.get(column, []))))
     return out
+
+# %% ../../nbs/experiments/03_reports.ipynb #e0p20013
+class Way(NamedTuple):
+    "From a table or figure back to its results."
+
+    made: Made
+    sources: list[str]  # addresses of runs, and files
+    now: str  # the hash of these today; '' if one is not there any more
+
+
+def where(
+    file: str,  # a table or figure, such as 'table1_fixed-iemocap', or one of its files
+    figures,  # folder with the tables
+) -> Way:
+    """Where a table or figure comes from. Raises `DataError` with the closest names for an unknown
+    one, and for one that does not say."""
+    path = _kept_table(file, figures)
+    said = json.loads(path.with_name(path.name + SIDECAR).read_text(encoding='utf-8'))
+    if 'made' not in said:
+        raise DataError(f'{path.name}{SIDECAR}: found no `made`, expected how it was made')
+    sources = sorted({f'{x["folder"]}/{n}' for x in said['lists'] for n in x['names']})
+    try:
+        now = hash_of(repo_root() / s for s in sources)
+    except DataError:
+        now = ''
+    return Way(Made(**said['made']), sources, now)
 
 # %% ../../nbs/experiments/03_reports.ipynb #rdupd004
 def updates_by_stage(

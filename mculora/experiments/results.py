@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Missing', 'STORE', 'OBSERVED', 'environment', 'interpreter', 'Shared', 'at_default', 'as_text', 'Score', 'Result',
            'config_hash', 'file_hash', 'write_result', 'run_name', 'store_of', 'line_of', 'lines_of', 'said_by',
-           'read_result', 'addresses', 'file_of', 'damage', 'beside', 'differences', 'code_hash', 'collect',
+           'read_result', 'addresses', 'hash_of', 'file_of', 'damage', 'beside', 'differences', 'code_hash', 'collect',
            'one_version', 'interval', 'summarise', 'holm', 'compare', 'against', 'markdown', 'report']
 
 # %% ../../nbs/experiments/00_results.ipynb #e949bea0
@@ -371,6 +371,23 @@ def addresses(
             f'{twice[0]}: found this run in {stored[twice[0]]}, too, expected one of both'
         )
     return sorted([*folders, *stored])
+
+# %% ../../nbs/experiments/00_results.ipynb #e0p20001
+def hash_of(
+    places: Iterable,  # addresses of runs, and other files
+) -> str:  # 16 hexadecimal digits
+    """Hash of some results, in any order: of a run, of its line in a store or of its
+    `result.json`, as they are. Raises `DataError` for one that is not there."""
+    lines = [Path(x).read_bytes() if Path(x).is_file() else _line(x) for x in places]
+    return config_hash(dict(results=sorted(hashlib.sha256(x).hexdigest() for x in lines)))
+
+
+def _line(run):  # as it lies there
+    where, text = _found(run)
+    try:
+        return text()
+    except OSError as e:
+        raise DataError(f'{where}: found no such result, expected one') from e
 
 # %% ../../nbs/experiments/00_results.ipynb #dc9c8acd
 def file_of(

@@ -10,7 +10,8 @@ __all__ = ['app', 'data', 'Features', 'Table', 'Size', 'Model', 'Manifest', 'Fea
            'DataRootOfRun', 'FeaturesOfRun', 'Temperatures', 'Programs', 'Input', 'Output', 'FeaturesOfInput',
            'TableOfInput', 'Nonfinite', 'HeadroomData', 'BenchDevice', 'Threads', 'BenchPrecision', 'BenchData',
            'AsJson', 'results', 'extract', 'check', 'train', 'check_', 'study', 'tune_', 'export', 'predict', 'explore',
-           'headroom', 'bench', 'add_', 'list_', 'show', 'why', 'report', 'rerun', 'reproduce']
+           'headroom', 'bench', 'add_', 'list_', 'show', 'why', 'where', 'explore_results', 'report', 'rerun',
+           'reproduce']
 
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
 from collections import Counter
@@ -773,9 +774,10 @@ def bench(
         raise typer.BadParameter(str(e)) from e
 
 # %% ../../nbs/use/04_cli.ipynb #11556001
-import tempfile, time
+import os, tempfile, time
 from ..experiments import store
 from ..experiments.results import read_result
+from ..experiments.results_page import explored as explored_results, page as results_page
 
 results = typer.Typer(help='The store of results.', no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(results, name='results')
@@ -858,6 +860,44 @@ def why(
         if not o.sources:
             notebook = Path(table).name.partition('-')[0]
             typer.echo(f'  no run: nbs/experiments/{notebook}.ipynb computes it')
+
+# %% ../../nbs/use/04_cli.ipynb #e0p20020
+@results.command()
+def where(
+    file: Annotated[str, typer.Argument(help='A table or figure, by file or name.')],
+    figures: Annotated[str, _option('Folder with them, relative to the repository.')] = 'figures',
+):
+    """Show where a table or figure comes from: its notebook, the command that makes it again, and
+    its results. Exit code: 0 these are as they were, 1 one has changed or is gone, 2 not found."""
+    with _refusing():
+        way = reports.where(file, repo_root() / figures)
+    same = way.now == way.made.hash
+    today = 'as they were' if same else f'now {way.now}' if way.now else 'now not all there'
+    typer.echo(f'{way.made.name}\nnotebook: {way.made.notebook}\nagain: {way.made.command}')
+    typer.echo(f'{way.made.results} results, hash {way.made.hash}: {today}')
+    for source in way.sources:
+        typer.echo(f'  {source}')
+    raise typer.Exit(int(not same))
+
+# %% ../../nbs/use/04_cli.ipynb #e0p20021
+@results.command('explore')
+def explore_results(
+    out: Annotated[Path, _option('Page to write.')] = Path('results.html'),
+    root: Annotated[str, _option('Folder of results.', '--results')] = 'results',
+    figures: Annotated[str, _option('Folder of tables: Table 4 has the operations.')] = 'figures',
+    links: Annotated[bool, _option('Link to the records from where the page lies.')] = True,
+):
+    """Write a page with all results: tables, cost, missing rates, differences of any two rows. It
+    needs no network. Exit code: 0 written, 2 invalid results, or the charts' packages are
+    missing."""
+    with _refusing(ImportError):
+        store_ = repo_root() / root
+        found = explored_results(store_, repo_root() / figures)
+        link = Path(os.path.relpath(store_, out.resolve().parent)).as_posix() if links else None
+        text = results_page(found, root, link)
+        write_atomically(out, lambda tmp: tmp.write_text(text, encoding='utf-8'))
+    rows = sum(len(g['rows']) for g in found['groups'])
+    typer.echo(f'{out}: {len(found["groups"])} sets of data, {rows} rows')
 
 # %% ../../nbs/use/04_cli.ipynb #c4a10e04
 @app.command()
