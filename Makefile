@@ -18,7 +18,9 @@ DATA_ROOT =
 # more arguments: for pytest (make test), papermill (make train), snakemake (make paper), jupyter (make lab) or sphinx (make html)
 ARGS =
 
-BIN := $(VENV)/bin
+# on Windows, with make and bash at hand, environments have other folders
+WHERE := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN := $(VENV)/$(WHERE)
 STAMP := $(VENV)/.stamp
 RUN_NAME = train-$(notdir $(DATASET))-$(METHOD)-$(SIZE)-$(SCHEDULE)-fold$(FOLD)-seed$(SEED)
 # make paper: how many cores it may use
@@ -36,8 +38,11 @@ QUIET = 2> >(grep -v --line-buffered 'TCP without encryption\|KeyboardInterrupt 
 
 # make audit: in an environment of its own, which uv makes
 AUDIT = pip-audit==2.10.1
+# make dist: the same
+TWINE = twine==7.0.0
+VERSION = $(shell sed -n 's/^version = //p' settings.ini)
 
-.PHONY: help setup setup-locked lock audit train reproduce test test-notebooks test-unpinned test-lowest test-newest test-all test-faults test-order test-mutants coverage lint paper lab html bench export clean-notebooks hooks
+.PHONY: help setup setup-locked lock audit train reproduce test test-notebooks test-unpinned test-lowest test-newest test-all test-faults test-order test-mutants coverage lint paper lab html publish dist release bench export clean-notebooks hooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -112,11 +117,11 @@ test-newest: ## the same with the newest
 test-lowest test-newest:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with the venv module was found" >&2; exit 1; }
 	@$(PYTHON) -m venv --clear "$(VENV)/$@"
-	@$(VENV)/$@/bin/python -m pip install -qq --disable-pip-version-check $(call pinned,uv)
-	@$(VENV)/$@/bin/uv pip compile pyproject.toml --all-extras --resolution $(RESOLUTION) --python $(VENV)/$@/bin/python --no-annotate --no-header \
+	@$(VENV)/$@/$(WHERE)/python -m pip install -qq --disable-pip-version-check $(call pinned,uv)
+	@$(VENV)/$@/$(WHERE)/uv pip compile pyproject.toml --all-extras --resolution $(RESOLUTION) --python $(VENV)/$@/$(WHERE)/python --no-annotate --no-header \
 		--quiet $(if $(TORCH),--override <(echo 'torch==$(TORCH)')) --output-file $(VENV)/$@/versions.txt
-	@$(VENV)/$@/bin/python -m pip install -qq --disable-pip-version-check -c $(VENV)/$@/versions.txt -e '.[clips,dev,tuning]'
-	@$(VENV)/$@/bin/python -m ipykernel install --sys-prefix --name python3 >/dev/null
+	@$(VENV)/$@/$(WHERE)/python -m pip install -qq --disable-pip-version-check -c $(VENV)/$@/versions.txt -e '.[clips,dev,tuning]'
+	@$(VENV)/$@/$(WHERE)/python -m ipykernel install --sys-prefix --name python3 >/dev/null
 	@touch $(VENV)/$@/.stamp
 	@$(MAKE) --no-print-directory test-unpinned VENV=$(VENV)/$@
 
@@ -162,6 +167,27 @@ html: $(STAMP) ## the whole companion as HTML: _site/index.html
 	$(BIN)/python -m sphinx -q -c docs -d "$$tmp/doctrees" $(ARGS) "$$tmp/pages" "$$tmp/html" && \
 	rm -rf '$(SITE)' && mv "$$tmp/html" '$(SITE)'
 	@echo "the whole companion as HTML: $(SITE)/index.html"
+
+# On branch gh-pages, which has nothing else; GH_TOKEN and GITHUB_REPOSITORY come from the workflow.
+publish: html ## the same, as the public site: for the workflow
+	@touch $(SITE)/.nojekyll && cd $(SITE) && git init --quiet --initial-branch gh-pages && git add --all && \
+	git -c user.name=site -c user.email=site@users.noreply.github.com commit --quiet --message 'The site' && \
+	git -c credential.helper='!f() { echo username=x; echo "password=$$GH_TOKEN"; }; f' \
+		push --quiet --force "https://github.com/$$GITHUB_REPOSITORY" gh-pages
+
+# From what is committed: the same bytes whoever makes it, and whenever.
+dist: $(STAMP) ## the wheel, the pinned versions and an archive of the results, of the last commit: dist/
+	@rm -rf dist && mkdir dist && tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && git archive HEAD | tar -x -C "$$tmp" && \
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir dist "$$tmp"
+	@git archive --format=tar.gz --prefix=mculora-$(VERSION)-results/ --output=dist/mculora-$(VERSION)-results.tar.gz HEAD results figures
+	@git show HEAD:requirements.lock > dist/requirements.lock
+	@rm -f dist/.gitignore && cd dist && sha256sum * > SHA256SUMS && cat SHA256SUMS
+
+# In a job of its own: GH_TOKEN comes from the workflow.
+release: dist ## dist/ as a release of the tag of this version, checked as PyPI would: for the workflow
+	@test "$$(git describe --tags --exact-match)" = v$(VERSION) || { echo "the last commit is not tagged v$(VERSION)" >&2; exit 1; }
+	@$(BIN)/uv tool run --quiet $(TWINE) check --strict dist/*.whl
+	@gh release create v$(VERSION) dist/* --verify-tag --title v$(VERSION) --notes 'What changed: CHANGELOG.md'
 
 bench: $(STAMP) ## seconds, memory and share of the machine's ceiling, beside a plain version: [ARGS=--json]
 	@$(BIN)/mculora bench $(ARGS)

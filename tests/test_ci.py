@@ -1,6 +1,7 @@
 """The public CI: valid, pinned, with the least rights, and every step a command that anybody can
 run here."""
 
+import json
 import re
 import subprocess
 import sys
@@ -26,6 +27,9 @@ MADE = {
     for step in job['steps']
     if (m := re.fullmatch(r'make ([a-z-]+)', step.get('run', '')))
 }
+
+# flow -> the target of make that needs a token
+PUBLISHING = {'site': 'publish', 'release': 'release'}
 
 each_job = pytest.mark.parametrize('flow, name, job', JOBS, ids=[f'{f}-{n}' for f, n, _ in JOBS])
 
@@ -98,7 +102,9 @@ def test_actions_are_pinned_by_hash_with_their_version():
 @each_job
 def test_a_job_has_an_end_and_the_least_rights(flow, name, job):
     assert job['timeout-minutes'] <= 120
-    assert job['permissions'] == {'contents': 'read'}
+    # what is published is written
+    rights = 'write' if flow in PUBLISHING else 'read'
+    assert job['permissions'] == {'contents': rights}
 
 
 @pytest.mark.parametrize('path', WORKFLOWS, ids=lambda p: p.name)
@@ -116,8 +122,19 @@ def test_every_step_is_a_target_of_make(flow, name, job):
     ]
     assert steps[2:]
     for step in steps[2:]:
-        assert set(step) <= {'name', 'run'}
-        assert re.fullmatch(r'make ([a-z-]+)', step['run'])[1] in TARGETS, step
+        target = re.fullmatch(r'make ([a-z-]+)', step['run'])[1]
+        assert target in TARGETS, step
+        token = {'env'} if PUBLISHING.get(flow) == target else set()
+        assert set(step) - {'name', 'run'} == token
+
+
+def test_what_is_released_was_tested_and_comes_from_a_tag_and_the_site_from_main():
+    flows = {p.stem: yaml.safe_load(p.read_text()) for p in WORKFLOWS}
+    # YAML reads the word `on` as true
+    assert flows['release'][True] == {'push': {'tags': ['v*']}}
+    assert flows['site'][True]['push'] == {'branches': ['main']}
+    made = [s['run'] for s in flows['release']['jobs']['release']['steps'][2:]]
+    assert made == ['make setup-locked', 'make lint', 'make test', 'make release']
 
 
 def test_what_must_run_runs():
@@ -151,9 +168,9 @@ def test_every_python_that_the_package_names_is_tested():
     assert pythons == named
 
 
-def test_linux_and_macos_are_tested():
+def test_three_systems_are_tested():
     systems = {re.match('[a-z]+', job['runs-on'])[0] for flow, _, job in JOBS if flow == 'ci'}
-    assert systems == {'ubuntu', 'macos'}
+    assert systems == {'ubuntu', 'macos', 'windows'}
 
 
 def test_forms_of_issues_can_be_filled_in():
@@ -163,3 +180,53 @@ def test_forms_of_issues_can_be_filled_in():
             continue
         assert {'name', 'description', 'body'} <= set(form)
         assert all(part['attributes']['label'] for part in form['body'])
+
+
+@pytest.mark.slow
+def test_what_is_released_has_the_same_bytes_every_time(tmp_path):
+    "From a clone, whenever: the wheel that pip installs, and the results."
+    subprocess.run(['git', 'clone', '--quiet', ROOT, tmp_path / 'clone'], check=True)
+    sums = []
+    for _ in range(2):
+        subprocess.run(
+            ['make', f'--old-file={sys.prefix}/.stamp', f'VENV={sys.prefix}', 'dist'],
+            cwd=tmp_path / 'clone',
+            check=True,
+            capture_output=True,
+        )
+        sums.append((tmp_path / 'clone' / 'dist' / 'SHA256SUMS').read_text())
+    assert sums[0] == sums[1]
+    names = [line.split()[1] for line in sums[0].splitlines()]
+    assert [n.rpartition('.')[2] for n in names] == ['whl', 'gz', 'lock']
+
+
+# --- containers ---
+
+DOCKERFILE = (ROOT / 'Dockerfile').read_text()
+CONTAINERS = sorted((ROOT / '.devcontainer').rglob('devcontainer.json'))
+
+
+def test_the_container_installs_as_make_does_on_the_lowest_python():
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    base = re.search(r'^FROM python:([\d.]+)', DOCKERFILE, flags=re.M)[1]
+    assert f'>={base}' == project['requires-python']
+    assert set(re.findall(r'make ([a-z]+)', re.sub('#.*', '', DOCKERFILE))) - {'make'} == {'setup'}
+    # Binder gives these two, and runs as that user
+    assert {'NB_USER', 'NB_UID'} <= set(re.findall(r'^ARG (\w+)', DOCKERFILE, flags=re.M))
+    assert DOCKERFILE.index('USER ${NB_USER}') < DOCKERFILE.index('COPY')
+
+
+def test_data_runs_and_environments_stay_out_of_the_container():
+    left_out = (ROOT / '.dockerignore').read_text().split()
+    assert {'.git', '.venv', 'data', 'runs'} <= set(left_out)
+    needed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True).stdout
+    assert not {f.partition('/')[0] for f in needed.splitlines()} & set(left_out)
+
+
+@pytest.mark.parametrize('path', CONTAINERS, ids=lambda p: p.parent.name)
+def test_a_development_container_is_built_from_the_same_file(path):
+    said = json.loads(path.read_text())
+    assert (path.parent / said['build']['dockerfile']).resolve() == ROOT / 'Dockerfile'
+    assert (path.parent / said['build']['context']).resolve() == ROOT
+    assert said['postCreateCommand'].split()[1] in TARGETS
+    assert ('--gpus' in said.get('runArgs', [])) == (path.parent.name == 'cuda')

@@ -77,8 +77,7 @@ save(from_run(run(config, progress=False)[1]), 'model')
 import numpy as np, pandas as pd
 np.save('train.npy', np.zeros((5, 2)))
 np.savetxt('train.lengths', [2, 3], fmt='%d')
-rows = pd.DataFrame(dict(dialogue='d1', position=[0, 1, 2], label=['calm', 'calm', 'merry']))
-rows.to_parquet('new_talks.parquet')
+rows = pd.DataFrame(dict(dialogue='d1', position=[0, 1, 2], truth=['calm', 'calm', 'merry']))
 rows.assign(label='calm', combination=['a', 'at', 'a']).to_csv('probabilities.csv')
 """,
 }
@@ -123,12 +122,14 @@ def lines(text):
 COMMANDS = [(p, words) for p, text in of('sh') for words in lines(text)]
 
 
+MAKEFILE = (ROOT / 'Makefile').read_text()
+
+
 def check_make(words):
     "`make --dry-run` knows the target, and the Makefile its variables."
-    text = (ROOT / 'Makefile').read_text()
     for w in words[1:]:
         if '=' in w:
-            assert re.search(rf'^{w.split("=")[0]}\s*[?:]?=', text, flags=re.M), w
+            assert re.search(rf'^{w.split("=")[0]}\s*[?:]?=', MAKEFILE, flags=re.M), w
     env = {k: v for k, v in os.environ.items() if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS')}
     done = subprocess.run(
         ['make', '--dry-run', f'PYTHON={sys.executable}', *words[1:]],
@@ -188,7 +189,7 @@ def check_nbdev(words):
 
 def check_git(words):
     "The same driver as `make hooks` sets, apart from the path."
-    assert words[1] == 'config' and words[-1].split(' ', 1)[1] in (ROOT / 'Makefile').read_text()
+    assert words[1] == 'config' and words[-1].split(' ', 1)[1] in MAKEFILE
 
 
 def check_pip(words):
@@ -198,6 +199,16 @@ def check_pip(words):
             assert (ROOT / name).is_file()
     for extra in re.findall(r'\[([\w,-]+)\]', ' '.join(words)):
         assert all(f'\n{e} = [' in (ROOT / 'pyproject.toml').read_text() for e in extra.split(','))
+
+
+def check_docker(words):
+    "The image is the one that is built, and what runs in it is a target of make."
+    if words[1] == 'build':
+        assert words[-1] == '.' and (ROOT / 'Dockerfile').is_file()
+        return
+    command = words[words.index('mculora') + 1 :]
+    if command:
+        check_make(command)
 
 
 CHECKED = {  # how; why it is not run here
@@ -215,6 +226,7 @@ CHECKED = {  # how; why it is not run here
     # would change this clone's configuration; test_toolchain reads what it says
     'git': check_git,
     'pip': check_pip,  # would change this environment
+    'docker': check_docker,  # needs Docker, and the network
     # of a shell; there is nothing more to it
     'source': lambda words: words[1:] == ['.venv/bin/activate'] or pytest.fail(words[1]),
 }
@@ -246,6 +258,41 @@ def test_a_wrong_command_is_noticed():
         words = shlex.split(words)
         with pytest.raises((AssertionError, typer.exceptions.TyperException)):
             CHECKED.get(words[0], check_installed)(words)
+
+
+WITHOUT_MAKE = re.findall(
+    r'^\| `make ([\w= ]+)` \| (.*) \|$',
+    (ROOT / 'docs' / 'where-it-runs.md').read_text(),
+    flags=re.M,
+)
+
+
+@pytest.mark.parametrize('target, instead', WITHOUT_MAKE, ids=[t for t, _ in WITHOUT_MAKE])
+def test_what_stands_for_a_target_where_there_is_no_make(target, instead):
+    check_make(['make', *target.split()])
+    for command in re.findall(r'`([^`]+)`', instead):
+        words = shlex.split(command, posix=False)
+        if words[:3] == ['python', '-m', 'mculora']:
+            check_mculora(words[2:])
+        elif words[0] == 'pip':
+            check_pip(words)
+        elif words[:3] == ['python', '-m', 'pytest']:
+            assert command.endswith(re.search(r"-m '(.* not pinned)'", MAKEFILE)[1] + '"')
+        else:
+            tool = Path(words[0].replace('\\', '/')).name
+            assert tool in ('py', 'activate') or (BIN / tool).is_file(), command
+
+
+def test_links_to_binder_open_notebooks_of_this_repository():
+    page = (ROOT / 'docs' / 'where-it-runs.md').read_text()
+    links = re.findall(r'https://mybinder\.org/v2/gh/([^)]*)', page)
+    settings = (ROOT / 'settings.ini').read_text()
+    user, repo = (re.search(rf'^{k} = (\S+)$', settings, flags=re.M)[1] for k in ('user', 'repo'))
+    assert len(links) == 3
+    for link in links:
+        where, path = link.split('?labpath=')
+        assert where == f'{user}/{repo}/main'
+        assert (ROOT / path.replace('%2F', '/')).is_file()
 
 
 def test_make_lists_its_targets():
@@ -413,7 +460,7 @@ def test_what_results_hold_is_described(path):
             for k, v in known.items()
             if not re.search(
                 r'missing in files|own data only|with gaps only|speakers only|session only'
-                r'|switched off only',
+                r'|switched off only|uneven test only',
                 v,
             )
         }
@@ -424,7 +471,7 @@ def test_what_results_hold_is_described(path):
         flags=re.M,
     )[1]
     own = set(RunConfig.model_fields) - set(Shared.model_fields)
-    assert set(re.findall(r'`(\w+)`', left_out)) == own - set(r.config) - {'check'}
+    assert set(re.findall(r'`(\w+)`', left_out)) == own - set(r.config) - {'check', 'test_missing'}
 
 
 # --- citation, changelog ---
@@ -452,6 +499,19 @@ def test_citation_is_of_this_version_and_names_the_paper():
         and len(paper['authors']) == 9
         and all({'family-names', 'given-names'} == set(a) for a in paper['authors'])
     )
+
+
+def test_an_archive_is_described_as_the_citation_says():
+    c = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    z = json.loads((ROOT / '.zenodo.json').read_text())
+    for key in ('title', 'version', 'license', 'keywords'):
+        assert z[key] == c[key]
+    assert [x['name'] for x in z['creators']] == [x['name'] for x in c['authors']]
+    (paper,) = c['references']
+    (said,) = z['references']
+    assert paper['title'] in said
+    assert said.count(',') >= len(paper['authors'])
+    assert all(x['family-names'] in said for x in paper['authors'])
 
 
 def test_changelog_knows_every_version():

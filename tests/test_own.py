@@ -731,6 +731,10 @@ def test_a_model_of_a_table_is_exported_from_the_file_itself(tmp_path, monkeypat
     )
     _, folder = run(RunConfig(**at, table=Columns(label='joy'), options=SMALL), progress=False)
     monkeypatch.setenv('MCULORA_CACHE', str(tmp_path / 'two'))
+    # where it was is known on this machine, and nowhere else
+    assert from_run(folder).calibration.utterances
+    assert str(tmp_path) not in (folder / 'result.json').read_text()
+    (folder / 'where.json').write_text('{"dataset": [')
     with pytest.raises(
         DataError,
         match=(

@@ -56,8 +56,11 @@ class OutputError(OSError):
     "A file or folder cannot be written; the message names it."
 
 
-# so that the new name survives a power cut; some file systems do not support this
+# so that the new name survives a power cut; some file systems do not support this, and Windows
+# opens no folder
 def _flush(folder):
+    if os.name == 'nt':
+        return
     at = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(at)

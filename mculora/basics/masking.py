@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RATES', 'PROTOCOLS', 'highest_rate', 'random_mask', 'mask_hash', 'save_mask', 'load_mask', 'drop', 'at_random',
-           'protocol_masks', 'mask_hashes', 'from_modalities', 'sample']
+           'rate_name', 'protocol_masks', 'mask_hashes', 'from_modalities', 'sample']
 
 # %% ../../nbs/basics/03_masking.ipynb #a8ada7a2
 from collections.abc import Callable
@@ -165,22 +165,43 @@ RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # GCNet's
 
 def at_random(
     d: Dialogues,  # a test part
-    rate: float,  # share of missing entries
+    # share of missing entries; or modality -> its share, 0 where it is not named
+    rate: float | dict[str, float],
     seed: int,  #
 ) -> Tensor:  # [N, M] bool: what stays
-    "`random_mask` of these dialogues."
-    return random_mask(len(d.utterances), len(d.modalities), rate, seed, d.present.cpu())
+    """`random_mask` of these dialogues. Raises `ValueError` for other modalities and impossible
+    rates."""
+    each: float | tuple[float, ...]
+    if isinstance(rate, dict):
+        if odd := set(rate) - set(d.modalities):
+            raise ValueError(
+                f'rate: found {", ".join(sorted(odd))}, expected modalities of {d.task.name} '
+                f'({", ".join(d.modalities)})'
+            )
+        each = tuple(float(rate.get(m, 0)) for m in d.modalities)
+    else:
+        each = rate
+    return random_mask(len(d.utterances), len(d.modalities), each, seed, d.present.cpu())
 
 
 # name -> (dialogues, rate, seed) -> [N, M] bool: what stays
 PROTOCOLS: dict[str, Callable[[Dialogues, float, int], Tensor]] = {'random': at_random}
 
 # %% ../../nbs/basics/03_masking.ipynb #9r0t0cb
+def rate_name(
+    rate: float | dict[str, float],  # share, or modality -> share
+) -> str:  # '0.3', or 'a 0.7, v 0.4'
+    "A rate, as results name it."
+    if isinstance(rate, dict):
+        return ', '.join(f'{m} {x:g}' for m, x in sorted(rate.items()))
+    return str(rate)
+
+
 def protocol_masks(
     d: Dialogues,  # a test part
     folder,  # where the files are, or will be
     name: str,  # of the part, in the files' names
-    rates=RATES,  # shares of missing entries
+    rates=RATES,  # shares of missing entries, or modality -> share
     seed: int = 66,  # the paper's
     protocol: str = 'random',  # one of `PROTOCOLS`
 ) -> dict[str, Tensor]:  # rate, in words -> [N, M] bool: what stays
@@ -188,11 +209,12 @@ def protocol_masks(
     Raises `DataError` if one is damaged or for other utterances."""
     out, kind = {}, 'rate' if protocol == 'random' else protocol
     for rate in rates:
-        path = Path(folder) / f'{name}-{kind}{rate}-seed{seed}-{_names_hash(d)[:8]}.safetensors'
+        said = rate_name(rate).replace(', ', '-').replace(' ', '')
+        path = Path(folder) / f'{name}-{kind}{said}-seed{seed}-{_names_hash(d)[:8]}.safetensors'
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             save_mask(PROTOCOLS[protocol](d, rate, seed), d, path, rate=rate, seed=seed)
-        out[str(rate)] = load_mask(path, d)
+        out[rate_name(rate)] = load_mask(path, d)
     return out
 
 

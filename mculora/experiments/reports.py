@@ -8,7 +8,7 @@ __all__ = ['NAMES', 'FOCUS', 'PAPER', 'SIDECAR', 'PRINTED', 'HELD', 'CONTRADICTE
            'Table', 'sources_as_text', 'csv_of', 'keep_tables', 'keep_nothing', 'keep_figure', 'shown', 'say_missing',
            'table_of', 'how', 'of_paper', 'odd_cells', 'printed', 'paired', 'judged', 'say_runs', 'verdict', 'Origin',
            'why', 'updates_by_stage', 'updates_of', 'inputs_of', 'updates_cells', 'add_updates', 'read_runs',
-           'tables_of_runs', 'draw_curves', 'draw_conditions', 'pictures']
+           'tables_of_runs', 'metrics_of_runs', 'draw_curves', 'draw_conditions', 'pictures']
 
 # %% ../../nbs/experiments/03_reports.ipynb #7f09ef5c
 from collections.abc import Sequence
@@ -1020,6 +1020,27 @@ def tables_of_runs(
                     each.rows[f'{n}, fold {fold}'] = _cells(part, conditions, m)
             t.notes = [*_notes(scores, in_percent(m)), _floor(t.rows, m)]
             out += [t, each] if scores.fold.nunique() > 1 else [t]
+    return out
+
+# %% ../../nbs/experiments/03_reports.ipynb #a11m3tr1
+def metrics_of_runs(
+    runs: 'pd.DataFrame',  # of `read_runs`
+) -> list[Table]:  # one for each dataset and setting
+    "Every metric that the runs recorded, as its mean over all conditions, in one table."
+    out = []
+    for _, alike in runs.groupby(_ALIKE, sort=False):
+        here = _as_rows(alike[(alike.selection == 'validation') & (alike.condition == 'all')])
+        there = list(dict.fromkeys(here.metric))
+        units = {m: f'{m} (%)' if in_percent(m) else m for m in there}
+        t = Table(f'All metrics, mean of all conditions, {_caption(here)}', [*units.values()])
+        for n in _order(here, there):
+            own = here[here.variant == n]
+            each = {u: _cells(own[own.metric == m], ['all'], m)['all'] for m, u in units.items()}
+            t.rows[n] = {u: x for u, x in each.items() if x.runs}
+        t.notes = _notes(here, False)
+        if 'ACC' in there:
+            t.notes.append('ACC and F1 leave out labels at the middle (Non0), has0 does not.')
+        out.append(t)
     return out
 
 # %% ../../nbs/experiments/03_reports.ipynb #c4a10d12

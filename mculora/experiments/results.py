@@ -131,7 +131,8 @@ class Score(BaseModel):
     model_config = ConfigDict(extra='forbid', frozen=True)
     # 'validation', or 'test': the epoch was picked on the test set, as the field does
     selection: str
-    protocol: str = 'fixed'  # missing protocol: 'fixed', or one of `PROTOCOLS`: 'random'
+    # missing protocol: 'fixed', one of `PROTOCOLS`: 'random', or 'imbalanced': a rate per modality
+    protocol: str = 'fixed'
     # 'a', 'at', ..., or the averages 'incomplete' and 'all'; of the random protocol the rate, '0.3'
     condition: str
     metric: str  # 'WA', 'UA', ...

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import math, tomllib
 import numpy as np
 import torch
-from ..training.evaluation import AVERAGES, OF_CLASSES, OF_SCORES, OF_SIDES
+from ..training.evaluation import AVERAGES, NON0, OF_CLASSES, OF_SCORES, OF_SIDES
 from ..basics.dialogues import DataError
 from ..basics.method import Settings, read_settings
 from .results import beside, file_of, holm
@@ -369,7 +369,9 @@ def pooled(
     return out.assign(corrected=holm(p))
 
 # %% ../../nbs/experiments/08_statistics.ipynb #st080014
-_SUMS = ['utterances', 'y', 'yy', 'p', 'pp', 'yp', 'error']  # what r and MAE need
+_SUMS = ['utterances', 'y', 'yy', 'p', 'pp', 'yp', 'error']  # what r, CCC and MAE need
+# outcomes count classes, or sides without the middle, and sums: no other reading of scores
+_TALLIED = [*OF_CLASSES, *OF_SCORES, *(k for k, m in OF_SIDES.items() if m.reading == NON0)]
 
 
 def _within(t, condition):  # outcomes of the fixed protocol under these conditions
@@ -385,9 +387,12 @@ def tallies(
     condition: str,  # or 'incomplete', 'all'
     by: str,  # 'dialogue' or 'speaker'
 ) -> np.ndarray:  # [R, clusters, conditions, label, prediction], or sums in the last place
-    "What a metric needs of each cluster, to be added up over those that are drawn."
+    """What a metric needs of each cluster, to be added up over those that are drawn. Raises
+    `DataError` for one that outcomes do not hold."""
     import pandas as pd
 
+    if metric not in _TALLIED:
+        raise DataError(f'metric: found {metric}, expected one of {", ".join(_TALLIED)}')
     each = [_within(t, condition).assign(run=r) for r, t in enumerate(outcomes)]
     t = pd.concat(each, ignore_index=True)
     if metric not in OF_SCORES and 'y' in t:  # sides of a score: what lies in the middle has none
@@ -415,8 +420,12 @@ def value_of(
     count, y, yy, p, pp, yp, error = np.moveaxis(n, -1, 0)
     if metric == 'MAE':
         return error / count
-    spread = np.sqrt(np.clip((yy - y * y / count) * (pp - p * p / count), 0, None))
-    return np.where(spread > 0, (yp - y * p / count) / np.where(spread > 0, spread, 1), 0)
+    both, varies, moves = yp - y * p / count, yy - y * y / count, pp - p * p / count
+    if metric == 'CCC':
+        apart = varies + moves + (y - p) ** 2 / count
+        return np.where(apart > 0, 2 * both / np.where(apart > 0, apart, 1), 0)
+    spread = np.sqrt(np.clip(varies * moves, 0, None))
+    return np.where(spread > 0, both / np.where(spread > 0, spread, 1), 0)
 
 
 class Resampled(NamedTuple):

@@ -390,7 +390,8 @@ def validation_of(
         return {}
     runs = found[['variant', 'file']].drop_duplicates()
     return (
-        runs.assign(score=[read_result(f).stages[-1]['validation'] for f in runs.file])
+        runs.assign(score=[read_result(f).stages[-1].get('validation') for f in runs.file])
+        .dropna()  # not said by runs of early versions
         .groupby('variant', sort=False)
         .score.mean()
         .to_dict()

@@ -26,7 +26,8 @@ from ..training.evaluation import metric_names, shown
 from ..training.calibration import Calibration, calibrate, calibration_report
 from .merge import merge
 from ..experiments.results import Shared, collect, file_hash, interval, read_result
-from ..experiments.runs import RunConfig, load_method, prepare, save_method, size_of
+from ..experiments.runs import RunConfig, load_method, place_of, prepare, save_method
+from ..experiments.runs import size_of
 
 # %% ../../nbs/use/01_artefact.ipynb #88bc371d
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ class Artefact:
         """Names of the columns of the table it was trained on; the usual names if there was no
         table."""
         return Columns.written(self.trained.get('data', {}).get('table', {}))
+
+    @property
+    def features(self) -> dict[str, str]:
+        "Modality -> its column in that table, where they were named."
+        said = self.trained.get('data', {}).get('features') or {}
+        return {m: str(column) for m, column in said.items()}
 
 # %% ../../nbs/use/01_artefact.ipynb #9295589e
 FORMAT: Literal[1] = 1
@@ -206,7 +213,8 @@ def _scores(a):  # the section on how good it is
             f'in brackets: mean and 95 % interval over {runs} runs with the same settings, '
             'other folds and seeds'
         )
-    names = metric_names(a.task)
+    recorded = {s['metric'] for s in scores}  # an older run has fewer
+    names = [m for m in metric_names(a.task) if m in recorded]
     cells = {(s['condition'], s['metric']): _cell(s) for s in scores}
     rows = []
     for c in dict.fromkeys(s['condition'] for s in scores):
@@ -449,7 +457,7 @@ def _agree(folder, c, method, scale):  # a check
 
 def _columns(folder, a):  # a check: the table that it was trained on is described
     try:
-        _ = a.table
+        _ = a.table, a.features
     except (ValueError, TypeError, AttributeError) as e:
         raise DataError(
             f'{folder / "config.json"}: found no description of columns in '
@@ -529,15 +537,18 @@ def _trained(folder, r):  # a model's record of the run that it comes from
     )
 
 
-def _own_file(r, root):  # the run's table, if it still lies in `root`
+def _own_file(folder, r, root):  # the run's table, if it is where it was, or in `root`
+    if there := place_of(folder).get('dataset'):
+        return there
     name = r.config['dataset']
     names = [r.data['file']] if 'file' in r.data else [f'{name}{end}' for end in FILES]
     return next((n for n in names if (Path(root) / n).exists()), None)
 
-
+# %% ../../nbs/use/01_artefact.ipynb #d41debe8
 def _data(folder, r, data_root, features, dataset):  # the run's parts, opened as it opened them
     if 'table' in r.data and dataset is None:
-        dataset = _own_file(r, data_root or repo_root())
+        dataset = _own_file(folder, r, data_root or repo_root())
+    data_root = data_root or place_of(folder).get('data_root')
     if 'table' in r.data and dataset is None:
         raise DataError(
             f'{folder}: found a run on your own file, {r.config["dataset"]}, expected '
@@ -549,7 +560,7 @@ def _data(folder, r, data_root, features, dataset):  # the run's parts, opened a
         device='cpu',
         dataset=dataset or r.config['dataset'],
         data_root=None if data_root is None else str(data_root),
-        features=features,
+        features=features or r.data.get('features'),
         size='full' if dataset else size_of(r.config, r.data),
         table=Columns.written(r.data.get('table', {})),
     )

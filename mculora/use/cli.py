@@ -31,16 +31,17 @@ from ..data.clips import EXTRACTORS, extractors, read_manifest, to_layout, to_ta
 from ..experiments.results import Shared, environment, lines_of, store_of
 from ..experiments import headroom as room
 from ..experiments import reports
-from ..experiments.runs import RunConfig, run_all
+from ..experiments.runs import RunConfig, load_method, run_all
+from ..experiments.worth import tables_of_worth
 from .artefact import from_run, save
-from .prediction import Predictor, as_rows, read_input, writable, write_rows
+from .prediction import Predictor, as_rows, read_input, scored, writable, write_rows
 from .explorer import explore as explored, page
 from ..experiments.studies import CORE, Sweep, studies
 from ..experiments.tuning import Tuning, chosen, tune
 from ..data.twins import open_dataset, repo_root
 from ..data.tables import Columns, remarks
 from ..data.own import FILES, dialogues_of, is_own, open_data, table_of
-from ..training.evaluation import shown
+from ..training.evaluation import in_a_line, in_percent, shown
 from ..training.check import examined, given_up
 
 # %% ../../nbs/use/04_cli.ipynb #85f9ebae
@@ -299,11 +300,22 @@ def _scores(result):  # one line for a run
     ]
     name, config = result.data['name'], result.config
     each = ', '.join(f'{x.condition} {shown(metric, x.value).removesuffix(" %")}' for x in chosen)
-    unit = ' (%)' if shown(metric, 0.0).endswith('%') else ''
+    unit = ' (%)' if in_percent(metric) else ''
     return (
         f'{name}, {config["method"]}, {result.data["fold"]}, seed {config["seed"]}: {each}  '
         f'{metric}{unit}, {result.seconds:.0f} s'
     )
+
+
+def _all_metrics(result, task):  # lines: every metric, and what is not defined
+    said = [x for x in result.scores if x.selection == 'validation']
+    mean = {x.metric: x.value for x in said if (x.protocol, x.condition) == ('fixed', 'all')}
+    some = {m: v for m, v in mean.items() if not m.startswith('ECE')}
+    lines = [f'  mean of all conditions: {in_a_line(some, task)}']
+    for c in dict.fromkeys(x.condition for x in said if x.protocol == 'imbalanced'):
+        at = {x.metric: x.value for x in said if (x.protocol, x.condition) == ('imbalanced', c)}
+        lines.append(f'  random test, missing {c}: {in_a_line(at)}')
+    return lines
 
 
 def _utterances(result):  # how many each condition covers; '' if all cover the same ones
@@ -343,6 +355,8 @@ def _say(out):  # print each run's scores or its error; return the exit code
             typer.echo(f'{folder.name}: {result}', err=True)
             continue
         typer.echo(_scores(result))
+        for line_ in _all_metrics(result, load_method(folder)[0].task):
+            typer.echo(line_)
         if counts := _utterances(result):
             typer.echo(counts)
     return int(any(isinstance(r, Exception) for r, _ in out))
@@ -511,12 +525,14 @@ NewModel = Annotated[Path, _argument('Folder to write; created if needed.')]
 DatasetOfRun = Annotated[
     str | None,
     _option(
-        'As for the run; only needed for a table that is neither in the repository nor in '
-        '--data-root.'
+        'As for the run; only needed for a table that is no longer where it was, nor in the '
+        'repository or --data-root.'
     ),
 ]
 DataRootOfRun = Annotated[str | None, _option('Folder with the data of the run, as for the run.')]
-FeaturesOfRun = Annotated[list[str] | None, _option('MODALITY=FOLDER, as for the run.')]
+FeaturesOfRun = Annotated[
+    list[str] | None, _option('MODALITY=FOLDER. Default: those that the run recorded.')
+]
 Temperatures = Annotated[
     bool,
     _option('Fit temperatures on the validation part; otherwise probabilities are uncalibrated.'),
@@ -586,8 +602,8 @@ def export(
 Input = Annotated[
     Path,
     _argument(
-        'Table (.parquet, .csv, .jsonl) as for training but without labels: dialogue, position, '
-        'a column of vectors per modality; or the folder of a feature release.'
+        'Table (.parquet, .csv, .jsonl) as for training, with labels or without: dialogue, '
+        'position, a column of vectors per modality; or the folder of a feature release.'
     ),
 ]
 Output = Annotated[
@@ -597,8 +613,8 @@ FeaturesOfInput = Annotated[
     list[str] | None,
     _option(
         'MODALITY=COLUMN of a table, or MODALITY=FOLDER of a release, once per available '
-        'modality. Default: columns have the names of the modalities and no other column holds '
-        'vectors; folders are those of training.'
+        'modality. Default: the columns or folders of training; where training did not name '
+        'them, columns have the names of the modalities and no other column holds vectors.'
     ),
 ]
 TableOfInput = Annotated[
@@ -625,6 +641,14 @@ def _had(a, d, told):  # one line: which modalities the rows had
     return f'utterances by what they have: {each}' + f'; none has {lost}' * bool(lost)
 
 
+def _scored(a, rows):  # lines: a table of scores for each combination; without labels none
+    table, notes = scored(a.task, rows)
+    for c, row in table.items():
+        n, rest = row['utterances'], {m: v for m, v in row.items() if m != 'utterances'}
+        yield f'scored, {c} ({n}): {in_a_line(rest)}' if n else f'scored, {c}: none'
+    yield from notes
+
+# %% ../../nbs/use/04_cli.ipynb #c60182ae
 @app.command()
 def predict(
     model: Model,
@@ -634,7 +658,8 @@ def predict(
     table: TableOfInput = None,
     nonfinite: Nonfinite = None,
 ):
-    """Predict every utterance from whatever modalities it has. Exit code: 0 all predicted, 2
+    """Predict every utterance from whatever modalities it has. Labels in the file are scored, for
+    each combination and all together. Exit code: 0 all predicted, 2
     invalid arguments or data; then nothing is written."""
     with _refusing():
         if output:
@@ -646,11 +671,13 @@ def predict(
             columns = read_settings(Columns, said, 'table')
         d, where = read_input(ask.a, input, columns, _pairs(features))
         rows = as_rows(ask.a, where, told := ask.predict(d))
+        scores = [*_scored(ask.a, rows)]
         if output:
             write_rows(rows, output)
     if ask.a.task.simulated:
         typer.echo(f'The model was trained on simulated data ({ask.a.task.name}).', err=True)
-    typer.echo(_had(ask.a, d, told), err=True)
+    for said in (_had(ask.a, d, told), *scores):
+        typer.echo(said, err=True)
     for r in rows if not output else ():
         typer.echo(json.dumps(r))
 
@@ -842,12 +869,15 @@ def report(
     form: Annotated[str, _option('md, csv or html.', '--format')] = 'md',
     out: Annotated[Path | None, _option('File to write. Default: print.')] = None,
 ):
-    """Tabulate runs: every method under every condition, with both averages, per fold and over all
-    folds. Exit code: 0 written, 2 invalid runs, such as two versions of the data."""
+    """Tabulate runs: all metrics, every method under every condition, with both averages, per fold
+    and over all folds, and what each modality is worth. Exit code: 0 written, 2 invalid runs, such
+    as two versions of the data."""
     with _refusing():
         _known('format', [form], reports.FORMATS)
         found = reports.read_runs([(repo_root() / r).resolve() for r in runs])
-        text = reports.FORMATS[form](reports.tables_of_runs(found))
+        by_condition = reports.tables_of_runs(found)
+        tables = [*reports.metrics_of_runs(found), *by_condition, *tables_of_worth(found)]
+        text = reports.FORMATS[form](tables)
         if out:
             write_atomically(out, lambda tmp: tmp.write_text(text, encoding='utf-8'))
     typer.echo(f'{out}: {found.file.nunique()} runs' if out else text)

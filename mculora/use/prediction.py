@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Utterance', 'gather', 'fitted', 'scaled', 'batches_of', 'outputs', 'Prediction', 'answer', 'Predictor', 'Stream',
-           'read_input', 'as_rows', 'writable', 'write_rows']
+           'read_input', 'as_rows', 'writable', 'write_rows', 'scored']
 
 # %% ../../nbs/use/02_prediction.ipynb #33eb028f
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,24 +12,28 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-import json, operator, re
+import json, math, operator, re
 import torch
 from torch import Tensor
 from ..basics.modalities import combination_index, labels
-from ..basics.dialogues import DataError, Dialogues, Inputs, batch, batches, select
+from ..basics.dialogues import DataError, Dialogues, Inputs, Task, batch, batches, select
 from ..basics.files import write_atomically
 from ..data.sources import described, find_all, read_layout, scale
 from mculora.data.tables import (
     KINDS,
     Columns,
     read_table,
+    _between,
     _measured,
+    _nothing,
+    _number,
     _numbers,
     _order,
     _short,
     _vectors,
 )
 from ..data.own import table_of
+from ..training.evaluation import metrics, why_not
 from .artefact import Artefact, load, readout
 
 # %% ../../nbs/use/02_prediction.ipynb #9617afc5
@@ -292,8 +296,13 @@ def _release(path, task, features):  # a feature release as dialogues
 def _columns(a, f, c, features):  # modality -> column of the table
     names, there = ', '.join(a.modalities), ', '.join(map(str, f.columns))
     if features is None:
-        features = {m: m for m in a.modalities if m in f.columns}
-        if odd := [col for m, col in _vectors(f, c).items() if m not in features]:
+        # as training named them, else by the modality's own name
+        usual = {
+            m: a.features.get(m) if a.features.get(m) in f.columns else m for m in a.modalities
+        }
+        features = {m: col for m, col in usual.items() if col in f.columns}
+        odd = [col for col in _vectors(f, c).values() if col not in features.values()]
+        if odd and not a.features:
             raise DataError(f'found vectors in the column {odd[0]!r}, expected none but {names}')
         if not features:
             raise DataError(
@@ -314,6 +323,27 @@ def _as_trained(a, features):  # are the columns of numbers those of training, i
                 f'order, {was.removeprefix("column ")}; or say which (--features {m}=PATTERN)'
             )
 
+# %% ../../nbs/use/02_prediction.ipynb #tru7h001
+def _class_of(x, c):  # a label as the name of a class
+    if not c.cuts:
+        return _number(x)
+    names = c.classes or _between(c.cuts)
+    y = torch.tensor(float(x), dtype=torch.float32)  # as in training, so that a cut is not above it
+    return names[int(torch.bucketize(y, torch.tensor(c.cuts)))]
+
+
+def _truth(task, f, c):  # N labels as the model would say them, None where empty; None: no column
+    if c.label not in f.columns:
+        return None
+    out = []
+    for x in f[c.label].tolist():
+        try:
+            y = None if _nothing(x) else _class_of(x, c) if task.classes else float(x)
+        except (TypeError, ValueError, OverflowError):  # no number, where one is expected
+            y = str(x) if task.classes else math.nan
+        out.append(y)
+    return out
+
 # %% ../../nbs/use/02_prediction.ipynb #5aa61ee5
 def _asked(a, f, base, c, features):  # dialogues, and where each row is from
     if not len(f):
@@ -328,12 +358,14 @@ def _asked(a, f, base, c, features):  # dialogues, and where each row is from
             'one modality of one utterance'
         )
     dialogue, place, order, _ = _order(f, c)
+    truth = _truth(a.task, f, c)
     at = dict(zip(d.ids, range(len(d))))
     # `read_table` sorts them by name
     first = [at[k] for k in dict.fromkeys(dialogue)]
     rows = [order[d.offset[k] : d.offset[k + 1]].tolist() for k in first]
     return select(d, first), [
         dict(dialogue=dialogue[i], position=_short(place[i]) if c.position in f.columns else j)
+        | ({} if truth is None else {'truth': truth[i]})
         for r in rows
         for j, i in enumerate(r)
     ]
@@ -347,19 +379,19 @@ def read_input(
     # modality -> column of a table, or feature folder of a release; None: columns named like the
     # modalities, with no other vectors; or the folders of training
     features: dict[str, str] | None = None,
-    # raw features, NaN where not measured; for every utterance its dialogue and position: dialogues
-    # as they first appear, utterances by position
+    # raw features, NaN where not measured; for every utterance its dialogue, position and, if there
+    # are labels, its `truth`: dialogues as they first appear, utterances by position
 ) -> tuple[Dialogues, list[dict]]:
     """Read dialogues to predict. Raises `DataError` if they cannot be read or used, with the first
     problems and their number."""
     path = Path(path)
     if path.is_dir() and find_all(path):
         d = _release(path, a.task, features)
-        return d, [
-            dict(dialogue=i, position=j)
-            for i, n in zip(d.ids, d.lengths.tolist())
-            for j in range(n)
-        ]
+        at = [(i, j) for i, n in zip(d.ids, d.lengths.tolist()) for j in range(n)]
+        if d.task.classes != a.task.classes:
+            return d, [dict(dialogue=i, position=j) for i, j in at]
+        y = [d.task.classes[k] for k in d.label] if d.task.classes else d.label.tolist()
+        return d, [dict(dialogue=i, position=j, truth=x) for (i, j), x in zip(at, y)]
     if not path.exists():
         raise DataError(
             f'{path}: found no such file or folder, expected a table ({", ".join(KINDS)}) '
@@ -379,8 +411,8 @@ def as_rows(
     a: Artefact,  # the model that predicted
     where: list[dict],  # N times dialogue and position
     told: list[Prediction],  # N
-    # N rows: dialogue, position, combination, label and a probability per class, or score; private,
-    # model
+    # N rows: dialogue, position, truth if there are labels, combination, label and a probability
+    # per class, or score; private, model
 ) -> list[dict]:
     "Predictions as rows of a table."
 
@@ -423,3 +455,46 @@ def write_rows(
         '.jsonl': lambda p: p.write_text(''.join(json.dumps(r) + '\n' for r in rows)),
     }
     write_atomically(path, how[path.suffix])
+
+# %% ../../nbs/use/02_prediction.ipynb #sc0r3002
+def _known(task, row):  # can it be scored?
+    truth = row.get('truth')
+    if not row['combination'] or truth is None:
+        return False
+    return truth in task.classes if task.classes else math.isfinite(truth)
+
+
+def _left_out(task, rows):  # a sentence on rows that are not scored; none: nothing
+    lost = [r for r in rows if not _known(task, r)]
+    odd = [r for r in lost if r.get('truth') is not None and r['combination']]
+    if not lost:
+        return []
+    said = f'{len(lost)} of {len(rows)} rows are not scored: no label, or nothing to predict from'
+    if odd:
+        expected = ', '.join(task.classes) or 'finite numbers'
+        said += f'; {len(odd)} with labels such as {odd[0]["truth"]!r:.40}, expected {expected}'
+    return [said]
+
+
+def scored(
+    task: Task,  # of the model
+    rows: list[dict],  # of `as_rows`
+    # combination, or 'all' -> 'utterances' and every metric; and what is to be said of it
+) -> 'tuple[dict[str, dict[str, float]], list[str]]':
+    "Score answers against the labels beside them. Without labels there is nothing."
+    if not any('truth' in r for r in rows):
+        return {}, []
+    known, out = [r for r in rows if _known(task, r)], {}
+    groups = {
+        c: [r for r in known if r['combination'] == c]
+        for c in dict.fromkeys(r['combination'] for r in known)
+    }
+    for c, some in {**groups, 'all': known}.items():
+        if task.classes:
+            y = torch.tensor([task.classes.index(r['truth']) for r in some])
+            p = torch.tensor([[r[f'p_{k}'] for k in task.classes] for r in some])
+        else:
+            y, p = (torch.tensor([r[k] for r in some]) for k in ('truth', 'score'))
+        found = metrics(task, p.view(1, len(some), -1), y)[0] if some else {}
+        out[c] = dict(utterances=len(some), **found)
+    return out, _left_out(task, rows) + why_not(task)
