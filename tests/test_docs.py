@@ -78,7 +78,6 @@ import numpy as np, pandas as pd
 np.save('train.npy', np.zeros((5, 2)))
 np.savetxt('train.lengths', [2, 3], fmt='%d')
 rows = pd.DataFrame(dict(dialogue='d1', position=[0, 1, 2], truth=['calm', 'calm', 'merry']))
-rows.to_parquet('new_talks.parquet')
 rows.assign(label='calm', combination=['a', 'at', 'a']).to_csv('probabilities.csv')
 """,
 }

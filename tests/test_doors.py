@@ -28,6 +28,7 @@ from mculora.use.artefact import from_run, load, save
 from mculora.use.cli import app
 from mculora.use.prediction import Predictor, read_input
 
+TRAPS = Path(__file__).parents[2] / 'shared' / 'data' / 'traps'
 FEW = settings(max_examples=8, deadline=None)
 WIDE = {'audio': '*_sma*', 'video': 'AU*,pose_*', 'text': 'bert#*'}
 NAMES = {
@@ -688,3 +689,25 @@ def test_check_takes_a_folder(tmp_path):
     assert said.exit_code == 1 and "found no column 'label'" in said.output
     assert is_own('talks/') and not is_own('talks') and file_name('/a/talks/') == 'talks/'
     assert file_name(Path('/a/b.csv')) == 'b.csv'
+
+
+# --- the inputs that were reported, where they are at hand ---
+
+
+@pytest.mark.skipif(not TRAPS.is_dir(), reason='no folder with the traps')
+def test_the_reported_files_are_read_or_named(tmp_path):
+    d, bad = read_own(TRAPS / '38_mmsa_ragged_list.pkl')
+    assert not bad and len(d.utterances) == 24 and d.present.all() and d.widths['audio'] == 3
+    with pytest.warns(UserWarning, match='token ids alone'):
+        assert read_own(TRAPS / '39_mmsa_text_bert_only.pkl')[0].modalities == ('audio', 'vision')
+    d, bad = read_own(TRAPS / 'merbench')
+    assert not bad and d.widths == {'a': 4, 't': 6} and d.lengths.tolist() == [3] * 6
+    folder = tmp_path / 'talks'
+    folder.mkdir()
+    for k in range(4):
+        (folder / f'M{k}.csv').write_bytes((TRAPS / f'wide_M00{k}.csv').read_bytes())
+    d, bad = read_own(folder, Columns(label='UI#', features=WIDE))
+    assert not bad and d.widths == {'audio': 4, 'video': 3, 'text': 5} and len(d) == 4
+    assert d.label[:6].tolist() == [5, 4, 4.5, 6, 7, 3.5]
+    pytest.importorskip('h5py')
+    refused(lambda: read_own(TRAPS / 'words.h5'), 'found d1 (4, 5, 3)', 'these three lines')

@@ -20,7 +20,8 @@ from mculora.basics.dialogues import DataError, Task, random_dialogues
 from mculora.basics.masking import at_random
 from mculora.basics.modalities import labels
 from mculora.data.clips import RATE, buzz, read_manifest, read_wav
-from mculora.data.tables import Columns, as_table, read_own, read_table
+from mculora.data.own import read_own
+from mculora.data.tables import Columns, as_table, read_table
 from mculora.experiments.runs import place_of
 from mculora.training.evaluation import metric_names, metrics, undefined, why_not
 from mculora.use.cli import app

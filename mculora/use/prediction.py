@@ -32,8 +32,8 @@ from mculora.data.tables import (
     _short,
     _vectors,
 )
-from ..training.evaluation import metrics, why_not
 from ..data.own import table_of
+from ..training.evaluation import metrics, why_not
 from .artefact import Artefact, load, readout
 
 # %% ../../nbs/use/02_prediction.ipynb #9617afc5
@@ -292,27 +292,6 @@ def _release(path, task, features):  # a feature release as dialogues
         )
     return d
 
-# %% ../../nbs/use/02_prediction.ipynb #tru7h001
-def _class_of(x, c):  # a label as the name of a class
-    if not c.cuts:
-        return _number(x)
-    names = c.classes or _between(c.cuts)
-    y = torch.tensor(float(x), dtype=torch.float32)  # as in training, so that a cut is not above it
-    return names[int(torch.bucketize(y, torch.tensor(c.cuts)))]
-
-
-def _truth(task, f, c):  # N labels as the model would say them, None where empty; None: no column
-    if c.label not in f.columns:
-        return None
-    out = []
-    for x in f[c.label].tolist():
-        try:
-            y = None if _nothing(x) else _class_of(x, c) if task.classes else float(x)
-        except (TypeError, ValueError, OverflowError):  # no number, where one is expected
-            y = str(x) if task.classes else math.nan
-        out.append(y)
-    return out
-
 # %% ../../nbs/use/02_prediction.ipynb #d00r0022
 def _columns(a, f, c, features):  # modality -> column of the table
     names, there = ', '.join(a.modalities), ', '.join(map(str, f.columns))
@@ -343,6 +322,27 @@ def _as_trained(a, features):  # are the columns of numbers those of training, i
                 f'features {m!r}: found the columns {col}, expected those of training in the same '
                 f'order, {was.removeprefix("column ")}; or say which (--features {m}=PATTERN)'
             )
+
+# %% ../../nbs/use/02_prediction.ipynb #tru7h001
+def _class_of(x, c):  # a label as the name of a class
+    if not c.cuts:
+        return _number(x)
+    names = c.classes or _between(c.cuts)
+    y = torch.tensor(float(x), dtype=torch.float32)  # as in training, so that a cut is not above it
+    return names[int(torch.bucketize(y, torch.tensor(c.cuts)))]
+
+
+def _truth(task, f, c):  # N labels as the model would say them, None where empty; None: no column
+    if c.label not in f.columns:
+        return None
+    out = []
+    for x in f[c.label].tolist():
+        try:
+            y = None if _nothing(x) else _class_of(x, c) if task.classes else float(x)
+        except (TypeError, ValueError, OverflowError):  # no number, where one is expected
+            y = str(x) if task.classes else math.nan
+        out.append(y)
+    return out
 
 # %% ../../nbs/use/02_prediction.ipynb #5aa61ee5
 def _asked(a, f, base, c, features):  # dialogues, and where each row is from
@@ -398,8 +398,7 @@ def read_input(
             'or a feature release'
         )
     folder = str(a.trained.get('data', {}).get('file', '')).endswith('/')
-    named = features or a.features or None
-    r = table_of(path, columns or a.table, named, folder, some=features is None)
+    r = table_of(path, columns or a.table, features, folder, some=features is None)
     try:
         if features is None and (columns or a.table).features == a.table.features:
             _as_trained(a, r.features or {})
