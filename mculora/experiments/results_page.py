@@ -399,7 +399,7 @@ tr.one th { box-shadow: inset 4px 0 var(--one) }
 tr.other th { box-shadow: inset 4px 0 var(--other) }
 td.picked { font-weight: 600 }
 th button {
-  font: inherit; background: none; border: 0; padding: 0; color: inherit; cursor: pointer;
+  font: inherit; background: none; border: 0; padding: 0; color: inherit; text-align: left;
 }
 th button:hover { text-decoration: underline }
 th[aria-sort] button::after { content: ' ▾' }
