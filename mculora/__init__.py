@@ -9,7 +9,7 @@ __all__ = []
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = '0.5.0'  # as in settings.ini
+__version__ = "0.5.0"
 
 # name -> where it is defined
 _PLACES = {
