@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from mculora.basics.dialogues import folds, random_dialogues, split
 from mculora.data.tables import Columns, read_table
-from mculora.data.traps import Seen, examine, findings
+from mculora.data.traps import Seen, examine, findings, shared_people
 from mculora.use import cli
 
 SHARED = Path(os.environ.get('MCULORA_SHARED') or Path(__file__).resolve().parents[2] / 'shared')
 TRAPS = SHARED / 'data' / 'traps'
-few = settings(max_examples=8, deadline=None)
+few = settings(max_examples=4, deadline=None)
 seeds = st.integers(0, 10**6)
 
 
@@ -76,7 +76,7 @@ def reported(name, **columns):
 def test_a_reported_trap_is_named(name, trap, count, says):
     _, found = reported(name)
     (f,) = [f for f in found if f.trap == trap and says in str(f)]
-    assert f.count == count and f.severity == 'warning' and f.do or trap == 'reading'
+    assert f.count == count and f.severity == 'warning' and bool(f.do) == (trap != 'reading')
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,7 @@ def test_hazumi_has_folds_by_speaker():
     path = SHARED / 'data' / 'tables' / 'hazumi_online.parquet'
     if not path.is_file():
         pytest.skip('hazumi_online is not here')
-    columns = [c for c in pd.read_parquet(path, columns=['dialogue']).columns]
-    f = pd.read_parquet(path, columns=[*columns, 'position', 'speaker', 'label', 'split'])
+    f = pd.read_parquet(path, columns=['dialogue', 'position', 'speaker', 'label', 'split'])
     f['v'] = [[0.0, 1.0]] * len(f)
     d, bad = read_table(f, Columns(task='score', group='speaker'))
     assert not bad and len(d) == 125 and len(set(d.who)) == len(set(d.group)) == 96
@@ -109,7 +108,8 @@ def test_hazumi_has_folds_by_speaker():
         assert not {*s.train.who} & {*s.test.who, *s.val.who}
         assert 0.15 < len(s.test.label) / len(f) < 0.25
     # as its authors split it, nobody is in two parts either
-    assert read_table(f, Columns(task='score'))[0].by == 'split' and not named(f).keys()
+    d = read_table(f, Columns(task='score'))[0]
+    assert d.by == 'split' and not [*shared_people(Seen(d))]
 
 
 # --- more of each kind ---
@@ -158,7 +158,7 @@ def test_recordings_in_several_parts(seed, where):
         t = t.assign(utterance=[f'{v}_{i}' for i, v in enumerate(video)])
         t = t.drop(columns=['dialogue', 'position', 'speaker'])
     found = named(t)
-    assert found['shared recordings'].count == 8 and "'v0'" in found['shared recordings'].said
+    assert found['shared recordings'].count == 7 and "'v0'" in found['shared recordings'].said
 
 
 @few
@@ -187,7 +187,7 @@ def test_a_modality_that_a_part_lacks(seed, part):
 def test_an_entry_that_is_the_label(seed, n_classes, at, scale):
     t = sound(seed, n_classes=n_classes)
     y = [float(ord(y)) if n_classes else y for y in t.label]
-    t['audio'] = [x[:at] + [scale * v] + x[at + 1 :] for x, v in zip(t.audio, y)]
+    t['audio'] = [[*x[:at], scale * v, *x[at + 1 :]] for x, v in zip(t.audio, y)]
     f = named(t)['telling entries']
     assert (
         f.count == 1
@@ -231,16 +231,11 @@ def test_labels_that_the_position_gives(seed, n_classes):
 
 
 @few
-@given(seeds, st.sampled_from([' ', ', ', '; ', ',']), st.sampled_from(['[]', '()', '  ']))
+@given(seeds, st.sampled_from([' ', ', ', '; ', ',']), st.sampled_from(['()', '  ']))
 def test_vectors_that_are_text(seed, between, around):
     t = sound(seed)
-    # a list in JSON is read
-    if between.strip() == ',' and around == '[]':
-        around = '()'
     t['audio'] = [around[0] + between.join(f'{v:.3g}' for v in x) + around[1] for x in t.audio]
     t = t.assign(note='so')
-    if around == '[]':
-        t['audio'] = t.audio.str.replace('[', '(').str.replace(']', ')')
     found = named(t)
     assert found['vectors as text'].count == len(t) and found['unused columns'].count == 2
     assert 'audio, note' in found['unused columns'].said
@@ -289,7 +284,7 @@ def test_one_person_under_two_names(seed, n):
     t['gender'] = t.speaker.map({f's{k}': 'FM'[k % 2] for k in range(10)})
     t['age'] = t.speaker.map({f's{k}': 20 + k // 2 for k in range(10)})
     f = named(t)['two names']
-    assert f.count == 1 and f"column 'person': 1 people have several names in 'speaker'" in f.said
+    assert f.count == 1 and "column 'person': 1 of its values has several names" in f.said
     assert all(repr(f's{k}') in f.said for k in range(min(n, 3)))
     assert 'two names' not in named(t, Columns(group='person'))
 
@@ -299,7 +294,7 @@ def test_one_person_under_two_names(seed, n):
 def test_entries_far_away(seed, n, value):
     t = sound(seed)
     for i in range(n):
-        t.at[7 * i, 'text'] = [value] + t.text[7 * i][1:]
+        t.at[7 * i, 'text'] = [value, *t.text[7 * i][1:]]
     f = named(t)['far entries']
     assert f.count == n and f'{value:g}' in f.said
 
@@ -309,7 +304,7 @@ def test_entries_far_away(seed, n, value):
 def test_entries_that_are_no_numbers(seed, n, value):
     t = sound(seed)
     for i in range(n):
-        t.at[7 * i, 'text'] = [value] + t.text[7 * i][1:]
+        t.at[7 * i, 'text'] = [value, *t.text[7 * i][1:]]
     f = named(t)['unmeasured entries']
     assert f.count == n and 'in 1 column' in f.said
 

@@ -915,10 +915,11 @@ def _people_line(d):  # who speaks: over all dialogues where names say so, else 
         return '  speakers: ' + ', '.join(f'{s} ({_count(n, "utterance")})' for s, n in spoken)
     of = [set(names) for names in by_dialogue(d, d.who)]
     again = sum(n > 1 for n in Counter(name for names in of for name in names).values())
-    each = sorted(n for _, n in spoken)
+    each = sorted({n for _, n in spoken})
+    few = f'{each[0]} to ' * (len(each) > 1)
     return (
         f'  speakers: {_count(len(spoken), "name")} in {_count(len(d), "dialogue")}, {again} of '
-        f'them in several; {each[0]} to {_count(each[-1], "utterance")} each'
+        f'them in several; {few}{_count(each[-1], "utterance")} each'
     )
 
 

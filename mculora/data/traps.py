@@ -277,7 +277,7 @@ def readout(
     m: str,  # modality
     train: np.ndarray,  # [n] training utterances
     test: np.ndarray,  # [n'] test utterances
-) -> tuple[float, float, float] | None:  # held out of training, on test, error of the latter
+) -> tuple[float, float, float] | None:  # held out of training, on test, error of the difference
     "A linear read-out of one modality; None: too few utterances, or people, to say."
     from sklearn.model_selection import GroupKFold
 
@@ -293,9 +293,9 @@ def readout(
     if len(set(y[train][fit].tolist())) < 2:
         return None
     told = _ridge(a[fit], y[train][fit], classes).predict(a[held])
-    inside, _ = _right(told, y[train][held], classes)
-    outside, error = _right(_ridge(a, y[train], classes).predict(b), y[test], classes)
-    return inside, outside, error
+    inside, error = _right(told, y[train][held], classes)
+    outside, more = _right(_ridge(a, y[train], classes).predict(b), y[test], classes)
+    return inside, outside, float(np.hypot(error, more))
 
 # %% ../../nbs/data/06_traps.ipynb #72a90022
 def readout_gaps(s: Seen) -> Iterator[Finding]:
@@ -464,8 +464,8 @@ def two_names(s: Seen) -> Iterator[Finding]:
         if (same := _one_for_each(s.frame, col, speaker)) and s.d.by != col:
             value, some = next(iter(same.items()))
             said = (
-                f'column {col!r}: {len(same)} people have several names in {speaker!r}, such as '
-                f'{value!r}: {such_as(some)}'
+                f'column {col!r}: {len(same)} of its values {"has" if len(same) == 1 else "have"} '
+                f'several names in {speaker!r}, such as {value!r} the names {such_as(some)}'
             )
             do = f'if it names people, take it: --table \'{{"group": "{col}"}}\''
             yield Finding('two names', said, do, len(same))

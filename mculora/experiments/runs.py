@@ -363,13 +363,13 @@ def parts_in_words(
     "By what the parts of a table were made, and how many people are in training and test."
     if not (parts := about.get('parts')):
         return ''
-    said = f'{about["name"]}, {about["fold"]}: parts by {parts["by"]}'
+    said = f'{about["name"]}: parts by {parts["by"]}'
     if 'people' in parts:
         n, seen = parts['people']['test'], parts['seen']['test']
         said += f'; the test part has {n} speakers, {seen or "none"} of them in training too'
     # whoever has older results of this table should know
     new = c.table.group is None and parts['by'] == c.table.speaker
-    return said + '; in version 0.5 and before: by dialogue (--table \'{"group": ""}\')' * new
+    return said + '; results of version 0.5 are by dialogue (--table \'{"group": ""}\')' * new
 
 # %% ../../nbs/experiments/01_runs.ipynb #25e8e2da
 def prepare(
