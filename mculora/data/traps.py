@@ -538,7 +538,7 @@ def findings(s: Seen) -> list[Finding]:
     "What all traps find."
     return [x for trap in TRAPS for x in trap(s)]
 
-
+# %% ../../nbs/data/06_traps.ipynb #72a90041
 def examine(
     path,  # a file of one's own, or the folder of a release
     dataset: str,  # which release, or any name of a file
