@@ -3,6 +3,7 @@ with the right numbers, and sound data are not."""
 
 import json
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from typer.testing import CliRunner
 
 from mculora.basics.dialogues import folds, random_dialogues, split
-from mculora.data.tables import Columns, read_table
+from mculora.data.tables import Columns, read_mmsa, read_table
 from mculora.data.traps import Seen, examine, findings, shared_people
 from mculora.use import cli
 
@@ -148,6 +149,17 @@ def test_rows_that_are_there_twice(seed, n):
 
 
 @few
+@given(seeds, st.integers(1, 9))
+def test_utterances_that_are_there_twice(seed, n):
+    t = sound(seed)
+    t['utterance'] = [f'u{i} {p}' for i, p in enumerate(t.split)]
+    train, test = (t.index[t.split == p][:n] for p in ('train', 'test'))
+    t.loc[test, 'utterance'] = [f'u{i} test' for i in train]
+    f = named(t)['shared utterances']
+    assert f.count == n and "'u0'" in f.said
+
+
+@few
 @given(seeds, st.sampled_from(['column', 'names']))
 def test_recordings_in_several_parts(seed, where):
     t = sound(seed, people=30)
@@ -250,6 +262,27 @@ def test_ids_of_tokens(seed, words):
     t.at[0, 'text'] = [words, 0, 0, 0, 0, 0]
     f = named(t)['token ids']
     assert f.count == 6 * len(t) and f'up to {words}' in f.said
+
+
+@pytest.mark.parametrize('n', [12, 30])
+def test_text_that_is_ids_alone(tmp_path, n):
+    "MMSA's `text_bert` without `text` is named, by check and before training."
+    g = np.random.default_rng(n)
+    parts = {
+        p: dict(
+            text_bert=g.integers(0, 30000, (n, 3, 5)),
+            audio=g.normal(size=(n, 5, 3)),
+            id=[f'{p}{k // 4}$_${k}' for k in range(n)],
+            regression_labels=g.uniform(-3, 3, n),
+        )
+        for p in ('train', 'valid', 'test')
+    }
+    (tmp_path / 'x.pkl').write_bytes(pickle.dumps(parts))
+    d, found = examine(tmp_path / 'x.pkl', 'x')
+    (f,) = [f for f in found if f.severity != 'note']
+    assert d.modalities == ('audio',) and f"token ids alone ('text_bert', {3 * n} utter" in f.said
+    with pytest.warns(UserWarning, match='token ids alone'):
+        read_mmsa(tmp_path / 'x.pkl')
 
 
 @few

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RECORDINGS', 'MOST', 'TELLS', 'GAP', 'LARGEST', 'PERSON', 'FAR', 'TRAPS', 'Finding', 'Seen', 'parts_of', 'such_as',
-           'shared_people', 'shared_recordings', 'shared_rows', 'lacking_classes', 'lacking_modalities',
-           'telling_entries', 'readout', 'readout_gaps', 'telling_position', 'unused_columns', 'vectors_as_text',
-           'token_ids', 'integer_scores', 'alike_classes', 'two_names', 'far_entries', 'unmeasured_entries', 'findings',
-           'examine', 'counted']
+           'shared_people', 'shared_recordings', 'shared_utterances', 'shared_rows', 'lacking_classes',
+           'lacking_modalities', 'telling_entries', 'readout', 'readout_gaps', 'telling_position', 'unused_columns',
+           'vectors_as_text', 'token_ids', 'integer_scores', 'alike_classes', 'two_names', 'far_entries',
+           'unmeasured_entries', 'findings', 'examine', 'counted']
 
 # %% ../../nbs/data/06_traps.ipynb #72a90003
 from collections import Counter
@@ -70,7 +70,7 @@ def such_as(names) -> str:
 
 # %% ../../nbs/data/06_traps.ipynb #72a90008
 def _several(of_part, names):  # name -> its parts, of those in several; parts and names: [N]
-    parts: dict = {}
+    parts = {}
     for name, part in zip(names, of_part):
         parts.setdefault(str(name), set()).add(str(part))
     return {name: sorted(some) for name, some in parts.items() if len(some) > 1}
@@ -138,12 +138,21 @@ def shared_recordings(s: Seen) -> Iterator[Finding]:
             yield Finding('shared recordings', said, do, len(both))
 
 # %% ../../nbs/data/06_traps.ipynb #72a90012
+def shared_utterances(s: Seen) -> Iterator[Finding]:
+    "Utterances that have one name but for that of their part."
+    names = [re.sub(r' (train|val|valid|test)$', '', u) for u in s.d.utterances]
+    both = _several(_of_parts(s.d), names)
+    if both:
+        said = f'utterances: {len(both)} are in several parts, such as {such_as(both)}'
+        yield Finding('shared utterances', said, 'leave out what is there twice', len(both))
+
+
 def shared_rows(s: Seen) -> Iterator[Finding]:
     "Test utterances whose features, all of them, are those of a training utterance."
     x = [z.numpy() for z in s.d.features.values()]
     some = np.array([np.any(z, 1) for z in x]).any(0)
     key = [b''.join(z[i].tobytes() for z in x) for i in range(len(s.d.utterances))]
-    twins: dict = {}
+    twins = {}
     for _, part in parts_of(s.d):
         seen = {key[i]: i for i in np.flatnonzero(part['train'] & some)}
         twins |= {i: seen[key[i]] for i in np.flatnonzero(part['test'] & some) if key[i] in seen}
@@ -374,7 +383,9 @@ def unused_columns(s: Seen) -> Iterator[Finding]:
 
 def vectors_as_text(s: Seen) -> Iterator[Finding]:
     "Columns whose text is numbers."
-    for col in _left(s) if s.frame is not None else ():
+    if s.frame is None:
+        return
+    for col in _left(s):
         text = [x for x in s.frame[col].tolist() if isinstance(x, str) and x.strip()]
         vector = re.compile(rf'\s*[\[(]?\s*{_NUMBER}(?:[\s,;|]+{_NUMBER})+\s*[\])]?\s*', re.I)
         if text and vector.fullmatch(text[0]):
@@ -422,7 +433,7 @@ def _plainly(name):  # what a name is without case, spaces and punctuation; of a
 
 
 def _alike(names):  # lists of names that are nearly the same
-    groups: dict = {}
+    groups = {}
     for name in names:
         groups.setdefault(_plainly(name), []).append(name)
     return [some for some in groups.values() if len(some) > 1]
@@ -517,6 +528,7 @@ def unmeasured_entries(s: Seen) -> Iterator[Finding]:
 TRAPS: tuple[Callable[[Seen], Iterator[Finding]], ...] = (
     shared_people,
     shared_recordings,
+    shared_utterances,
     shared_rows,
     two_names,
     lacking_classes,
