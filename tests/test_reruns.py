@@ -74,7 +74,7 @@ def test_every_committed_record_has_a_command_that_sets_what_it_says(monkeypatch
         # with the settings that came later
         then = config | dict(options=as_made(c.method, config['options']))
         assert {k: now[k] for k in same} == {k: then[k] for k in same}, path
-        assert 'table' not in data or c.table == Columns(**data['table']), path
+        assert 'table' not in data or c.table == Columns.written(data['table']), path
         real = not data['simulated']
         assert (c.data_root == 'data') == real and (c.size != 'full') != real, path
     assert len(seen) > 100

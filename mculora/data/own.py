@@ -443,7 +443,7 @@ def _stamp_of(path, c):  # changes with every file that is read
             stamps += _stamps(p, 1)
         elif p.is_file():
             stamps.append(f'{p} {p.stat().st_size} {p.stat().st_mtime_ns}')
-    return f'4 {_hash(*sorted(stamps))}'  # 4: how it is read
+    return f'5 {_hash(*sorted(stamps))}'  # 5: how it is read
 
 
 def load_own(

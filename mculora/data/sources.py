@@ -27,7 +27,15 @@ from tqdm import tqdm
 from ..basics.modalities import combination_index, labels
 from ..basics.files import brief, load_sealed, plain_bytes, printable, save_sealed, shown
 from .pickles import read_pickle
-from ..basics.dialogues import DataError, Dialogues, Task, folds, problems, random_dialogues
+from mculora.basics.dialogues import (
+    DataError,
+    Dialogues,
+    Task,
+    by_dialogue,
+    folds,
+    problems,
+    random_dialogues,
+)
 
 # %% ../../nbs/data/01_sources.ipynb #5ff4cc30
 def require(
@@ -661,6 +669,9 @@ class _Meta(BaseModel):  # the header of a file of dialogues
     utterances: tuple[str, ...]
     part: tuple[str, ...]
     encoded: StrictBool
+    who: tuple[str, ...] = ()
+    group: tuple[str, ...] = ()
+    by: str = ''
 
 
 def save_dialogues(
@@ -683,6 +694,9 @@ def save_dialogues(
         'utterances': d.utterances,
         'part': d.part,
         'encoded': d.encoded,
+        'who': d.who,
+        'group': d.group,
+        'by': d.by,
     }
     save_sealed(path, tensors, meta)
     return path
@@ -698,7 +712,7 @@ def _check_tensors(d, path):  # that names and tensors of loaded dialogues fit e
         *((x, torch.float, (N, x.shape[-1:].numel())) for x in d.features.values()),
     ]
     odd = any((x.dtype, tuple(x.shape)) != (dtype, shape) for x, dtype, shape in want)
-    if odd or len(d.part) != K:
+    if odd or len(d.part) != K or len(d.who) not in (0, N) or len(d.group) not in (0, K):
         raise DataError(f'{path}: found tensors and names of different lengths or types')
     if not N or d.offset[0] != 0 or d.offset[-1] != N or (d.lengths < 1).any():
         raise DataError(
@@ -728,6 +742,9 @@ def load_dialogues(
             meta.part,
             meta.encoded,
             label=tensors['label'],
+            who=meta.who,
+            group=meta.group,
+            by=meta.by,
         )
     except DataError:
         raise
@@ -892,18 +909,32 @@ def _label_line(d):  # how often each class is, or each side of the middle; else
     return '  labels: ' + ', '.join(shares)
 
 
+def _people_line(d):  # who speaks: over all dialogues where names say so, else within each
+    spoken = sorted(Counter(d.who or d.speaker.tolist()).items())
+    if not d.who:
+        return '  speakers: ' + ', '.join(f'{s} ({_count(n, "utterance")})' for s, n in spoken)
+    of = [set(names) for names in by_dialogue(d, d.who)]
+    again = sum(n > 1 for n in Counter(name for names in of for name in names).values())
+    each = sorted({n for _, n in spoken})
+    few = f'{each[0]} to ' * (len(each) > 1)
+    return (
+        f'  speakers: {_count(len(spoken), "name")} in {_count(len(d), "dialogue")}, {again} of '
+        f'them in several; {few}{_count(each[-1], "utterance")} each'
+    )
+
+
 def _dialogue_lines(d):  # lengths, speakers, parts and folds
     size = d.lengths.double()
     yield (
         f'  dialogue length: min {size.min():.0f}, median {size.quantile(0.5):g}, mean '
         f'{size.mean():.1f}, max {size.max():.0f}'
     )
-    spoken = sorted(Counter(d.speaker.tolist()).items())
-    yield '  speakers: ' + ', '.join(f'{s} ({_count(n, "utterance")})' for s, n in spoken)
+    yield _people_line(d)
     for p in sorted(set(d.part)):
         own = [int(l) for l, q in zip(d.lengths, d.part) if q == p]
         yield f'  {p}: {_count(len(own), "dialogue")}, {_count(sum(own), "utterance")}'
-    yield f'  {_count(len(folds(d)), "fold")}, tested on {", ".join(folds(d))}'
+    made = f' by {d.by}' if d.by else ''
+    yield f'  {_count(len(folds(d)), "fold")}{made}, tested on {", ".join(folds(d))}'
 
 # %% ../../nbs/data/01_sources.ipynb #2cc85bcf
 def describe(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'Rows', 'rows_of', 'moments', 'ridge', 'losses', 'logistic', 'Readouts', 'shared', 'own', 'answers',
-           'gradients', 'cosines', 'sums_of', 'with_means', 'bootstrap', 'people_of', 'groups_of', 'units_of',
-           'grouped', 'HeadroomConfig', 'verdict', 'Found', 'read_found', 'measure', 'told', 'draw_gains',
-           'draw_conflict', 'pictures', 'headroom', 'markdown']
+           'gradients', 'cosines', 'sums_of', 'with_means', 'bootstrap', 'people_of', 'units_of', 'grouped',
+           'HeadroomConfig', 'verdict', 'Found', 'read_found', 'measure', 'told', 'draw_gains', 'draw_conflict',
+           'pictures', 'headroom', 'markdown']
 
 # %% ../../nbs/experiments/07_headroom.ipynb #hdrm0002
 from pathlib import Path
@@ -19,16 +19,15 @@ import mculora
 from torch import Tensor
 from dataclasses import replace
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from ..basics.modalities import labels, members
-from ..basics.dialogues import DataError, Dialogues, Task, folds, select, split
+from ..basics.dialogues import DataError, Dialogues, Task, by_dialogue, folds
+from ..basics.dialogues import select, split
 from ..basics.files import write_atomically
 from ..basics.method import Settings
 from ..data.clips import need
 from ..data.sources import fit_scale, scale
-from ..data.tables import Columns, _order, _people
-from ..data.own import file_name, is_own, open_data, table_of
+from ..data.tables import Columns, groups_of
+from ..data.own import file_name, is_own, open_data
 from ..data.twins import repo_root
 from ..training.evaluation import AVERAGES, metric_names, shown
 from .results import config_hash, environment
@@ -293,35 +292,12 @@ FEWEST = 10  # groups of people that a bootstrap needs
 
 
 def people_of(
-    c: 'HeadroomConfig',  # what was asked
-    d: Dialogues,  # its data
-) -> list[set[str]]:  # who speaks in each dialogue of `d`; empty: nobody says
-    "The names in a table's `group` column, or else `speaker`; a model has numbers only."
-    if not is_own(c.dataset):
-        return []
-    root = Path(repo_root() / c.data_root) if c.data_root else repo_root()
-    r = table_of(root / Path(c.dataset).expanduser(), c.table, c.features)
-    f = r.frame
-    column = c.table.group or c.table.speaker
-    if column not in f.columns:
-        return []
-    who: dict[str, set[str]] = {}
-    for dialogue, name in zip(_order(f, r.columns)[0], _people(f, column)):
-        who.setdefault(dialogue, set()).add(str(name))
-    return [who[i] for i in d.ids]
-
-
-def groups_of(
-    who: list[set[str]],  # who speaks in each dialogue
-) -> np.ndarray:  # the group of each dialogue: 0, 1, ...
-    "Groups of dialogues that no person links."
-    at = {name: k for k, name in enumerate(sorted(set().union(*who)))}
-    pairs = [(k, at[name]) for k, names in enumerate(who) for name in names]
-    row, column = np.array(pairs).T
-    n = len(who) + len(at)
-    links = coo_array((np.ones(len(row)), (row, column + len(who))), (n, n))
-    group = connected_components(links, directed=False)[1][: len(who)]
-    return np.unique(group, return_inverse=True)[1]
+    d: Dialogues,  # of a table
+) -> list[set[str]]:  # who speaks in each dialogue, or its group; empty: nobody says
+    "Whom folds keep apart, or else the names in a table's `speaker` column."
+    if d.group and d.by != 'split':
+        return [{name} for name in d.group]
+    return [set(names) for names in by_dialogue(d, d.who)] if d.who else []
 
 # %% ../../nbs/experiments/07_headroom.ipynb #hdrm0029
 def units_of(
@@ -358,6 +334,7 @@ def grouped(
         offset=torch.tensor([0, *sizes.values()]).cumsum(0),
         ids=tuple(f'{part} {u}' for part, u in names),
         part=tuple(part for part, _ in names),
+        group=(),
     )
     return whole, np.array([u for _, u in names])
 
@@ -570,7 +547,7 @@ def measure(
         raise DataError(
             f'{d.task.name}: found one modality ({d.modalities[0]}), expected two or more'
         )
-    what, unit = units_of(people_of(c, d), len(d), c.units)
+    what, unit = units_of(people_of(d), len(d), c.units)
     every = c.folds or [*range(1, len(folds(d)) + 1)]
     about, config = _said_of(c, d, split(d, every[0], c.seed))
     whole, unit = grouped(d, unit) if what == 'speakers' else (d, unit)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['WHERE', 'RunConfig', 'read_parameters', 'output_folder', 'locked', 'said_missing', 'incomplete', 'mistaken', 'fewer',
-           'have', 'prepare', 'new_method', 'as_published', 'peak_mb', 'save_method', 'load_method', 'finished', 'Job',
-           'ready', 'code_of', 'size_of', 'config_of', 'command_of', 'place_of', 'finish', 'run_all', 'run']
+           'have', 'people_in', 'never_trained', 'parts_in_words', 'prepare', 'new_method', 'as_published', 'peak_mb',
+           'save_method', 'load_method', 'finished', 'Job', 'ready', 'code_of', 'size_of', 'config_of', 'command_of',
+           'place_of', 'finish', 'run_all', 'run']
 
 # %% ../../nbs/experiments/01_runs.ipynb #442ca675
 from contextlib import ExitStack, contextmanager, suppress
@@ -342,6 +343,25 @@ def _refuse_unusable(d, s, standardise):  # raise for parts useless for learning
         )
 
 # %% ../../nbs/experiments/01_runs.ipynb #ac4fef72
+def people_in(
+    s: Splits,  #
+) -> dict:  # by what parts were made; part -> number of people, and of those who are in training
+    "Whom a model is trained and tested on; empty where nobody says."
+    who = {p: {*getattr(s, p).who} for p in ('train', 'val', 'test')}
+    seen = {p: len(who[p] & who['train']) for p in ('val', 'test')}
+    people = dict(people={p: len(names) for p, names in who.items()}, seen=seen)
+    return dict(by=s.train.by) | (people if s.train.who else {}) if s.train.by else {}
+
+
+def never_trained(
+    s: Splits,  #
+) -> dict[str, int]:  # class -> utterances that test it
+    "Classes that the test part has and training lacks."
+    test, train = ({*p.label.tolist()} for p in (s.test, s.train))
+    rows = [(k, c) for k, c in enumerate(s.test.task.classes) if k in test - train]
+    return {c: int((s.test.label == k).sum()) for k, c in rows}
+
+
 def _about(c, d, s):  # what the result says of the data
     parts = {p: getattr(s, p) for p in ('train', 'val', 'test')}
     return dict(
@@ -354,6 +374,8 @@ def _about(c, d, s):  # what the result says of the data
         dialogues={p: len(x) for p, x in parts.items()},
         utterances={p: len(x.utterances) for p, x in parts.items()},
         conditions={p: have(x) for p, x in parts.items()},
+        **(dict(parts=said) if (said := people_in(s)) else {}),
+        **(dict(never_trained=lost) if (lost := never_trained(s)) else {}),
         **(dict(features=c.features) if c.features else {}),
         **(
             dict(file=file_name(c.dataset), table=c.table.model_dump(mode='json'))
@@ -361,6 +383,22 @@ def _about(c, d, s):  # what the result says of the data
             else {}
         ),
     )
+
+# %% ../../nbs/experiments/01_runs.ipynb #ac4fef74
+def parts_in_words(
+    c: RunConfig,  #
+    about: dict,  # `data` of its result
+) -> str:  # a sentence; empty for a release
+    "By what the parts of a table were made, and how many people are in training and test."
+    if not (parts := about.get('parts')):
+        return ''
+    said = f'{about["name"]}: parts by {parts["by"]}'
+    if 'people' in parts:
+        n, seen = parts['people']['test'], parts['seen']['test']
+        said += f'; the test part has {n} speakers, {seen or "none"} of them in training too'
+    # whoever has older results of this table should know
+    new = c.table.group is None and parts['by'] == c.table.speaker
+    return said + '; results of version 0.5 are by dialogue (--table \'{"group": ""}\')' * new
 
 # %% ../../nbs/experiments/01_runs.ipynb #25e8e2da
 def prepare(
@@ -1034,9 +1072,12 @@ def _train(jobs, progress, on_epoch, every):  # number -> job: its result, or wh
 
 # %% ../../nbs/experiments/01_runs.ipynb #3311e8a6
 def _plan(configs, opened, progress):  # results so far, groups to train, and what is there twice
-    out, groups, twice = [], {}, {}
+    out, groups, twice, told = [], {}, {}, set()
     for n, c in enumerate(configs):
         j = ready(c, opened)
+        if progress and (said := parts_in_words(c, j.about)) and said not in told:
+            print(said)
+            told.add(said)
         out.append((j.done, j.folder))
         if (first := [f for _, f in out].index(j.folder)) < n:
             twice[n] = first

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'data', 'Features', 'Table', 'Size', 'Model', 'Manifest', 'FeatureFolder', 'Layout', 'Audio', 'Text', 'Face',
-           'Skip', 'ModelDevice', 'DataPath', 'Methods', 'Folds', 'Seeds', 'SideBySide', 'MethodName', 'Twin',
-           'MethodOptions', 'StudyData', 'MethodsOrAll', 'Studies', 'OneFold', 'OneSeed', 'Done', 'AsStudy',
+           'Skip', 'ModelDevice', 'DataPath', 'FindingsAsJson', 'Methods', 'Folds', 'Seeds', 'SideBySide', 'MethodName',
+           'Twin', 'MethodOptions', 'StudyData', 'MethodsOrAll', 'Studies', 'OneFold', 'OneSeed', 'Done', 'AsStudy',
            'OneMethod', 'Trials', 'TuningFolds', 'TuningSeeds', 'RunFolder', 'NewModel', 'DatasetOfRun',
            'DataRootOfRun', 'FeaturesOfRun', 'Temperatures', 'Programs', 'Input', 'Output', 'FeaturesOfInput',
            'TableOfInput', 'Nonfinite', 'HeadroomData', 'BenchDevice', 'Threads', 'BenchPrecision', 'BenchData',
@@ -19,13 +19,15 @@ from contextlib import contextmanager
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Annotated, Literal, get_origin
-import inspect, json, shlex, warnings
+from dataclasses import asdict
+import inspect, json, shlex
 import torch
 import typer
 from pydantic import TypeAdapter
 from ..basics.dialogues import DataError, folds, select
 from ..basics.files import brief, write_atomically
-from ..data.sources import LAYOUTS, describe, find_all, read_layout
+from ..data.sources import LAYOUTS, describe, find_all
+from ..data.traps import counted, examine
 from ..experiments.bench import bench as time_parts, line
 from ..basics.method import create, method_of, read_settings
 from ..data.clips import EXTRACTORS, extractors, read_manifest, to_layout, to_table
@@ -40,8 +42,8 @@ from .explorer import explore as explored, page
 from ..experiments.studies import CORE, Sweep, studies
 from ..experiments.tuning import Tuning, chosen, tune
 from ..data.twins import open_dataset, repo_root
-from ..data.tables import Columns, remarks
-from ..data.own import FILES, dialogues_of, is_own, open_data, table_of
+from ..data.tables import Columns
+from ..data.own import FILES, is_own, open_data
 from ..training.evaluation import in_a_line, in_percent, shown
 from ..training.check import examined, given_up
 
@@ -235,13 +237,13 @@ DataPath = Annotated[
 ]
 
 
-def _datasets(path):  # (name, path) of every dataset found, and whether it is a user's own file
+def _datasets(path):  # (name, path) of every dataset found
     if is_own(path) and not path.exists():
         expected = f'one of {", ".join(FILES)}, or a folder'
         typer.echo(f'{path}: found no such file, expected {expected}', err=True)
         raise typer.Exit(2)
     if found := find_all(path):
-        return found, False
+        return found
     tables = path.is_dir() and any(is_own(p.name) for p in path.iterdir())
     if not tables and not (is_own(path) and path.is_file()):
         typer.echo(
@@ -250,38 +252,44 @@ def _datasets(path):  # (name, path) of every dataset found, and whether it is a
             err=True,
         )
         raise typer.Exit(2)
-    return [(path.stem, path)], True
+    return [(path.stem, path)]
+
+# %% ../../nbs/use/04_cli.ipynb #e9fa67a1
+FindingsAsJson = Annotated[bool, _option('Print the findings as one JSON object.', '--json')]
+
+
+def _described(d, found):  # a summary of the data, then problems, warnings and notes
+    of = {k: [str(f) for f in found if f.severity == k] for k in ('problem', 'warning', 'note')}
+    lines = [describe(d, of['problem']), *(f'  {note}' for note in of['note'])]
+    lines += [f'  {len(of["warning"])} to look at:'] * bool(of['warning'])
+    return '\n'.join(lines + [f'    {w}' for w in of['warning']])
 
 # %% ../../nbs/use/04_cli.ipynb #e9fa67a2
 @data.command()
-def check(path: DataPath, features: Features = None, table: Table = '{}'):
-    """Read every dataset below PATH; print a summary and all its problems. Exit code: 0 no
-    problems, 1 problems, 2 no dataset."""
+def check(
+    path: DataPath, features: Features = None, table: Table = '{}', as_json: FindingsAsJson = False
+):
+    """Read every dataset below PATH; print a summary, its problems, and what may make its scores
+    meaningless. Exit code: 0 no problems (there may be warnings), 1 problems, 2 no dataset."""
     chosen = _pairs(features)
     try:
         columns = _columns(table)
     except ValueError as e:
         raise typer.BadParameter(str(e)) from e
-    found, own = _datasets(path)
-    n_bad = 0
-    for dataset, folder in found:
-        more: list = []
-        try:
-            with warnings.catch_warnings(record=True) as left:
-                warnings.simplefilter('always')
-                if own:
-                    r = table_of(folder, columns, chosen)
-                    d, bad = dialogues_of(r, folder)
-                    more = remarks(r.frame, d, r.columns, r.features)
-                else:
-                    d, bad = read_layout(folder, dataset, chosen)
-        except (DataError, OSError) as e:
-            d, bad = None, [str(e)]
-        typer.echo(f'{dataset} in {folder}\n{describe(d, bad)}')
-        for x in [*(w.message for w in left), *more]:
-            typer.echo(f'  worth a look: {x}')
-        n_bad += len(bad)
-    raise typer.Exit(int(n_bad > 0))
+    every, said = [], []
+    for dataset, folder in _datasets(path):
+        d, found = examine(folder, dataset, columns, chosen)
+        every += found
+        said.append(dict(dataset=dataset, path=str(folder), findings=[asdict(f) for f in found]))
+        if not as_json:
+            typer.echo(f'{dataset} in {folder}\n{_described(d, found)}')
+    n = Counter(f.severity for f in every)
+    if as_json:
+        total = dict(problems=n['problem'], warnings=n['warning'])
+        typer.echo(json.dumps(total | dict(datasets=said), indent=1))
+    else:
+        typer.echo(counted(every))
+    raise typer.Exit(int(n['problem'] > 0))
 
 # %% ../../nbs/use/04_cli.ipynb #c53130f4
 Methods = Annotated[list[str] | None, _option('Method to train; repeatable. Default: mculora.')]
@@ -328,6 +336,14 @@ def _utterances(result):  # how many each condition covers; '' if all cover the 
     common = f'; never in training, so predicted by the common part: {never}' if never else ''
     return f'  test utterances that have all of it: {each}{common}'
 
+
+def _caveats(about):  # what a score does not say by itself; `about`: `data` of a result
+    people = about.get('parts', {}).get('people')
+    if people and (seen := about['parts']['seen']['test']):
+        yield f'  {seen} of {people["test"]} speakers of the test part are in training too'
+    for name, n in about.get('never_trained', {}).items():
+        yield f'  class {name!r}, {n} of the test utterances: never in training; UA counts it'
+
 # %% ../../nbs/use/04_cli.ipynb #7dd0b1eb
 _SEVERAL = 'method', 'fold', 'seed'  # `train` takes several of each
 
@@ -356,10 +372,13 @@ def _say(out):  # print each run's scores or its error; return the exit code
             typer.echo(f'{folder.name}: {result}', err=True)
             continue
         typer.echo(_scores(result))
-        for line_ in _all_metrics(result, load_method(folder)[0].task):
-            typer.echo(line_)
-        if counts := _utterances(result):
-            typer.echo(counts)
+        for more in (
+            *_all_metrics(result, load_method(folder)[0].task),
+            _utterances(result),
+            *_caveats(result.data),
+        ):
+            if more:
+                typer.echo(more)
     return int(any(isinstance(r, Exception) for r, _ in out))
 
 # %% ../../nbs/use/04_cli.ipynb #4e12a383
