@@ -233,6 +233,13 @@ def test_features_of_a_network_that_has_seen_the_labels(seed, n_classes):
     assert f.said.startswith('audio: ') and 'trained on these labels' in f.do
 
 
+def test_overfitting_is_no_gap():
+    "Of noise with more entries than utterances, a read-out fits training fully, and knows nothing."
+    t = sound(0, K=60, people=60, n_classes=2)
+    t['audio'] = np.random.default_rng(0).normal(size=(len(t), 300)).tolist()
+    assert 'readout gaps' not in named(t)
+
+
 @few
 @given(seeds, st.integers(1, 4))
 def test_labels_that_the_position_gives(seed, n_classes):
