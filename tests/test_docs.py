@@ -460,7 +460,7 @@ def test_what_results_hold_is_described(path):
             for k, v in known.items()
             if not re.search(
                 r'missing in files|own data only|with gaps only|speakers only|session only'
-                r'|switched off only|uneven test only',
+                r'|switched off only|uneven test only|trained on only',
                 v,
             )
         }
