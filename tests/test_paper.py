@@ -41,6 +41,7 @@ MADE_FROM = {
     'table1_fixed': 'iemocap',
     'table2_ablation': 'mosei_video',
     'table3_random': 'iemocap-simulated',
+    'table5_recipes': 'iemocap',
     'fig3_rank': 'mosi',
     'table8_choices': 'iemocap',
     'table9_nested': 'iemocap',
