@@ -293,8 +293,12 @@ def others(field):
     if value is None:
         return [2, 0.5]
     if isinstance(value, str):
-        return ['a', 'v']  # a modality
+        return ['a', 'v', 'relative']  # a modality, an encoder
     raise AssertionError(f'no other value is known for {field}')
+
+
+# with speakers, which its recipe has; MCULoRA itself takes any encoder
+REFUSED = [('mculora-plus', 'encoder')]
 
 
 def first_stage(name, options, s):
@@ -327,7 +331,8 @@ def test_what_a_stage_does_not_depend_on_changes_no_bit_of_it(name):
                 continue  # refused, alone or beside the others
             break
         else:
-            raise AssertionError(f'{setting}: every other value was refused')
+            assert (name, setting) in REFUSED, f'{setting}: every other value was refused'
+            continue
         if changed != key:
             continue
         free.append(setting)

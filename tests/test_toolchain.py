@@ -700,7 +700,7 @@ def test_make_train_hands_over_its_variables():
     assert '-r data_root' in run('make', '--dry-run', 'train', 'DATA_ROOT=x')
 
 
-GENERATED = ('runs/', 'data/', '.venv', '.git/', '_docs/', '_site/', '~')
+GENERATED = ('runs/', 'data/', '.venv', '.git/', '_docs/', '_site/', 'dist/', '~')
 FILE = re.compile(
     r'[\w.-]+(?:/[\w.-]+)+/?|[\w.-]+/|[\w-]+\.(?:md|py|ipynb|toml|txt|ini|yml)|Makefile|LICENSE'
 )
