@@ -9,7 +9,8 @@ __all__ = ['FILES', 'KINDS', 'is_own', 'file_name', 'repo_root', 'Files', 'Colum
 from pathlib import Path
 from typing import Literal
 import codecs
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+from .settings import Settings
 
 # %% ../../nbs/basics/08_columns.ipynb #88eee318
 # how the name of a file ends -> its kind
@@ -46,10 +47,9 @@ def repo_root() -> Path:
     return next((p for p in (here, *here.parents) if (p / 'settings.ini').is_file()), here)
 
 # %% ../../nbs/basics/08_columns.ipynb #ea34bd60
-class Files(BaseModel):
+class Files(Settings):
     "What the files of a table are like."
 
-    model_config = ConfigDict(extra='forbid', strict=True, frozen=True)
     # modality -> column of vectors, or the columns of its numbers: names and patterns with commas
     # between them; empty: every column of vectors
     features: dict[str, str] = {}

@@ -113,8 +113,8 @@ def _kind(f):  # how a field is written on the command line
     return 'plain' if f.annotation in plain or get_origin(f.annotation) is Literal else 'json'
 
 
-def _as_given(settings):  # those that are not at their defaults, by name
-    return settings.model_dump(mode='json', exclude_unset=True)
+def _as_given(settings):  # what was said of them, by name
+    return {k: getattr(settings, k) for k in settings.model_fields_set}
 
 
 def _parameter(name, f):  # of a command, for a field
