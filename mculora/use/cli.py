@@ -327,7 +327,7 @@ def _all_metrics(result, task):  # lines: every metric, and what is not defined
         lines.append(f'  random test, missing {c}: {in_a_line(at)}')
     return lines
 
-
+# %% ../../nbs/use/04_cli.ipynb #a7cc8ede
 def _utterances(result):  # how many each condition covers; '' if all cover the same ones
     n, train = (result.data['conditions'][part] for part in ('test', 'train'))
     if len(set(n.values())) == 1:
