@@ -311,7 +311,7 @@ def _start(repeats, product):  # a row
         min(process(code, '--help') for _ in range(repeats))
         for code in ('from mculora.__main__ import main; main()', 'import torch')
     )
-    return _row('start', asked[0], product, torch_alone[0], peak=asked[1])
+    return _row('start', asked[0], product, peak=asked[1], torch_seconds=torch_alone[0])
 
 # %% ../../nbs/experiments/05_bench.ipynb #39508e54
 def _loads(d, repeats, product):  # rows, as they are measured
@@ -390,7 +390,6 @@ def bench(
     note(_row('ceiling_product', 2 * edge**3 / product / 1e9, product, gflop=gflop))
     note(_row('ceiling_copy', 2 * 4 * 4 * edge**2 / copied / 1e9, product, gb_per_second=copied))
     d = to(open_dataset('iemocap', data_root, size), device)
-    note(_start(repeats, product))
     for row in _loads(d, repeats, product):
         note(row)
     longest, last = int(d.lengths.max()), sorted(set(d.part))[-1]
@@ -406,6 +405,7 @@ def bench(
         references = [partial(reference, p) for p in plains]
         here, plain, mild = in_turns(f, *references, repeats=repeats)
         note(_row(name, here, product, plain, mild, peak, flop(f)))
+    note(_start(repeats, product))
     return out
 
 # %% ../../nbs/experiments/05_bench.ipynb #06423a31
@@ -418,6 +418,12 @@ def line(row: dict) -> str:
             f'a copy reaches {row["gb_per_second"]:.1f} GB/s\n{"":20} {"seconds":>9} '
             f'{"plain":>9} {"ratio":>7} {"mild":>9} {"ratio":>7} {"peak MiB":>9} '
             f'{"of the ceiling":>15}'
+        )
+    if row['name'] == 'start':
+        seconds, pytorch = row['seconds'], row['torch_seconds']
+        return (
+            f'mculora --help takes {seconds:.2f} s of CPU and {row["peak_mb"]:.0f} MiB, importing '
+            f'PyTorch {pytorch:.2f} s ({pytorch / seconds:.1f}x)'
         )
     mild = (
         f'{row["mild_seconds"]:9.3f} {row["mild_ratio"]:6.1f}x'
