@@ -180,7 +180,7 @@ ModelDevice = Annotated[
 ]
 
 # %% ../../nbs/use/04_cli.ipynb #b7d2f3e4
-class _Extract(TyperCommand):
+class _Extract(TyperCommand):  # its help names what registries hold
     def format_options(self, ctx, formatter):
         from mculora.data.clips import EXTRACTORS
         from mculora.data.sources import LAYOUTS
