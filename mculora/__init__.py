@@ -15,7 +15,7 @@ __version__ = "0.5.0"
 _PLACES = {
     'open_data': 'data.own',
     'describe': 'data.sources',
-    'RunConfig': 'experiments.runs',
+    'RunConfig': 'training.options',
     'run': 'experiments.runs',
     'collect': 'experiments.results',
     'compare': 'experiments.results',
@@ -25,7 +25,7 @@ _PLACES = {
     'load': 'use.artefact',
     'Predictor': 'use.prediction',
     'Method': 'basics.method',
-    'Settings': 'basics.method',
+    'Settings': 'basics.settings',
     'Stage': 'basics.method',
     'register': 'basics.method',
     'methods': 'basics.method',
@@ -51,15 +51,16 @@ if TYPE_CHECKING:
     from mculora.basics.files import OutputError as OutputError
     from mculora.basics.method import (
         Method as Method,
-        Settings as Settings,
         Stage as Stage,
         methods as methods,
         register as register,
     )
+    from mculora.basics.settings import Settings as Settings
     from mculora.data.sources import describe as describe
     from mculora.data.own import open_data as open_data
     from mculora.experiments.results import collect as collect, compare as compare
-    from mculora.experiments.runs import RunConfig as RunConfig, run as run
+    from mculora.experiments.runs import run as run
     from mculora.training.evaluation import evaluate as evaluate
+    from mculora.training.options import RunConfig as RunConfig
     from mculora.use.artefact import from_run as from_run, load as load, save as save
     from mculora.use.prediction import Predictor as Predictor

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from mculora.basics.dialogues import DataError, fingerprint, random_dialogues, split
 from mculora.basics.method import create, methods
-from mculora.data.own import file_name, is_own, open_data, read_own, table_of
+from mculora.basics.columns import file_name, is_own
+from mculora.data.own import open_data, read_own, table_of
 from mculora.data.sources import fit_scale, scale
 from mculora.data.tables import Columns, as_table, matching, pool, read_mmsa, read_table
 from mculora.experiments.runs import RunConfig, run

@@ -432,7 +432,10 @@ HEAVY = {
     'execnb',
     'ipykernel',
     'papermill',
+    'pandas',
     'seaborn',
+    'sklearn',
+    'statsmodels',
 }
 
 
@@ -446,8 +449,15 @@ HEAVY = {
             'importlib.import_module(m.name)',
             HEAVY,
         ),
+        (
+            'import mculora\n'
+            'from mculora.basics.method import methods\n'
+            'methods()\n'
+            'import mculora.training.trainer',
+            HEAVY | {'scipy', 'pyarrow', 'psutil'},
+        ),
     ],
-    ids=['package', 'modules'],
+    ids=['package', 'modules', 'methods'],
 )
 def test_imports_are_light(statement, unwanted, tmp_path):
     loaded = run(
@@ -457,6 +467,52 @@ def test_imports_are_light(statement, unwanted, tmp_path):
         cwd=tmp_path,
     ).split()
     assert 'mculora' in loaded and not unwanted & set(loaded)
+
+
+# arguments of the command line -> exit code; none of them needs data, a method or a result
+KNOWN_AT_ONCE = {
+    (): 2,
+    ('--help',): 0,
+    ('train', '--help'): 0,
+    ('data', 'check', '--help'): 0,
+    ('results', 'list', '--help'): 0,
+    ('study', '--help'): 0,
+    ('trian',): 2,
+    ('train', '--sed', '3'): 2,
+    ('train', '--seed', 'x'): 2,
+    ('data', 'check'): 2,
+    ('headroom', 'iemocap', '--draws', 'many'): 2,
+}
+RUNNER = """
+import sys
+from mculora.__main__ import main
+
+codes = []
+for sys.argv[1:] in {arguments}:
+    try:
+        main()
+    except SystemExit as e:
+        codes.append(e.code)
+print(*codes)
+print(*sys.modules)
+"""
+
+
+def test_help_and_wrong_arguments_wait_for_nothing_that_computes():
+    """Importing PyTorch takes seconds, which nobody should wait for to read that a name is
+    misspelt. `mculora data extract --help` names what its registries hold, and does import it."""
+    said = run(sys.executable, '-c', RUNNER.format(arguments=list(map(list, KNOWN_AT_ONCE))))
+    *_, codes, loaded = said.splitlines()
+    assert [*map(int, codes.split())] == [*KNOWN_AT_ONCE.values()]
+    computes = {'torch', 'numpy', 'scipy', 'pyarrow', 'psutil', 'safetensors', 'tqdm'}
+    assert 'mculora.use.cli' in loaded.split()
+    assert not (HEAVY | computes) & set(loaded.split())
+
+
+def test_help_names_what_registries_hold():
+    said = ' '.join(run(sys.executable, '-m', 'mculora', 'data', 'extract', '--help').split())
+    assert 'iemocap, iemocap6, mosi, mosei: write the layout' in said
+    assert 'light, none, or a folder or NAME@REVISION of an image model' in said
 
 
 def test_types_are_handed_on():

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from pydantic import Field
-from sklearn.linear_model import LogisticRegression, Ridge
 from ..basics.modalities import members
 from ..basics.dialogues import DataError, Dialogues
 from ..basics.method import NEVER, Method, Settings, register
@@ -83,6 +82,9 @@ def fitted(
     scores: bool,  # ridge instead of a logistic regression
 ) -> tuple:  # which outputs, their weights [C, D], their biases [C]
     "Fit one linear model with scikit-learn."
+    # here: with pandas it takes a second to import, and whoever asks for any method imports this
+    from sklearn.linear_model import LogisticRegression, Ridge
+
     if scores:
         model = Ridge(1 / settings.C).fit(X, y)
         return [0], model.coef_[None], model.intercept_

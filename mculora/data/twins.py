@@ -6,7 +6,7 @@
 __all__ = ['WITNESS', 'NUISANCE', 'SIGMA', 'SPECS', 'PREMISE', 'SHAPES', 'Spec', 'places', 'columns', 'loadings', 'moments',
            'draw_latents', 'chains', 'draw_states', 'Shape', 'draw_lengths', 'draw_turns', 'frame', 'features',
            'log_likelihood', 'forward_backward', 'posterior', 'measure', 'chance', 'limits', 'simulate', 'twin',
-           'spec_of', 'oracle', 'states', 'bayes_limit', 'repo_root', 'open_dataset']
+           'spec_of', 'oracle', 'states', 'bayes_limit', 'open_dataset']
 
 # %% ../../nbs/data/02_twins.ipynb #8b31ae6a
 from dataclasses import dataclass, field, replace
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from ..basics.modalities import combination, combination_index, labels, members
 from ..basics.dialogues import DataError, Dialogues, Task, checked
+from ..basics.columns import repo_root
 from . import sources
 
 # %% ../../nbs/data/02_twins.ipynb #daf516e3
@@ -620,12 +621,6 @@ def bayes_limit(
     return limits(s, shape, n_dialogues, seed, present)
 
 # %% ../../nbs/data/02_twins.ipynb #e0daf1cd
-def repo_root() -> Path:
-    "The nearest folder, from here upwards, with a settings.ini, else the current folder."
-    here = Path.cwd()
-    return next((p for p in (here, *here.parents) if (p / 'settings.ini').is_file()), here)
-
-
 def open_dataset(
     dataset: str,  # 'iemocap', 'iemocap6', 'mosi', 'mosei', or 'premise-1.5' of any strength
     # folder that holds IEMOCAP, CMUMOSI, CMUMOSEI; None: MCULORA_DATA, else data/ of the repository

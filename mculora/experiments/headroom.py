@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'Rows', 'rows_of', 'moments', 'ridge', 'losses', 'logistic', 'Readouts', 'shared', 'own', 'answers',
-           'gradients', 'cosines', 'sums_of', 'with_means', 'bootstrap', 'people_of', 'units_of', 'grouped',
-           'HeadroomConfig', 'verdict', 'Found', 'read_found', 'measure', 'told', 'draw_gains', 'draw_conflict',
-           'pictures', 'headroom', 'markdown']
+           'gradients', 'cosines', 'sums_of', 'with_means', 'bootstrap', 'people_of', 'units_of', 'grouped', 'verdict',
+           'Found', 'read_found', 'measure', 'told', 'draw_gains', 'draw_conflict', 'pictures', 'headroom', 'markdown']
 
 # %% ../../nbs/experiments/07_headroom.ipynb #hdrm0002
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 import json, shlex, time
 import numpy as np
 import torch
@@ -18,20 +17,21 @@ import torch.nn.functional as F
 import mculora
 from torch import Tensor
 from dataclasses import replace
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from ..basics.modalities import labels, members
 from ..basics.dialogues import DataError, Dialogues, Task, by_dialogue, folds
 from ..basics.dialogues import select, split
 from ..basics.files import write_atomically
-from ..basics.method import Settings
+from ..basics.columns import file_name, is_own
 from ..data.clips import need
 from ..data.sources import fit_scale, scale
-from ..data.tables import Columns, groups_of
-from ..data.own import file_name, is_own, open_data
+from ..data.tables import groups_of
+from ..data.own import open_data
 from ..data.twins import repo_root
 from ..training.evaluation import AVERAGES, metric_names, shown
+from ..training.options import HeadroomConfig
 from .results import config_hash, environment
-from .runs import _about, _dataset, _flags, _refuse_unusable
+from .runs import _about, _flags, _refuse_unusable
 from .runs import output_folder
 
 # %% ../../nbs/experiments/07_headroom.ipynb #hdrm0005
@@ -337,31 +337,6 @@ def grouped(
         group=(),
     )
     return whole, np.array([u for _, u in names])
-
-# %% ../../nbs/experiments/07_headroom.ipynb #hdrm0034
-class HeadroomConfig(Settings):
-    "What to measure; folders are relative to the repository's root."
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-    dataset: Annotated[str, AfterValidator(_dataset)] = 'iemocap'
-    data_root: str | None = None
-    size: Literal['full', 'twin', 'tiny'] = 'full'
-    features: dict[str, str] | None = None
-    table: Columns = Columns()
-    folds: list[Annotated[int, Field(ge=1)]] | None = Field(None, min_length=1)  # None: all
-    seed: int = Field(66, ge=0)
-    'Seed of the validation split, where none is given, and of the bootstrap.'
-    units: Literal['auto', 'dialogues', 'speakers'] = 'auto'
-    """What intervals are over: dialogues, or speakers; auto: speakers, if the table names people
-    who come back in other dialogues."""
-    draws: int = Field(2000, ge=100)
-    'Draws of the bootstrap.'
-    penalties: list[Annotated[float, Field(gt=0)]] = Field(
-        [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0], min_length=1
-    )
-    'Penalties to choose from on validation, as JSON.'
-    out_dir: str = 'runs/headroom'
-    'Folder for results.'
 
 # %% ../../nbs/experiments/07_headroom.ipynb #hdrm0035
 class _Fold(NamedTuple):

@@ -15,8 +15,8 @@ from ..basics.dialogues import Task
 from ..data.sources import described
 from ..basics.method import Settings, methods, settings_of
 from ..beyond.plus import OFF
-from .results import Shared, as_text, one_version, read_result
-from .runs import RunConfig
+from ..training.options import OfStudy, RunConfig, Shared
+from .results import as_text, one_version, read_result
 
 if TYPE_CHECKING:  # annotations alone need it here
     import pandas as pd
@@ -274,13 +274,11 @@ class _Named(Settings):  # a dataset, by its name
         return 'twin' if self.simulated and self.size == 'full' else self.size
 
 # %% ../../nbs/experiments/02_studies.ipynb #48fb12f0
-class Sweep(Shared, _Named):
+class Sweep(OfStudy, _Named):
     "The folds and seeds of a dataset on which to run every variant."
 
     folds: list[int] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
-    schedule: Literal['paper', 'quick'] = 'quick'
-    'paper or quick.'
     # settings that all variants share where they say nothing else, as for a table of one's own
     options: dict[str, Any] = {}
 

@@ -9,14 +9,15 @@ __all__ = ['SPACE', 'FINAL', 'space_of', 'Tuning', 'trials_of', 'tune', 'chosen'
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 import json
 from pydantic import Field, field_validator
 import mculora
 from ..data.clips import need
 from ..training.evaluation import AVERAGES, evaluate, metric_names
 from ..basics.method import create, method_of, settings_of
-from .results import Shared, at_default, config_hash
+from ..training.options import OfStudy, Shared
+from .results import at_default, config_hash
 from .runs import load_method, locked, output_folder, prepare, run_all
 from ..basics.files import write_atomically
 from .studies import Sweep, Variant
@@ -46,7 +47,7 @@ def space_of(
 FINAL = (66, 67, 68, 69, 70)  # seeds of reported runs
 
 
-class Tuning(Shared):
+class Tuning(OfStudy):
     "A tuning study of one method."
 
     data: str  # as results name it
@@ -54,8 +55,6 @@ class Tuning(Shared):
     trials: int = Field(20, ge=1)  # the first uses the default settings
     folds: list[int] = Field([1], min_length=1)  # a trial is a run of each fold and seed
     seeds: list[int] = Field([1, 2, 3], min_length=1)
-    schedule: Literal['paper', 'quick'] = 'quick'
-    'paper or quick.'
 
     @field_validator('seeds')
     @classmethod

@@ -20,32 +20,12 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Annotated, Literal, get_origin
 from dataclasses import asdict
-import inspect, json, shlex
-import torch
+import inspect, json, os, shlex, tempfile, time
 import typer
-from pydantic import TypeAdapter
-from ..basics.dialogues import DataError, folds, select
-from ..basics.files import brief, write_atomically
-from ..data.sources import LAYOUTS, describe, find_all
-from ..data.traps import counted, examine
-from ..experiments.bench import bench as time_parts, line
-from ..basics.method import create, method_of, read_settings
-from ..data.clips import EXTRACTORS, extractors, read_manifest, to_layout, to_table
-from ..experiments.results import Shared, environment, lines_of, store_of
-from ..experiments import headroom as room
-from ..experiments import reports
-from ..experiments.runs import RunConfig, load_method, run_all
-from ..experiments.worth import tables_of_worth
-from .artefact import from_run, save
-from .prediction import Predictor, as_rows, read_input, scored, writable, write_rows
-from .explorer import explore as explored, page
-from ..experiments.studies import CORE, Sweep, studies
-from ..experiments.tuning import Tuning, chosen, tune
-from ..data.twins import open_dataset, repo_root
-from ..data.tables import Columns
-from ..data.own import FILES, is_own, open_data
-from ..training.evaluation import in_a_line, in_percent, shown
-from ..training.check import examined, given_up
+from typer.core import TyperCommand
+from ..basics.columns import FILES, Columns, is_own, repo_root
+from ..basics.settings import read_settings
+from ..training.options import HeadroomConfig, OfStudy, RunConfig, Shared
 
 # %% ../../nbs/use/04_cli.ipynb #85f9ebae
 app = typer.Typer(
@@ -133,14 +113,17 @@ def _kind(f):  # how a field is written on the command line
     return 'plain' if f.annotation in plain or get_origin(f.annotation) is Literal else 'json'
 
 
+def _as_given(settings):  # what was said of them, by name
+    return {k: getattr(settings, k) for k in settings.model_fields_set}
+
+
 def _parameter(name, f):  # of a command, for a field
     kind, default = _kind(f), f.default
     types = {'plain': f.annotation, 'pairs': list[str] | None, 'json': str}
     if get_origin(f.annotation) is Literal:
         types['plain'] = str  # its value is checked along with all others
     if kind == 'json':
-        text = TypeAdapter(f.annotation).dump_json(default, exclude_unset=True)
-        default = text.decode()
+        default = json.dumps(default, default=_as_given, separators=(',', ':'))
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -183,26 +166,32 @@ Layout = Annotated[
     str,
     _option(
         'table: write features.csv, with any labels or none; '
-        f'{", ".join(LAYOUTS)}: write the layout and labels of that dataset below OUT.'
+        '{layouts}: write the layout and labels of that dataset below OUT.'
     ),
 ]
 
 
-def _of(modality, model):  # which extractors there are
-    known = ', '.join(EXTRACTORS[modality])
-    return _option(f'{known}, none, or a folder or NAME@REVISION of {model}.')
-
-
-Audio = Annotated[str, _of('a', 'a wav2vec 2.0 model')]
-Text = Annotated[str, _of('t', 'a language model')]
-Face = Annotated[str, _of('v', 'an image model')]
+Audio = Annotated[str, _option('{a}, none, or a folder or NAME@REVISION of a wav2vec 2.0 model.')]
+Text = Annotated[str, _option('{t}, none, or a folder or NAME@REVISION of a language model.')]
+Face = Annotated[str, _option('{v}, none, or a folder or NAME@REVISION of an image model.')]
 Skip = Annotated[bool, _option('Treat an unusable clip as a missing modality.', '--skip')]
 ModelDevice = Annotated[
     str, _option('Device of the models: auto, cpu, cuda, ...; the light set ignores it.')
 ]
 
 # %% ../../nbs/use/04_cli.ipynb #b7d2f3e4
-@data.command()
+class _Extract(TyperCommand):  # its help names what registries hold
+    def format_options(self, ctx, formatter):
+        from mculora.data.clips import EXTRACTORS
+        from mculora.data.sources import LAYOUTS
+
+        known = {m: ', '.join(names) for m, names in EXTRACTORS.items()}
+        for option in self.params:
+            option.help = option.help.format(layouts=', '.join(LAYOUTS), **known)
+        super().format_options(ctx, formatter)
+
+
+@data.command(cls=_Extract)
 def extract(
     manifest: Manifest,
     out: FeatureFolder,
@@ -215,6 +204,8 @@ def extract(
 ):
     """Extract features from raw clips; existing, unchanged features are kept. Exit code: 0 all
     clips, 1 some clips skipped, 2 invalid arguments or files."""
+    from mculora.data.clips import extractors, read_manifest, to_layout, to_table
+
     with _refusing(ImportError):
         clips = read_manifest(manifest, lambda said: typer.echo(said, err=True))
         by = extractors(audio, text, face, device)
@@ -238,6 +229,8 @@ DataPath = Annotated[
 
 
 def _datasets(path):  # (name, path) of every dataset found
+    from mculora.data.sources import LAYOUTS, find_all
+
     if is_own(path) and not path.exists():
         expected = f'one of {", ".join(FILES)}, or a folder'
         typer.echo(f'{path}: found no such file, expected {expected}', err=True)
@@ -259,6 +252,8 @@ FindingsAsJson = Annotated[bool, _option('Print the findings as one JSON object.
 
 
 def _described(d, found):  # a summary of the data, then problems, warnings and notes
+    from mculora.data.sources import describe
+
     of = {k: [str(f) for f in found if f.severity == k] for k in ('problem', 'warning', 'note')}
     lines = [describe(d, of['problem']), *(f'  {note}' for note in of['note'])]
     lines += [f'  {len(of["warning"])} to look at:'] * bool(of['warning'])
@@ -276,6 +271,8 @@ def check(
         columns = _columns(table)
     except ValueError as e:
         raise typer.BadParameter(str(e)) from e
+    from mculora.data.traps import counted, examine
+
     every, said = [], []
     for dataset, folder in _datasets(path):
         d, found = examine(folder, dataset, columns, chosen)
@@ -301,6 +298,8 @@ SideBySide = Annotated[
 
 # %% ../../nbs/use/04_cli.ipynb #6985ca79
 def _scores(result):  # one line for a run
+    from mculora.training.evaluation import in_percent, shown
+
     metric = result.scores[0].metric
     chosen = [
         x
@@ -317,6 +316,8 @@ def _scores(result):  # one line for a run
 
 
 def _all_metrics(result, task):  # lines: every metric, and what is not defined
+    from mculora.training.evaluation import in_a_line
+
     said = [x for x in result.scores if x.selection == 'validation']
     mean = {x.metric: x.value for x in said if (x.protocol, x.condition) == ('fixed', 'all')}
     some = {m: v for m, v in mean.items() if not m.startswith('ECE')}
@@ -326,7 +327,7 @@ def _all_metrics(result, task):  # lines: every metric, and what is not defined
         lines.append(f'  random test, missing {c}: {in_a_line(at)}')
     return lines
 
-
+# %% ../../nbs/use/04_cli.ipynb #a7cc8ede
 def _utterances(result):  # how many each condition covers; '' if all cover the same ones
     n, train = (result.data['conditions'][part] for part in ('test', 'train'))
     if len(set(n.values())) == 1:
@@ -349,12 +350,18 @@ _SEVERAL = 'method', 'fold', 'seed'  # `train` takes several of each
 
 
 def _all_folds(c):  # 1, 2, ...
+    from mculora.basics.dialogues import folds
+    from mculora.data.own import open_data
+
     root = c.data_root and repo_root() / c.data_root
     d = open_data(c.dataset, root, c.size, c.features, c.table)
     return list(range(1, len(folds(d)) + 1))
 
 
 def _draw(folders):  # beside the results, which do not depend on it
+    from mculora.basics.files import brief
+    from mculora.experiments import reports
+
     for folder in folders:
         try:
             reports.pictures(folder)
@@ -366,6 +373,8 @@ def _draw(folders):  # beside the results, which do not depend on it
 
 
 def _say(out):  # print each run's scores or its error; return the exit code
+    from mculora.experiments.runs import load_method
+
     _draw(folder for result, folder in out if not isinstance(result, Exception))
     for result, folder in out:
         if isinstance(result, Exception):
@@ -393,6 +402,8 @@ def train(
 ):
     """Train methods on folds and seeds. Exit code: 0 all finished, 1 a loss became NaN or
     infinite, 2 invalid arguments or data."""
+    from mculora.experiments.runs import run_all
+
     with _refusing(RecursionError):
         given = _values(RunConfig, settings)
         every = fold or _all_folds(read_settings(RunConfig, given, 'options'))
@@ -418,6 +429,10 @@ MethodOptions = Annotated[str, _option('Settings of the method, as JSON.')]
 def check_(method: MethodName, dataset: Twin = 'iemocap', options: MethodOptions = '{}'):
     """Check a method, as is done before every training run. Exit code: 0 every property holds or is
     given up by the method, 1 at least one does not hold, 2 invalid arguments."""
+    from mculora.basics.method import create
+    from mculora.data.twins import open_dataset
+    from mculora.training.check import examined, given_up
+
     with _refusing():
         d = open_dataset(dataset, None, 'tiny')
         m = create(method, d.task, d.widths, _json(options, 'options'))
@@ -453,6 +468,9 @@ Done = Annotated[str | None, _option('File to write at the end, with one result 
 
 # %% ../../nbs/use/04_cli.ipynb #74625707
 def _as_named(sweep, data_root):  # check that the data match their name: real, or a twin
+    from mculora.basics.dialogues import DataError
+    from mculora.data.twins import open_dataset
+
     root = data_root and repo_root() / data_root
     if (there := open_dataset(sweep.dataset, root, sweep.asked).task.name) != sweep.data:
         raise DataError(
@@ -462,6 +480,9 @@ def _as_named(sweep, data_root):  # check that the data match their name: real, 
 
 
 def _variants(of, method):  # variants in these studies and of these methods
+    from mculora.basics.method import method_of
+    from mculora.experiments.studies import CORE, studies
+
     known = studies()
     _known('study', of, known)
     for name in method or ():
@@ -470,12 +491,14 @@ def _variants(of, method):  # variants in these studies and of these methods
 
 
 def _finished(done, out):  # write the list of results that the workflow waits for
+    from mculora.basics.files import write_atomically
+
     lines = ''.join(f'{folder / "result.json"}\n' for _, folder in out)
     write_atomically(repo_root() / done, lambda tmp: tmp.write_text(lines))
 
 # %% ../../nbs/use/04_cli.ipynb #c1d86db2
 @app.command()
-@_with_settings(Sweep, *_OF_STUDY)
+@_with_settings(OfStudy, *_OF_STUDY)
 @_with_settings(RunConfig, *_WHERE, 'observe')
 def study(
     data: StudyData,
@@ -488,10 +511,13 @@ def study(
 ):
     """Run every variant that the tables and figures need. Exit code: 0 all finished, 1 a loss
     became NaN or infinite, 2 invalid arguments or data."""
+    from mculora.experiments.runs import run_all
+    from mculora.experiments.studies import Sweep
+
     where = {k: settings.pop(k) for k in _WHERE}
     observe = dict(observe=settings.pop('observe'))
     with _refusing():
-        given = dict(data=data, folds=[fold], seeds=[seed]) | _values(Sweep, settings)
+        given = dict(data=data, folds=[fold], seeds=[seed]) | _values(OfStudy, settings)
         sweep = read_settings(Sweep, given, 'study')
         variants = _variants(of, method)
         _as_named(sweep, where['data_root'])
@@ -518,7 +544,7 @@ TuningSeeds = Annotated[
 
 # %% ../../nbs/use/04_cli.ipynb #f00d5795
 @app.command('tune')
-@_with_settings(Tuning, *_OF_STUDY)
+@_with_settings(OfStudy, *_OF_STUDY)
 @_with_settings(RunConfig, *_WHERE)
 def tune_(
     data: AsStudy,
@@ -530,11 +556,13 @@ def tune_(
 ):
     """Choose a method's settings on validation data. Exit code: 0 done, 2 invalid arguments or
     data."""
+    from mculora.experiments.tuning import Tuning, chosen, tune
+
     where = {k: settings.pop(k) for k in _WHERE}
     given = dict(data=data, method=method, trials=trials)
     given |= dict(folds=fold or [1], seeds=seed or [1, 2, 3])
     with _refusing():
-        t = read_settings(Tuning, given | _values(Tuning, settings), 'tune')
+        t = read_settings(Tuning, given | _values(OfStudy, settings), 'tune')
         _as_named(t.sweep, where['data_root'])
         table, folder = tune(t, **where)
     typer.echo(f'{folder}: chosen of {len(table)}: {json.dumps(chosen(table))}')
@@ -579,6 +607,9 @@ def _runs_near(run):  # finished runs, the likeliest first; and where they lie
 
 
 def _finished_run(run, model):  # or an error that says what to type
+    from mculora.basics.dialogues import DataError
+    from mculora.experiments.results import lines_of, store_of
+
     if (run / 'result.json').is_file():
         return
     said = f'{run}: found no finished run'
@@ -609,6 +640,8 @@ def export(
 ):
     """Turn a run into a model folder: weights, configuration, model card. Exit code: 0 written, 2
     invalid arguments or data."""
+    from mculora.use.artefact import from_run, save
+
     with _refusing():
         _finished_run(run, model)
         a = from_run(run, data_root, _pairs(features), dataset, temperatures)
@@ -662,6 +695,9 @@ def _had(a, d, told):  # one line: which modalities the rows had
 
 
 def _scored(a, rows):  # lines: a table of scores for each combination; without labels none
+    from mculora.training.evaluation import in_a_line
+    from mculora.use.prediction import scored
+
     table, notes = scored(a.task, rows)
     for c, row in table.items():
         n, rest = row['utterances'], {m: v for m, v in row.items() if m != 'utterances'}
@@ -681,6 +717,8 @@ def predict(
     """Predict every utterance from whatever modalities it has. Labels in the file are scored, for
     each combination and all together. Exit code: 0 all predicted, 2
     invalid arguments or data; then nothing is written."""
+    from mculora.use.prediction import Predictor, as_rows, read_input, writable, write_rows
+
     with _refusing():
         if output:
             writable(output)
@@ -714,6 +752,12 @@ def explore(
     """Write a page with the predictions under every combination. It contains all that it shows,
     including a release's labels: mind who may see it. Exit code: 0 written, 2 invalid arguments or
     data."""
+    from mculora.basics.dialogues import select
+    from mculora.basics.files import write_atomically
+    from mculora.data.sources import find_all
+    from mculora.use.explorer import explore as explored, page
+    from mculora.use.prediction import Predictor, read_input
+
     with _refusing():
         ask = Predictor(model)
         d, where = read_input(ask.a, input, _columns(table) if table else None, _pairs(features))
@@ -734,14 +778,16 @@ HeadroomData = Annotated[
 
 
 @app.command()
-@_with_settings(room.HeadroomConfig, 'seed', 'units', 'draws', 'penalties', 'out_dir')
+@_with_settings(HeadroomConfig, 'seed', 'units', 'draws', 'penalties', 'out_dir')
 @_with_settings(RunConfig, 'data_root', 'size', 'features', 'table')
 def headroom(dataset: HeadroomData, fold: Folds = None, **settings):
     """Measure how much a linear read-out for each combination of modalities gains over a shared
     one, and where gradients conflict. Exit code: 0 measured, 2 invalid arguments or data."""
+    from mculora.experiments import headroom as room
+
     with _refusing(RecursionError):
-        given = _values(room.HeadroomConfig, settings) | dict(dataset=dataset, folds=fold or None)
-        found, folder = room.headroom(read_settings(room.HeadroomConfig, given, 'options'))
+        given = _values(HeadroomConfig, settings) | dict(dataset=dataset, folds=fold or None)
+        found, folder = room.headroom(read_settings(HeadroomConfig, given, 'options'))
     typer.echo(room.told(found))
     try:
         room.pictures(found, folder)
@@ -774,6 +820,10 @@ def bench(
 ):
     """Time epochs, evaluation and loading on data of IEMOCAP's size, compared with a plain version
     and the machine's ceilings."""
+    import torch
+    from mculora.experiments.bench import bench as time_parts, line
+    from mculora.experiments.results import environment
+
     if threads:
         torch.set_num_threads(threads)
     if not as_json:
@@ -793,11 +843,6 @@ def bench(
         raise typer.BadParameter(str(e)) from e
 
 # %% ../../nbs/use/04_cli.ipynb #11556001
-import os, tempfile, time
-from ..experiments import store
-from ..experiments.results import read_result
-from ..experiments.results_page import explored as explored_results, page as results_page
-
 results = typer.Typer(help='The store of results.', no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(results, name='results')
 _Store = Annotated[str, typer.Option(help='Folder of results, relative to the repository.')]
@@ -814,6 +859,8 @@ def add_(
 ):
     """Add runs to the store of results. Exit code: 0 all are in it, 2 a run is invalid and was not
     added."""
+    from mculora.experiments import store
+
     with _refusing():
         every, new = store.add(repo_root() / folder, repo_root() / to, keep or ())
     typer.echo(f'{to}: {len(new)} added, {len(every) - len(new)} already there')
@@ -830,6 +877,8 @@ def list_(
 ):
     """List runs, one per line, with the leading metric averaged over the incomplete conditions and
     over all. Exit code: 0 some runs match, 1 none, 2 a result is damaged."""
+    from mculora.experiments import store
+
     with _refusing():
         only = dict(dataset=data or (), method=method or (), fold=fold or (), seed=seed or ())
         rows = store.listed(repo_root() / root, _json(options, 'options'), **only)
@@ -846,6 +895,9 @@ def show(
     run: Annotated[str, typer.Argument(help='Address of a run, as list prints it.')],
 ):
     "Show a run: its configuration and its scores. Exit code: 0 shown, 2 invalid run."
+    from mculora.experiments import store
+    from mculora.experiments.results import read_result
+
     with _refusing():
         typer.echo(store.told(read_result(repo_root() / run)))
 
@@ -867,6 +919,8 @@ def why(
 ):
     """Show which runs a number comes from, and the command that repeats each. If a file holds
     several tables with this row and column, all are shown. Exit code: 0 shown, 2 not found."""
+    from mculora.experiments import reports
+
     with _refusing():
         found = reports.why(table, row, column, repo_root() / figures)
         if not (shown_here := [o for o in found if within in o.table]):
@@ -888,6 +942,8 @@ def where(
 ):
     """Show where a table or figure comes from: its notebook, the command that makes it again, and
     its results. Exit code: 0 these are as they were, 1 one has changed or is gone, 2 not found."""
+    from mculora.experiments import reports
+
     with _refusing():
         way = reports.where(file, repo_root() / figures)
     same = way.now == way.made.hash
@@ -909,11 +965,14 @@ def explore_results(
     """Write a page with all results: tables, cost, missing rates, differences of any two rows. It
     needs no network. Exit code: 0 written, 2 invalid results, or the charts' packages are
     missing."""
+    from mculora.basics.files import write_atomically
+    from mculora.experiments.results_page import explored, page
+
     with _refusing(ImportError):
         store_ = repo_root() / root
-        found = explored_results(store_, repo_root() / figures)
+        found = explored(store_, repo_root() / figures)
         link = Path(os.path.relpath(store_, out.resolve().parent)).as_posix() if links else None
-        text = results_page(found, root, link)
+        text = page(found, root, link)
         write_atomically(out, lambda tmp: tmp.write_text(text, encoding='utf-8'))
     rows = sum(len(g['rows']) for g in found['groups'])
     typer.echo(f'{out}: {len(found["groups"])} sets of data, {rows} rows')
@@ -931,6 +990,10 @@ def report(
     """Tabulate runs: all metrics, every method under every condition, with both averages, per fold
     and over all folds, and what each modality is worth. Exit code: 0 written, 2 invalid runs, such
     as two versions of the data."""
+    from mculora.basics.files import write_atomically
+    from mculora.experiments import reports
+    from mculora.experiments.worth import tables_of_worth
+
     with _refusing():
         _known('format', [form], reports.FORMATS)
         found = reports.read_runs([(repo_root() / r).resolve() for r in runs])
@@ -954,6 +1017,8 @@ def rerun(
 ):
     """Repeat a run with the same number of threads, and compare. Exit code: 0 equal, to the bit or
     within rounding, 1 different, 2 invalid run."""
+    from mculora.experiments import store
+
     with _refusing(FloatingPointError), tempfile.TemporaryDirectory() as folder:
         then = repo_root() / record
         c = store.compared(then, store.rerun(then, out_dir or folder, data_root))
@@ -964,6 +1029,9 @@ def rerun(
 
 # %% ../../nbs/use/04_cli.ipynb #c0de0043
 def _made_again(then, data_root):  # the outcome in words, and whether it is acceptable
+    from mculora.experiments import store
+    from mculora.experiments.results import read_result
+
     try:
         with tempfile.TemporaryDirectory() as folder:
             c = store.compared(then, store.rerun(then, folder, data_root))
@@ -981,6 +1049,8 @@ def reproduce(
 ):
     """Repeat one cheap run of each method. Exit code: 1 at least one differs although the processor
     is that of its record, 2 invalid results, 0 otherwise."""
+    from mculora.experiments import store
+
     with _refusing():
         some = store.samples(repo_root() / root)
         _known('method', method, some)
