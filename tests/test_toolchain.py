@@ -285,7 +285,7 @@ def test_a_notebooks_folder_is_its_modules_package():
     assert FACE == '00_start.ipynb'
     for name, notebook in NOTEBOOK_OF.items():
         part, file = notebook.removesuffix('.ipynb').split('/')
-        assert name == f'mculora.{part}.{file.split("_", 1)[1]}' and re.match(r'\d\d_', file), (
+        assert name == f'mculora.{part}.{file.split("_", 1)[1]}' and re.match(r'\d\d[a-z]?_', file), (
             notebook
         )
     assert {
@@ -334,7 +334,7 @@ def test_numbers_are_unique():
 # a notebook by its number, or a table or figure of the paper in backticks; what comes before its
 # name is its folder
 NAMED = re.compile(
-    r'([\w./]*/)?(?<![\w.-])(\d\d_[a-z_]+)(?:\.ipynb)?\b|`([\w/]*?)((?:fig|table)\d_[a-z]+)`'
+    r'([\w./]*/)?(?<![\w.-])(\d\d[a-z]?_[a-z_]+)(?:\.ipynb)?\b|`([\w/]*?)((?:fig|table)\d_[a-z]+)`'
 )
 
 
