@@ -285,9 +285,9 @@ def test_a_notebooks_folder_is_its_modules_package():
     assert FACE == '00_start.ipynb'
     for name, notebook in NOTEBOOK_OF.items():
         part, file = notebook.removesuffix('.ipynb').split('/')
-        assert name == f'mculora.{part}.{file.split("_", 1)[1]}' and re.match(r'\d\d[a-z]?_', file), (
-            notebook
-        )
+        assert name == f'mculora.{part}.{file.split("_", 1)[1]}' and re.match(
+            r'\d\d[a-z]?_', file
+        ), notebook
     assert {
         p.name for p in (ROOT / 'nbs').iterdir() if p.is_dir() and p.name[0] not in '._'
     } == set(PARTS)
