@@ -120,7 +120,7 @@ test-lowest test-newest:
 	@$(VENV)/$@/$(WHERE)/python -m pip install -qq --disable-pip-version-check $(call pinned,uv)
 	@$(VENV)/$@/$(WHERE)/uv pip compile pyproject.toml --all-extras --resolution $(RESOLUTION) --python $(VENV)/$@/$(WHERE)/python --no-annotate --no-header \
 		--quiet $(if $(TORCH),--override <(echo 'torch==$(TORCH)')) --output-file $(VENV)/$@/versions.txt
-	@$(VENV)/$@/$(WHERE)/python -m pip install -qq --disable-pip-version-check -c $(VENV)/$@/versions.txt -e '.[clips,dev,tuning]'
+	@$(VENV)/$@/$(WHERE)/python -m pip install -qq --disable-pip-version-check -c $(VENV)/$@/versions.txt -e '.[clips,dev,hdf5,tuning]'
 	@$(VENV)/$@/$(WHERE)/python -m ipykernel install --sys-prefix --name python3 >/dev/null
 	@touch $(VENV)/$@/.stamp
 	@$(MAKE) --no-print-directory test-unpinned VENV=$(VENV)/$@
