@@ -3,7 +3,6 @@ that has nothing of it; and the notebooks that Colab opens, each alone. No netwo
 that the wheel needs are those of the environment that runs the tests."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -108,7 +107,7 @@ as_table(d).to_parquet('talks.parquet')
     table = ['--table', '{"simulated": true}']
     mculora('data', 'check', 'talks.parquet', *table)
     mculora('train', '--dataset', 'talks.parquet', *table, '--fold', '1', *few)
-    (run,) = tmp_path.glob('runs/talks*/mculora/*')
+    (run,) = tmp_path.glob('runs/talks*/mculora/fold1-*')
     mculora('export', run, 'model')
     mculora('predict', 'model', 'talks.parquet', '--output', 'said.csv')
     assert len((tmp_path / 'said.csv').read_text().splitlines()) == 121
@@ -118,7 +117,7 @@ as_table(d).to_parquet('talks.parquet')
 
 def test_the_wheel_explores_results_where_they_are_and_says_where_they_are_not(installed, tmp_path):
     said = installed.run('mculora', 'results', 'explore', cwd=tmp_path, code=2)
-    assert re.search(r'results: found no .*, expected', said)
+    assert 'results: found no such folder' in said and 'the archive of a release' in said
     (tmp_path / 'results' / 'mosi').mkdir(parents=True)
     (tmp_path / 'figures').symlink_to(ROOT / 'figures')
     for name in ('comparisons.toml', 'mosi/mculora.runs.jsonl', 'mosi/majority.runs.jsonl'):

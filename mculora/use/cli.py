@@ -803,6 +803,16 @@ app.add_typer(results, name='results')
 _Store = Annotated[str, typer.Option(help='Folder of results, relative to the repository.')]
 
 
+def _kept(folder):  # relative to the repository
+    path = repo_root() / folder
+    if not path.exists():
+        raise DataError(
+            f'{path}: found no such folder, expected results or figures; those of the paper are in '
+            'the repository and in the archive of a release, not in the package'
+        )
+    return path
+
+
 @results.command('add')
 def add_(
     folder: Annotated[str, typer.Argument(help='A finished run, or a folder with several.')],
@@ -832,7 +842,7 @@ def list_(
     over all. Exit code: 0 some runs match, 1 none, 2 a result is damaged."""
     with _refusing():
         only = dict(dataset=data or (), method=method or (), fold=fold or (), seed=seed or ())
-        rows = store.listed(repo_root() / root, _json(options, 'options'), **only)
+        rows = store.listed(_kept(root), _json(options, 'options'), **only)
     top = f'{repo_root()}/'
     if len(rows):
         rows = rows.assign(run=[r.removeprefix(top) for r in rows.run])
@@ -868,7 +878,7 @@ def why(
     """Show which runs a number comes from, and the command that repeats each. If a file holds
     several tables with this row and column, all are shown. Exit code: 0 shown, 2 not found."""
     with _refusing():
-        found = reports.why(table, row, column, repo_root() / figures)
+        found = reports.why(table, row, column, _kept(figures))
         if not (shown_here := [o for o in found if within in o.table]):
             titles = '; '.join(o.table for o in found)
             raise ValueError(f'in: found no title with {within!r}, expected a part of: {titles}')
@@ -889,7 +899,7 @@ def where(
     """Show where a table or figure comes from: its notebook, the command that makes it again, and
     its results. Exit code: 0 these are as they were, 1 one has changed or is gone, 2 not found."""
     with _refusing():
-        way = reports.where(file, repo_root() / figures)
+        way = reports.where(file, _kept(figures))
     same = way.now == way.made.hash
     today = 'as they were' if same else f'now {way.now}' if way.now else 'now not all there'
     typer.echo(f'{way.made.name}\nnotebook: {way.made.notebook}\nagain: {way.made.command}')
@@ -910,7 +920,7 @@ def explore_results(
     needs no network. Exit code: 0 written, 2 invalid results, or the charts' packages are
     missing."""
     with _refusing(ImportError):
-        store_ = repo_root() / root
+        store_ = _kept(root)
         found = explored_results(store_, repo_root() / figures)
         link = Path(os.path.relpath(store_, out.resolve().parent)).as_posix() if links else None
         text = results_page(found, root, link)
@@ -982,7 +992,7 @@ def reproduce(
     """Repeat one cheap run of each method. Exit code: 1 at least one differs although the processor
     is that of its record, 2 invalid results, 0 otherwise."""
     with _refusing():
-        some = store.samples(repo_root() / root)
+        some = store.samples(_kept(root))
         _known('method', method, some)
     right = True
     typer.echo(f'{"method":33} {"record":81} {"took":9}  made again')
