@@ -184,7 +184,7 @@ def test_forms_of_issues_can_be_filled_in():
 
 @pytest.mark.slow
 def test_what_is_released_has_the_same_bytes_every_time(tmp_path):
-    "From two clones, whatever the rights of new files: the wheel that pip installs, and the results."
+    "From two clones, whatever the rights of new files: the wheel, the pins and the results."
     sums = []
     for umask in (0o022, 0o077):
         clone = tmp_path / str(umask)
