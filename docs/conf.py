@@ -123,6 +123,8 @@ def linked(app, docname, text):
 
     def kept(m):
         to, at, heading = m[2].partition('#')
+        if not to:  # Jupyter keeps the capitals of a heading
+            return f'[{m[1]}](#{heading.lower()})'
         if (folder / to).resolve() == (app.srcdir / 'README.md').resolve():
             return f'[{m[1]}]({os.path.relpath(app.srcdir / "index.md", folder)}{at}{heading})'
         return m[0] if there(m[2]) else m[1]
