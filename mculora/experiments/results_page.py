@@ -343,7 +343,9 @@ def _cost(alt, who):  # a point a row, and the front
     points = rows.mark_point(size=70, filled=True, opacity=0.9).encode(
         x, y, who, tooltip=told, description='name:N'
     )
-    names = front.mark_text(dy=-10, color='currentColor').encode(x, y, text='name:N')
+    # up and to the left of the front is nothing, but at the left end there is no room
+    side = alt.expr("scale('x', datum.cost) < 100 ? 'left' : 'right'")
+    names = front.mark_text(dy=-8, align=side, color='currentColor').encode(x, y, text='name:N')
     return alt.layer(step, points, names)
 
 
@@ -361,7 +363,8 @@ def _difference(alt):  # of each fold or seed, and the mean with its interval
 
 
 def _rates(alt, who):  # a line a row, bands around the two that are compared
-    x, y = alt.X('rate:Q').title('share of missing entries'), alt.Y('mean:Q').scale(zero=False)
+    x = alt.X('rate:Q').title('share of missing entries').axis(tickCount=8)
+    y = alt.Y('mean:Q').scale(zero=False)
     rest, two = alt.Chart(alt.NamedData('rest')), alt.Chart(alt.NamedData('two'))
     y, told = y.title(None), [alt.Tooltip(f'{k}:N') for k in ('name', 'rate', 'score')]
     return alt.layer(
@@ -391,10 +394,16 @@ select { font: inherit; padding: .3rem; max-width: 100% }
 .wide.short { max-height: none }
 :focus-visible { outline: 3px solid var(--one); outline-offset: 1px }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
-caption { text-align: left; padding: .3rem .5rem; font-weight: 600 }
+caption { text-align: left; padding: .3rem .5rem; font-weight: 600; max-width: calc(100vw - 3rem) }
 th, td { padding: .2rem .5rem; text-align: left; white-space: nowrap }
-thead th { position: sticky; top: 0; background: Canvas; border-bottom: 1px solid var(--line) }
-tbody tr:nth-child(even) { background: #8881 }
+thead th {
+  position: sticky; top: 0; z-index: 1; background: Canvas; border-bottom: 1px solid var(--line);
+  vertical-align: bottom; white-space: normal;
+}
+tbody tr { background: Canvas }
+tbody tr:nth-child(even) { background: color-mix(in srgb, Canvas 93%, #888) }
+tbody th { position: sticky; left: 0; background: inherit }
+thead th:first-child { left: 0; z-index: 2 }
 tr.one th { box-shadow: inset 4px 0 var(--one) }
 tr.other th { box-shadow: inset 4px 0 var(--other) }
 td.picked { font-weight: 600 }
@@ -557,11 +566,12 @@ function line([r, k]) {
   const b = el('button', r.name, {type: 'button', title: 'compare this one'});
   b.onclick = () => { go({one: k}); $('two').scrollIntoView(); $('one').focus(); };
   th.append(b);
-  tr.append(th, el('td', r.reads), el('td', thousands(r.parameters)));
+  tr.append(th);
   for (const c of conditions()) {
     const x = cell(r, c), words = x ? say(x, 1, runs().length) : '–';
     tr.append(el('td', words, c === S.condition ? {class: 'picked'} : {}));
   }
+  tr.append(el('td', r.reads), el('td', thousands(r.parameters)));
   return tr;
 }
 """
@@ -576,9 +586,8 @@ const headed = () => S.metric + (S.metric === 'r' ? ' (hundredths), ' : ' (%), '
 function drawTable() {
   const rows = ordered(), head = el('thead'), tr = el('tr'), body = el('tbody');
   const test = S.selection === 'test' ? ', test' : '';
-  tr.append(heading('name', 'method'), heading('reads', 'reads'),
-    heading('parameters', 'parameters'));
-  tr.append(...conditions().map(c => heading(c, rate(c) + test)));
+  tr.append(heading('name', 'method'), ...conditions().map(c => heading(c, rate(c) + test)),
+    heading('reads', 'reads'), heading('parameters', 'parameters'));
   head.append(tr);
   body.append(...rows.map(line));
   fill('table', [el('caption', headed()), head, body]);
@@ -617,6 +626,7 @@ function drawCost() {
   }
   rows.sort((a, b) => a.cost - b.cost || b.mean - a.mean);
   for (const r of rows) if (!front.length || r.mean > front[front.length - 1].mean) front.push(r);
+  rows.sort((a, b) => (b.role === 'rest') - (a.role === 'rest'));  // the two are drawn last
   const unit = $('cost').selectedOptions[0].textContent;
   const words = S.metric + ', ' + rate(S.condition) + ', against ' + unit + ': ' + where()
     + chosenOn();
