@@ -107,8 +107,8 @@ as_table(d).to_parquet('talks.parquet')
     table = ['--table', '{"simulated": true}']
     mculora('data', 'check', 'talks.parquet', *table)
     mculora('train', '--dataset', 'talks.parquet', *table, '--fold', '1', *few)
-    (run,) = tmp_path.glob('runs/talks*/mculora/fold1-*')
-    mculora('export', run, 'model')
+    (result,) = tmp_path.glob('runs/talks*/mculora/*/result.json')
+    mculora('export', result.parent, 'model')
     mculora('predict', 'model', 'talks.parquet', '--output', 'said.csv')
     assert len((tmp_path / 'said.csv').read_text().splitlines()) == 121
     mculora('explore', 'model', 'talks.parquet', 'page.html')
