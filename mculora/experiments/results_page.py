@@ -398,10 +398,8 @@ caption { text-align: left; padding: .3rem .5rem; font-weight: 600; max-width: c
 th, td { padding: .2rem .5rem; text-align: left; white-space: nowrap }
 thead th {
   position: sticky; top: 0; z-index: 1; background: Canvas; border-bottom: 1px solid var(--line);
-  vertical-align: bottom; white-space: normal;
-}
-tbody tr { background: Canvas }
-tbody tr:nth-child(even) { background: color-mix(in srgb, Canvas 93%, #888) }
+  vertical-align: bottom; white-space: normal }
+tbody tr { background: Canvas } tbody tr:nth-child(even) { background: color-mix(in srgb, Canvas 93%, #888) }
 tbody th { position: sticky; left: 0; background: inherit }
 thead th:first-child { left: 0; z-index: 2 }
 tr.one th { box-shadow: inset 4px 0 var(--one) }
