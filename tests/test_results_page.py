@@ -136,7 +136,8 @@ pick('one', 'euar, biased gates, lr 0.0001'); await look()"""
         'results/iemocap/euar.runs.jsonl'
     )
     assert people['records'][0][4] == f'mculora rerun {address}'
-    assert len(people['charts']) == 3 and all(people['charts']) and people['marks'] > 20
+    assert len(people['charts']) == 3 and all(people['charts'])
+    assert people['marks'] == len(people['table']) > 5
     (back,) = see(page, tmp_path, 'await look()', people['address'])
     assert {k: back[k] for k in ('table', 'difference', 'records')} == {
         k: people[k] for k in ('table', 'difference', 'records')

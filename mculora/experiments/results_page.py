@@ -399,7 +399,8 @@ th, td { padding: .2rem .5rem; text-align: left; white-space: nowrap }
 thead th {
   position: sticky; top: 0; z-index: 1; background: Canvas; border-bottom: 1px solid var(--line);
   vertical-align: bottom; white-space: normal }
-tbody tr { background: Canvas } tbody tr:nth-child(even) { background: color-mix(in srgb, Canvas 93%, #888) }
+tbody tr { background: Canvas }
+tbody tr:nth-child(even) { background: color-mix(in srgb, Canvas 93%, #888) }
 tbody th { position: sticky; left: 0; background: inherit }
 thead th:first-child { left: 0; z-index: 2 }
 tr.one th { box-shadow: inset 4px 0 var(--one) }
@@ -412,8 +413,7 @@ th button:hover { text-decoration: underline }
 th[aria-sort] button::after { content: ' ▾' }
 th[aria-sort=ascending] button::after { content: ' ▴' }
 figure { margin: .3rem 0 } .chart { width: 100% } .chart svg { max-width: 100% }
-figcaption { font-size: .85rem }
-#difference { font-size: 1.05rem }
+figcaption { font-size: .85rem } #difference { font-size: 1.05rem }
 code { font-size: .9em; overflow-wrap: anywhere } td code { white-space: nowrap }
 @media (max-width: 40rem) { tbody th { white-space: normal; min-width: 8rem } }
 [hidden] { display: none }
