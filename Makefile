@@ -120,7 +120,7 @@ test-lowest test-newest:
 	@$(VENV)/$@/$(WHERE)/python -m pip install -qq --disable-pip-version-check $(call pinned,uv)
 	@$(VENV)/$@/$(WHERE)/uv pip compile pyproject.toml --all-extras --resolution $(RESOLUTION) --python $(VENV)/$@/$(WHERE)/python --no-annotate --no-header \
 		--quiet $(if $(TORCH),--override <(echo 'torch==$(TORCH)')) --output-file $(VENV)/$@/versions.txt
-	@$(VENV)/$@/$(WHERE)/python -m pip install -qq --disable-pip-version-check -c $(VENV)/$@/versions.txt -e '.[clips,dev,tuning]'
+	@$(VENV)/$@/$(WHERE)/python -m pip install -qq --disable-pip-version-check -c $(VENV)/$@/versions.txt -e '.[clips,dev,hdf5,tuning]'
 	@$(VENV)/$@/$(WHERE)/python -m ipykernel install --sys-prefix --name python3 >/dev/null
 	@touch $(VENV)/$@/.stamp
 	@$(MAKE) --no-print-directory test-unpinned VENV=$(VENV)/$@
@@ -178,7 +178,8 @@ publish: html ## the same, as the public site: for the workflow
 
 # From what is committed: the same bytes whoever makes it, and whenever.
 dist: $(STAMP) ## the wheel, the pinned versions and an archive of the results, of the last commit: dist/
-	@rm -rf dist && mkdir dist && tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && git archive HEAD | tar -x -C "$$tmp" && \
+	@umask 022 && rm -rf dist && mkdir dist && tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
+	git archive HEAD | tar -x --no-same-permissions -C "$$tmp" && \
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir dist "$$tmp"
 	@git archive --format=tar.gz --prefix=mculora-$(VERSION)-results/ --output=dist/mculora-$(VERSION)-results.tar.gz HEAD results figures
 	@git show HEAD:requirements.lock > dist/requirements.lock

@@ -82,12 +82,13 @@ def prepare(app, docname, text):
 
 
 def prepare_included(app, path, docname, text):
-    text[0] = linked(app, docname, text[0])
+    text[0] = unbroken(linked(app, docname, text[0]))
 
 
 def readable(text, edit):
     """A notebook without the lines `#| ...` and cells that are nothing else; cells marked `#|
-    hide` are collapsed, of those marked `#| echo: false` the output is left. Prose is edited."""
+    hide` are collapsed, of those marked `#| echo: false` the output is left, of those marked `#|
+    include: false` nothing. Prose is edited."""
     nb = json.loads(text)
     for cell in nb['cells']:
         source = ''.join(cell['source'])
@@ -97,6 +98,8 @@ def readable(text, edit):
                 tags.append('hide-cell')
             if re.search(r'^#\| *echo: *false\b', source, flags=re.M):
                 tags.append('remove-input')
+            if re.search(r'^#\| *include: *false\b', source, flags=re.M):
+                tags.append('remove-cell')
             source = re.sub(r'^#\|.*\n?', '', source, flags=re.M)
             for data in (out.get('data', {}) for out in cell['outputs']):
                 if 'text/markdown' in data:
@@ -123,6 +126,8 @@ def linked(app, docname, text):
 
     def kept(m):
         to, at, heading = m[2].partition('#')
+        if not to:  # Jupyter keeps the capitals of a heading
+            return f'[{m[1]}](#{heading.lower()})'
         if (folder / to).resolve() == (app.srcdir / 'README.md').resolve():
             return f'[{m[1]}]({os.path.relpath(app.srcdir / "index.md", folder)}{at}{heading})'
         return m[0] if there(m[2]) else m[1]

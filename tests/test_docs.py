@@ -283,16 +283,33 @@ def test_what_stands_for_a_target_where_there_is_no_make(target, instead):
             assert tool in ('py', 'activate') or (BIN / tool).is_file(), command
 
 
-def test_links_to_binder_open_notebooks_of_this_repository():
+PUBLIC = dict(re.findall(r'^(user|repo) = (\S+)$', (ROOT / 'settings.ini').read_text(), flags=re.M))
+OPENS = {
+    r'https://mybinder\.org/v2/gh/': '{user}/{repo}/main?labpath=',
+    r'https://colab\.research\.google\.com/github/': '{user}/{repo}/blob/main/',
+}
+
+
+@pytest.mark.parametrize('host', OPENS, ids=['Binder', 'Colab'])
+def test_links_open_notebooks_of_this_repository(host):
     page = (ROOT / 'docs' / 'where-it-runs.md').read_text()
-    links = re.findall(r'https://mybinder\.org/v2/gh/([^)]*)', page)
-    settings = (ROOT / 'settings.ini').read_text()
-    user, repo = (re.search(rf'^{k} = (\S+)$', settings, flags=re.M)[1] for k in ('user', 'repo'))
-    assert len(links) == 3
-    for link in links:
-        where, path = link.split('?labpath=')
-        assert where == f'{user}/{repo}/main'
-        assert (ROOT / path.replace('%2F', '/')).is_file()
+    where = OPENS[host].format(**PUBLIC)
+    opened = [unquote(link.removeprefix(where)) for link in re.findall(rf'{host}([^)]*)', page)]
+    assert opened == ['nbs/00_start.ipynb', 'nbs/own_data.ipynb', 'nbs/train.ipynb']
+
+
+@pytest.mark.parametrize('name', ['00_start', 'own_data', 'train'])
+def test_in_colab_the_first_cell_installs_this_repository(name):
+    "And nothing elsewhere. tests/test_installed.py runs it."
+    cells = nbformat.read(ROOT / 'nbs' / f'{name}.ipynb', 4).cells
+    first = next(c.source for c in cells if c.cell_type == 'code')
+    said = [line for line in first.splitlines() if line and not line.startswith('#')]
+    address = 'https://github.com/{user}/{repo}'.format(**PUBLIC)
+    assert said == [
+        'import os',
+        "if 'COLAB_RELEASE_TAG' in os.environ:",
+        f'    %pip install --quiet git+{address}',
+    ]
 
 
 def test_make_lists_its_targets():

@@ -12,6 +12,7 @@ import sys
 import tomllib
 import warnings
 from importlib.metadata import distribution, entry_points, packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -584,11 +585,10 @@ def pins(name):
 
 REQUIREMENTS, CONSTRAINTS = pins('requirements.txt'), pins('constraints.txt')
 RUNTIME = [Requirement(r) for r in PYPROJECT['project']['dependencies']]
-EXTRAS = [
-    Requirement(r)
-    for extra in PYPROJECT['project']['optional-dependencies'].values()
-    for r in extra
-]
+EXTRAS = {
+    extra: [r for r in map(Requirement, listed) if r.name != 'mculora']  # another extra
+    for extra, listed in PYPROJECT['project']['optional-dependencies'].items()
+}
 
 
 def test_constraints_repeat_the_requirements():
@@ -635,7 +635,7 @@ def test_everything_that_an_install_brings_is_pinned():
 
 
 def test_requirements_satisfy_pyproject():
-    ranges = {canonicalize_name(r.name): r.specifier for r in RUNTIME + EXTRAS}
+    ranges = {canonicalize_name(r.name): r.specifier for r in [*RUNTIME, *chain(*EXTRAS.values())]}
     assert set(ranges) == set(REQUIREMENTS)
     assert not [name for name, wanted in ranges.items() if REQUIREMENTS[name] not in wanted]
 
@@ -695,6 +695,26 @@ def test_notebooks_and_tests_import_only_what_is_pinned():
         )
     ]
     assert third_party(n for tree in trees for n in imported(tree)) <= set(CONSTRAINTS)
+
+
+def brought(*extras):
+    "What an install of the package with these extras brings by name."
+    listed = [*RUNTIME, *chain(*(EXTRAS[e] for e in extras))]
+    return {canonicalize_name(r.name) for r in listed}
+
+
+# what Colab has of its own
+COLAB = {'ipython', 'matplotlib', 'seaborn'}
+
+
+@each_notebook
+def test_a_notebook_needs_only_what_its_extra_brings(path):
+    """And the package is enough for those that open in Colab."""
+    needs = third_party(imported(ast.parse(code(load(path)))))
+    if path.parent.name == 'nbs':
+        assert needs <= brought() | COLAB
+    own = ('clips',) * (path.name == '04_clips.ipynb')
+    assert needs <= brought('notebooks', *own)
 
 
 # --- the Makefile, and what the documents say of it ---

@@ -647,7 +647,7 @@ def pictures(
     folder,  # where to
 ) -> list[Path]:
     "Draw `gains.png` and `conflict.png`. Raises `ImportError` where there is no matplotlib."
-    figure, n = need('matplotlib.figure', 'dev'), len(found.conflict['combinations'])
+    figure, n = need('matplotlib.figure', 'notebooks'), len(found.conflict['combinations'])
     look = {'axes.spines.top': False, 'axes.spines.right': False, 'font.size': 9}
     simulated = ' (simulated)' if found.data['simulated'] else ''
     said, sentence = f'{found.data["name"]}{simulated}', found.verdict.replace('. ', '.\n')
@@ -658,7 +658,7 @@ def pictures(
     }
     out, how = [], dict(format='png', dpi=110, bbox_inches='tight')
     for name, (size, f, title) in draw.items():
-        with need('matplotlib', 'dev').rc_context(look):
+        with need('matplotlib', 'notebooks').rc_context(look):
             fig = figure.Figure(figsize=size, layout='constrained')
             f(fig, found)
             fig.suptitle(title, fontsize='small')

@@ -1192,7 +1192,10 @@ def pictures(
     `ImportError` where there is no matplotlib."""
     import pandas as pd
 
-    figure, look = need('matplotlib.figure', 'dev'), {'axes.spines.top': False, 'font.size': 9}
+    figure, look = (
+        need('matplotlib.figure', 'notebooks'),
+        {'axes.spines.top': False, 'font.size': 9},
+    )
     look |= {'axes.spines.right': False, 'legend.frameon': False}
     folder, out = Path(folder), []
     r, curves = read_result(folder), pd.read_parquet(folder / 'curves.parquet')
@@ -1202,7 +1205,7 @@ def pictures(
     if len(curves):
         draw['curves'] = ((width, 4.0), lambda fig: draw_curves(fig, r, curves))
     for name, (size, f) in draw.items():
-        with need('matplotlib', 'dev').rc_context(look):
+        with need('matplotlib', 'notebooks').rc_context(look):
             fig = figure.Figure(figsize=size, layout='constrained')
             f(fig)
             fig.suptitle(f'{said}, schedule {r.config["schedule"]}', fontsize='medium')

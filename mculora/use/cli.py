@@ -848,6 +848,18 @@ app.add_typer(results, name='results')
 _Store = Annotated[str, typer.Option(help='Folder of results, relative to the repository.')]
 
 
+def _kept(folder):  # relative to the repository
+    from mculora.basics.dialogues import DataError
+
+    path = repo_root() / folder
+    if not path.exists():
+        raise DataError(
+            f'{path}: found no such folder, expected results or figures; those of the paper are in '
+            'the repository and in the archive of a release, not in the package'
+        )
+    return path
+
+
 @results.command('add')
 def add_(
     folder: Annotated[str, typer.Argument(help='A finished run, or a folder with several.')],
@@ -881,7 +893,7 @@ def list_(
 
     with _refusing():
         only = dict(dataset=data or (), method=method or (), fold=fold or (), seed=seed or ())
-        rows = store.listed(repo_root() / root, _json(options, 'options'), **only)
+        rows = store.listed(_kept(root), _json(options, 'options'), **only)
     top = f'{repo_root()}/'
     if len(rows):
         rows = rows.assign(run=[r.removeprefix(top) for r in rows.run])
@@ -922,7 +934,7 @@ def why(
     from mculora.experiments import reports
 
     with _refusing():
-        found = reports.why(table, row, column, repo_root() / figures)
+        found = reports.why(table, row, column, _kept(figures))
         if not (shown_here := [o for o in found if within in o.table]):
             titles = '; '.join(o.table for o in found)
             raise ValueError(f'in: found no title with {within!r}, expected a part of: {titles}')
@@ -945,7 +957,7 @@ def where(
     from mculora.experiments import reports
 
     with _refusing():
-        way = reports.where(file, repo_root() / figures)
+        way = reports.where(file, _kept(figures))
     same = way.now == way.made.hash
     today = 'as they were' if same else f'now {way.now}' if way.now else 'now not all there'
     typer.echo(f'{way.made.name}\nnotebook: {way.made.notebook}\nagain: {way.made.command}')
@@ -969,7 +981,7 @@ def explore_results(
     from mculora.experiments.results_page import explored, page
 
     with _refusing(ImportError):
-        store_ = repo_root() / root
+        store_ = _kept(root)
         found = explored(store_, repo_root() / figures)
         link = Path(os.path.relpath(store_, out.resolve().parent)).as_posix() if links else None
         text = page(found, root, link)
@@ -1052,7 +1064,7 @@ def reproduce(
     from mculora.experiments import store
 
     with _refusing():
-        some = store.samples(repo_root() / root)
+        some = store.samples(_kept(root))
         _known('method', method, some)
     right = True
     typer.echo(f'{"method":33} {"record":81} {"took":9}  made again')

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..basics.modalities import labels, members
 from ..basics.dialogues import Dialogues
 from ..basics.masking import drop
+from ..experiments.results_page import ELEMENTS
 from .prediction import Predictor
 
 # %% ../../nbs/use/03_explorer.ipynb #2992523e
@@ -147,7 +148,6 @@ STYLE = f"""{_LAYOUT.rstrip()}
 
 # %% ../../nbs/use/03_explorer.ipynb #c67a0e6e
 _WORDS = """
-const $ = id => document.getElementById(id);
 const D = JSON.parse($('data').textContent), M = D.modalities, U = D.utterances;
 const whole = D.combinations[D.combinations.length - 1];
 let u = 0, on = M.map(() => true);  // the utterance that is looked at, the modalities that are on
@@ -162,13 +162,6 @@ function said(c, i) {
   return D.classes.length ? D.classes[best(S.told[i])] : S.told[i][0].toFixed(2);
 }
 
-function el(tag, text, attrs) {
-  const e = document.createElement(tag);
-  if (text !== undefined) e.textContent = text;
-  for (const k in attrs || {}) e.setAttribute(k, attrs[k]);
-  return e;
-}
-const fill = (id, nodes) => $(id).replaceChildren(...nodes);
 function button(text, attrs, click) {
   const b = el('button', text, attrs);
   b.onclick = click;
@@ -245,7 +238,7 @@ fill('list', U.map((x, i) => button(name(i), {}, () => go(i))));
 fill('toggles', M.map((m, k) => button(m, {'data-modality': m}, () => toggle(k))));
 draw();
 """
-SCRIPT = _WORDS + _PARTS + _DRAWING
+SCRIPT = ELEMENTS + _WORDS + _PARTS + _DRAWING
 
 # %% ../../nbs/use/03_explorer.ipynb #4a6ced58
 def page(
