@@ -30,7 +30,8 @@ from ..data.sources import LAYOUTS, describe, find_all
 from ..data.traps import counted, examine
 from ..experiments.bench import bench as time_parts, line
 from ..basics.method import create, method_of, read_settings
-from ..data.clips import EXTRACTORS, extractors, read_manifest, to_layout, to_table
+from ..data.clips import extractors, read_manifest, to_layout, to_table
+from ..data.expression import EXTRACTORS  # those of clips, and one more
 from ..experiments.results import Shared, environment, lines_of, store_of
 from ..experiments import headroom as room
 from ..experiments import reports
@@ -196,12 +197,16 @@ def _of(modality, model):  # which extractors there are
 Audio = Annotated[str, _of('a', 'a wav2vec 2.0 model')]
 Text = Annotated[str, _of('t', 'a language model')]
 Face = Annotated[str, _of('v', 'an image model')]
-Skip = Annotated[bool, _option('Treat an unusable clip as a missing modality.', '--skip')]
+Skip = Annotated[bool, _option('Treat an unusable or absent clip as a missing modality.', '--skip')]
 ModelDevice = Annotated[
     str, _option('Device of the models: auto, cpu, cuda, ...; the light set ignores it.')
 ]
 
 # %% ../../nbs/use/04_cli.ipynb #b7d2f3e4
+def _aside(said):  # for people, not for pipes
+    typer.echo(said, err=True)
+
+
 @data.command()
 def extract(
     manifest: Manifest,
@@ -216,15 +221,16 @@ def extract(
     """Extract features from raw clips; existing, unchanged features are kept. Exit code: 0 all
     clips, 1 some clips skipped, 2 invalid arguments or files."""
     with _refusing(ImportError):
-        clips = read_manifest(manifest, lambda said: typer.echo(said, err=True))
+        clips = read_manifest(manifest, _aside, skip)
         by = extractors(audio, text, face, device)
         if dataset == 'table':
-            place, bad = to_table(clips, by, out, skip)
+            place, bad = to_table(clips, by, out, skip, say=_aside)
         else:
-            place, bad = to_layout(clips, by, out, dataset, skip)
+            place, bad = to_layout(clips, by, out, dataset, skip, say=_aside)
     for p in bad:
         typer.echo(f'left out: {p}', err=True)
-    typer.echo(f'{len(clips)} clips: {place}')
+    less = f'; {len(bad)} sources could not be used, and are missing there' if bad else ''
+    typer.echo(f'{len(clips)} clips{less}: {place}')
     raise typer.Exit(int(bool(bad)))
 
 # %% ../../nbs/use/04_cli.ipynb #2effa24c
