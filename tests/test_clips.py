@@ -731,6 +731,24 @@ def test_a_header_written_before_the_length_was_known_claims_nothing(tmp_path, s
     assert np.array_equal(read_wav(tmp_path / 'x.wav'), read_wav(sound_copies / 'x.wav'))
 
 
+@pytest.mark.parametrize('said', [b'', b'stream 1, offset 0x16e1a: partial file\n'])
+def test_a_cut_video_has_no_sound_although_ffmpeg_goes_on(tmp_path, monkeypatch, said):
+    def ffmpeg(args, **_):  # decodes what is there
+        sf.write(args[-1], tone(RATE), RATE, subtype='FLOAT')
+        return subprocess.CompletedProcess(args, 0, b'', said)
+
+    (tmp_path / 'a b.mp4').write_bytes(b'x')
+    monkeypatch.setattr(C.shutil, 'which', lambda _: 'ffmpeg')
+    monkeypatch.setattr(C.subprocess, 'run', ffmpeg)
+    if said:
+        with pytest.raises(
+            DataError, match='a b.mp4: found a file that ends early, expected all of it'
+        ):
+            read_wav(tmp_path / 'a b.mp4')
+    else:
+        assert len(read_wav(tmp_path / 'a b.mp4')) == RATE // 2
+
+
 def test_a_video_that_does_not_say_its_length_is_counted(tmp_path):
     pictures = [np.full((48, 64, 3), 6 * k, np.uint8) for k in range(40)]
     raw = b''.join(cv2.imencode('.jpg', x)[1].tobytes() for x in pictures)
@@ -822,11 +840,56 @@ def test_of_any_faulty_clips_each_is_said_once_and_the_rest_extracted(tmp_path_f
     )
     assert set(t.utterance[t.get('a', '') != '']) == listed - deaf
     assert set(t.utterance[t.get('v', '') != '']) == listed - blind
-    counts = dict(long='longer than 60 s', faceless='have no face', unlisted='named by no row')
+    counts = dict(long='longer than 60 s', faceless='with no face', unlisted='no row names')
     for fault, words in counts.items():
         lines = [s for s in said if words in s]
         n = len(of[fault]) * (2 if fault == 'unlisted' else 1)
         assert len(lines) == bool(n) and all(re.search(rf'\b{n} (of|files)', s) for s in lines)
+
+
+def test_what_was_extracted_from_a_clip_that_is_gone_is_kept(tmp_path):
+    manifest = clip_folder(tmp_path / 'clips', [None, None])
+    first = {'a': Loud()}
+    to_table(read_manifest(manifest), first, tmp_path / 'out', progress=False)
+    kept = tmp_path / 'out' / 'features' / 'loud-UTT' / 'u0.npy'
+    before = kept.read_bytes()
+    (tmp_path / 'clips' / 'u0.wav').unlink()
+    clips = read_manifest(manifest, skip=True)
+    path, bad = to_table(clips, first, tmp_path / 'out', skip=True, progress=False)
+    assert re.search(r'^utterance u0: found no wav at \S+u0.wav .*; what was .* is kept$', bad[0])
+    assert len(bad) == 1 and kept.read_bytes() == before and all(pd.read_csv(path).a)
+    with pytest.raises(DataError, match=r'1 problem: .* is kept\. Mend these, or skip .*--skip'):
+        to_table(clips, first, tmp_path / 'out', progress=False)
+
+
+def test_a_long_clip_is_named_before_the_work_begins(tmp_path):
+    said = []
+
+    class Never(Loud):
+        def __call__(self, source):
+            assert 'longer than 60 s, such as u1 (61 s)' in said[0]
+            raise KeyboardInterrupt
+
+    clips = read_manifest(clip_folder(tmp_path / 'clips', [None, 'long']))
+    with pytest.raises(KeyboardInterrupt):
+        extract(clips, {'a': Never()}, tmp_path / 'out', progress=False, say=said.append)
+    assert said[0].startswith('loud-UTT: 1 of 2 clips')
+
+
+def test_only_clips_of_the_kind_that_rows_name_are_missed(tmp_path):
+    said = []
+    manifest = clip_folder(tmp_path, [None])
+    (tmp_path / 'notes.txt').write_text('x')
+    (tmp_path / 'other.mp4').write_bytes(b'x')
+    (tmp_path / 'features').mkdir()
+    read_manifest(manifest, said.append)
+    assert said == []
+    (tmp_path / 'take 2.WAV').write_bytes(b'x')
+    read_manifest(manifest, said.append)
+    assert said == [
+        f"{manifest}: no row names 1 file or folder beside the clips, such as 'take 2.WAV': add "
+        'rows if they belong here'
+    ]
 
 
 # --- without the optional packages ---

@@ -229,7 +229,7 @@ def extract(
             place, bad = to_layout(clips, by, out, dataset, skip, say=_aside)
     for p in bad:
         typer.echo(f'left out: {p}', err=True)
-    less = f'; {len(bad)} sources could not be used, and are missing there' if bad else ''
+    less = f' ({len(bad)} sources could not be used)' if bad else ''
     typer.echo(f'{len(clips)} clips{less}: {place}')
     raise typer.Exit(int(bool(bad)))
 
