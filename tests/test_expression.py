@@ -181,11 +181,9 @@ def add(w, layer, name):
     return 'dense_1'
 
 
-@settings(max_examples=15, deadline=None)
-@given(
-    st.sampled_from([lose, drop, turn, spoil, add]),
-    st.sampled_from([(k, n) for k, w in SHAPES.items() for n in w]),
-)
+@pytest.mark.parametrize('change', [lose, drop, turn, spoil, add])
+@settings(max_examples=3, deadline=None)
+@given(where=st.sampled_from([(k, n) for k, w in SHAPES.items() for n in w]))
 def test_weights_of_another_network_are_refused_by_layer(tmp_path_factory, change, where):
     weights = drawn()
     layer = change(weights, *where)
@@ -245,13 +243,14 @@ def test_the_face_has_ten_pixels_around_it_and_beyond_the_frame_the_mean_of_the_
         assert found.shape == (64, 64, 1) and np.abs(found[..., 0].astype(int) - want).max() <= 1
 
 
-def test_other_weights_give_other_features_and_another_key(tmp_path):
+def test_the_extractor_sees_values_from_minus_one_and_other_weights_are_another_key(tmp_path):
     one, two = (expression(written(tmp_path / f'{k}.h5', drawn(k))) for k in (0, 1))
     assert one.key != two.key and one.name == two.name == 'fer-haar_UTT'
     assert expression(tmp_path / '0.h5').key == one.key
     (tmp_path / 'clip').mkdir()
     cv2.imwrite(str(tmp_path / 'clip' / '0.png'), sketch())
-    assert one(tmp_path / 'clip').shape == (135,)
+    face = X.grey_face(sketch())[..., 0]
+    assert np.abs(one(tmp_path / 'clip') - slowly(drawn(0), face / 127.5 - 1)).max() < 1e-4
     assert np.abs(one(tmp_path / 'clip') - two(tmp_path / 'clip')).max() > 0.01
 
 

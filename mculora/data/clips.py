@@ -130,7 +130,7 @@ def _read_whole(sf, path):  # [T] float32, the mean of the channels
     _require_whole(path, len(x), about.frames, 'samples')
     return x
 
-
+# %% ../../nbs/data/04_clips.ipynb #62ffeedb
 def _samples(sf, path):  # [T] float32, the mean of the channels; the sampling rate
     path = Path(path)
     try:
@@ -203,7 +203,7 @@ def spread(
 def _in_order(path):
     return [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', path.name)]
 
-
+# %% ../../nbs/data/04_clips.ipynb #9272cdcd
 @contextmanager
 def _opened(path):  # a video; how many frames its header claims, 0 or less: it does not say
     cv2 = need('cv2')
@@ -797,7 +797,7 @@ def _unlisted(clips):  # names of files and folders beside the clips that no row
         if p.name not in named[folder.resolve()] and _is_clip(p, own)
     ]
 
-
+# %% ../../nbs/data/04_clips.ipynb #e9790794
 def read_manifest(
     path,  # .csv or .parquet
     say: Callable = print,  # called with a message about unused columns, or files
@@ -886,7 +886,8 @@ def write_clips(
             sound = buzz(mood, g.uniform(0.5, 0.8), i)
             said = _SAID[label][int(g.integers(3))]
             _write_frames(folder / 'frames' / u, None if gaps and i % 7 == 0 else mood, g)
-            _write_wav(folder / f'{u}.wav', sound)
+            if not (gaps and i == 2):
+                _write_wav(folder / f'{u}.wav', sound)
             rows.append(
                 dict(
                     utterance=u,
@@ -985,7 +986,7 @@ def _due(x, clips, top, known):  # clips to extract, with digests; a sentence pe
             due.append((c, digest))
     return due, bad
 
-
+# %% ../../nbs/data/04_clips.ipynb #1b381d91
 def _seconds(path):  # of a sound or a video, by its header; 0: it does not say
     cv2, sf = need('cv2'), need('soundfile')
     with suppress(sf.LibsndfileError):
@@ -1009,7 +1010,7 @@ def _say_none(x, clips, top, say):  # of whom there was nothing to extract
         found = f'{len(none)} of {len(some)} clips with {x.none}, such as {u}'
         say(f'{x.name}: {found}: the modality is missing there')
 
-
+# %% ../../nbs/data/04_clips.ipynb #26d2a86a
 def extract(
     clips: list[Clip],  # what
     by: dict[str, Extractor],  # modality -> extractor
