@@ -20,6 +20,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Annotated, Literal, get_origin
 from dataclasses import asdict
+from importlib import import_module
 import inspect, json, os, shlex, tempfile, time
 import typer
 from typer.core import TyperCommand
@@ -174,7 +175,7 @@ Layout = Annotated[
 Audio = Annotated[str, _option('{a}, none, or a folder or NAME@REVISION of a wav2vec 2.0 model.')]
 Text = Annotated[str, _option('{t}, none, or a folder or NAME@REVISION of a language model.')]
 Face = Annotated[str, _option('{v}, none, or a folder or NAME@REVISION of an image model.')]
-Skip = Annotated[bool, _option('Treat an unusable clip as a missing modality.', '--skip')]
+Skip = Annotated[bool, _option('Treat an unusable or absent clip as a missing modality.', '--skip')]
 ModelDevice = Annotated[
     str, _option('Device of the models: auto, cpu, cuda, ...; the light set ignores it.')
 ]
@@ -182,13 +183,17 @@ ModelDevice = Annotated[
 # %% ../../nbs/use/04_cli.ipynb #b7d2f3e4
 class _Extract(TyperCommand):  # its help names what registries hold
     def format_options(self, ctx, formatter):
-        from mculora.data.clips import EXTRACTORS
+        from mculora.data.expression import EXTRACTORS
         from mculora.data.sources import LAYOUTS
 
         known = {m: ', '.join(names) for m, names in EXTRACTORS.items()}
         for option in self.params:
             option.help = option.help.format(layouts=', '.join(LAYOUTS), **known)
         super().format_options(ctx, formatter)
+
+
+def _aside(said):  # for people, not for pipes
+    typer.echo(said, err=True)
 
 
 @data.command(cls=_Extract)
@@ -206,16 +211,18 @@ def extract(
     clips, 1 some clips skipped, 2 invalid arguments or files."""
     from mculora.data.clips import extractors, read_manifest, to_layout, to_table
 
+    import_module('mculora.data.expression')  # it adds its extractor
     with _refusing(ImportError):
-        clips = read_manifest(manifest, lambda said: typer.echo(said, err=True))
+        clips = read_manifest(manifest, _aside, skip)
         by = extractors(audio, text, face, device)
         if dataset == 'table':
-            place, bad = to_table(clips, by, out, skip)
+            place, bad = to_table(clips, by, out, skip, say=_aside)
         else:
-            place, bad = to_layout(clips, by, out, dataset, skip)
+            place, bad = to_layout(clips, by, out, dataset, skip, say=_aside)
     for p in bad:
         typer.echo(f'left out: {p}', err=True)
-    typer.echo(f'{len(clips)} clips: {place}')
+    less = f' ({len(bad)} sources could not be used)' if bad else ''
+    typer.echo(f'{len(clips)} clips{less}: {place}')
     raise typer.Exit(int(bool(bad)))
 
 # %% ../../nbs/use/04_cli.ipynb #2effa24c
