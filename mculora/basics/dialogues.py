@@ -11,7 +11,7 @@ __all__ = ['DataError', 'Task', 'Unlabelled', 'has_label', 'Dialogues', 'by_dial
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from typing import Any, TypeVar, overload
-import hashlib, json, re
+import hashlib, json, re, warnings
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -622,7 +622,10 @@ def _held_out(d, n_val, seed, name):  # which dialogues to train on, and which a
             'utterances to hold some out for validation'
         )
     parts = StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(row, y, unit[row])
-    fit, held = next(parts)
+    with warnings.catch_warnings():
+        # a rare class cannot be in every part
+        warnings.filterwarnings('ignore', 'The least populated class')
+        fit, held = next(parts)
     return np.unique(row[fit]), np.unique(row[held])
 
 # %% ../../nbs/basics/01_dialogues.ipynb #6b0f684a

@@ -559,7 +559,7 @@ def findings(s: Seen) -> list[Finding]:
 
 # %% ../../nbs/data/07_traps.ipynb #72a90041
 def examine(
-    path,  # a file of one's own, or the folder of a release
+    path,  # your own file, or the folder of a release
     dataset: str,  # which release, or any name of a file
     columns: Columns = Columns(),  # of a file
     features: dict[str, str] | None = None,  # as for `open_data`

@@ -410,7 +410,7 @@ def parts_in_words(
     if 'people' in parts:
         n, seen = parts['people']['test'], parts['seen']['test']
         said += f'; the test part has {n} speakers, {seen or "none"} of them in training too'
-    # whoever has older results of this table should know
+    # for those who have older results of this table
     new = c.table.group is None and parts['by'] == c.table.speaker
     return said + '; results of version 0.5 are by dialogue (--table \'{"group": ""}\')' * new
 
@@ -933,7 +933,7 @@ def _measured(job, masks):  # on the test part: scores, and outcomes
     return scores, _outcomes(test, outputs, masks)
 
 # %% ../../nbs/experiments/01_runs.ipynb #c0de0016
-def _set_aside(folder, code):  # a result that other code made, for whoever wants to compare
+def _set_aside(folder, code):  # a result that other code made, to compare with
     with suppress(DataError):
         if (old := read_result(folder)).code not in (None, code):
             os.replace(folder / 'result.json', folder / _other(old))

@@ -20,7 +20,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Annotated, Literal, get_origin
 from dataclasses import asdict
-import inspect, json, shlex
+import inspect, json, shlex, warnings
 import torch
 import typer
 from pydantic import TypeAdapter
@@ -59,17 +59,23 @@ data = typer.Typer(help='Feature files on disk.', no_args_is_help=True, rich_mar
 app.add_typer(data, name='data')
 
 # %% ../../nbs/use/04_cli.ipynb #70d007c4
+def _warning(message, *_, **__):  # a sentence, without the line of code that it comes from
+    typer.echo(f'Warning: {" ".join(str(message).split())}', err=True)
+
+
 @contextmanager
 def _refusing(*more):  # further exceptions to report this way
-    try:
-        yield
-    except (ValueError, OSError, *more) as e:
-        typer.echo(f'Error: {e}', err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt as e:  # a run says how much of it is kept
-        said = str(e) or 'stopped; run the same command again to continue (finished runs are kept)'
-        typer.echo(f'\n{said}', err=True)
-        raise typer.Exit(130) from None
+    with warnings.catch_warnings():
+        warnings.showwarning = _warning
+        try:
+            yield
+        except (ValueError, OSError, *more) as e:
+            typer.echo(f'Error: {e}', err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt as e:  # a run says how much of it is kept
+            said = str(e) or 'stopped; the same command goes on from here (finished runs are kept)'
+            typer.echo(f'\n{said}', err=True)
+            raise typer.Exit(130) from None
 
 
 def _known(what, asked, known):  # a check of names
@@ -238,9 +244,10 @@ DataPath = Annotated[
 
 
 def _datasets(path):  # (name, path) of every dataset found
-    if is_own(path) and not path.exists():
+    if not path.exists():
+        what = 'file' if is_own(path) else 'file or folder'
         expected = f'one of {", ".join(FILES)}, or a folder'
-        typer.echo(f'{path}: found no such file, expected {expected}', err=True)
+        typer.echo(f'{path}: found no such {what}, expected {expected}', err=True)
         raise typer.Exit(2)
     if found := find_all(path):
         return found
@@ -395,14 +402,14 @@ def train(
     infinite, 2 invalid arguments or data."""
     with _refusing(RecursionError):
         given = _values(RunConfig, settings)
-        every = fold or _all_folds(read_settings(RunConfig, given, 'options'))
+        every = fold or _all_folds(read_settings(RunConfig, given, ''))
         runs = [
             dict(given, method=m, fold=f, seed=s)
             for m in method or ['mculora']
             for f in every
             for s in seed or [66]
         ]
-        configs = [read_settings(RunConfig, r, 'options') for r in runs]
+        configs = [read_settings(RunConfig, r, '') for r in runs]
         out = run_all(configs, together=together or None)
     raise typer.Exit(_say(out))
 
@@ -492,7 +499,7 @@ def study(
     observe = dict(observe=settings.pop('observe'))
     with _refusing():
         given = dict(data=data, folds=[fold], seeds=[seed]) | _values(Sweep, settings)
-        sweep = read_settings(Sweep, given, 'study')
+        sweep = read_settings(Sweep, given, '')
         variants = _variants(of, method)
         _as_named(sweep, where['data_root'])
         configs = [c.model_copy(update=observe) for c in sweep.configs(variants, **where)]
@@ -534,7 +541,7 @@ def tune_(
     given = dict(data=data, method=method, trials=trials)
     given |= dict(folds=fold or [1], seeds=seed or [1, 2, 3])
     with _refusing():
-        t = read_settings(Tuning, given | _values(Tuning, settings), 'tune')
+        t = read_settings(Tuning, given | _values(Tuning, settings), '')
         _as_named(t.sweep, where['data_root'])
         table, folder = tune(t, **where)
     typer.echo(f'{folder}: chosen of {len(table)}: {json.dumps(chosen(table))}')
@@ -741,7 +748,7 @@ def headroom(dataset: HeadroomData, fold: Folds = None, **settings):
     one, and where gradients conflict. Exit code: 0 measured, 2 invalid arguments or data."""
     with _refusing(RecursionError):
         given = _values(room.HeadroomConfig, settings) | dict(dataset=dataset, folds=fold or None)
-        found, folder = room.headroom(read_settings(room.HeadroomConfig, given, 'options'))
+        found, folder = room.headroom(read_settings(room.HeadroomConfig, given, ''))
     typer.echo(room.told(found))
     try:
         room.pictures(found, folder)
