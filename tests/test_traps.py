@@ -140,6 +140,14 @@ def test_nothing_is_named_of_sound_data(seed, n_classes, given_split):
 
 
 @few
+@given(seeds, st.sampled_from([0, 3]))
+def test_nothing_is_named_of_context(seed, n_classes):
+    t = sound(seed, n_classes=n_classes)
+    t.loc[np.random.default_rng(seed).random(len(t)) < 0.3, 'label'] = None
+    assert not named(t, Columns(unlabelled='context'))
+
+
+@few
 @given(seeds, st.integers(1, 5))
 def test_people_in_several_parts(seed, n):
     t = sound(seed, people=30)

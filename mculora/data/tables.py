@@ -811,8 +811,8 @@ def _read(f, name, base, c, features, task, widths):
     if asked:
         return d, bad
     d, more = _parted(d, f, roles, c, order)
-    known = problems(d, holes=True, context=c.unlabelled == 'context')
-    return d, bad + more + known
+    # what has no label is refused above, if it is
+    return d, bad + more + problems(d, holes=True, context=True)
 
 # %% ../../nbs/data/03_tables.ipynb #7a87979c
 def as_table(

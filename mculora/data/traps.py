@@ -579,7 +579,7 @@ def examine(
             d, bad = None, [str(e)]
     out = [Finding('reading', p, severity='problem') for p in bad]
     out += [Finding('reading', str(w.message)) for w in told if w.category is UserWarning]
-    if d is not None and len(d) > 1 and not problems(d, True, columns.unlabelled == 'context'):
+    if d is not None and len(d) > 1 and not problems(d, holes=True, context=True):
         out += findings(Seen(d, frame, columns, features))
     return d, out
 
