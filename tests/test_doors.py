@@ -800,6 +800,31 @@ def test_check_takes_a_folder(tmp_path):
     assert file_name(Path('/a/b.csv')) == 'b.csv'
 
 
+@pytest.mark.filterwarnings('default')
+def test_commands_speak_to_people(tmp_path):
+    "The name of a setting leads; a warning is a sentence, without the line of code it comes from."
+
+    def said(*args):
+        return CliRunner().invoke(app, [*map(str, args)])
+
+    r = said('data', 'check', tmp_path / 'nowhere')
+    assert r.exit_code == 2
+    assert r.stderr.startswith(f'{tmp_path}/nowhere: found no such file or folder, expected one of')
+    r = said('train', '--dataset', 'iemocp')
+    assert r.exit_code == 2
+    assert r.stderr.startswith("Error: dataset: found 'iemocp', expected 'iemocap' or ")
+    r = said('train', '--size', 'tiny', '--device', 'mps')
+    assert r.exit_code == 2 and 'one of cpu' in r.stderr
+    assert r.stderr.endswith('; Apple GPUs lack float64, which metrics and fits need\n')
+    parts = mmsa([2, 3])
+    for p in parts.values():
+        p['text_bert'] = p.pop('text')
+    path, at = written(tmp_path, parts), ('--out-dir', tmp_path / 'runs', '--device', 'cpu')
+    r = said('train', '--dataset', path, '--method', 'majority', *at)
+    assert r.exit_code == 0 and 'Warn' not in r.stderr.replace('Warning: ', '')
+    assert f'\nWarning: {path}: text is there as token ids alone' in f'\n{r.stderr}'
+
+
 # --- the inputs that were reported, where they are at hand ---
 
 
