@@ -1,4 +1,10 @@
-"Models that train in a second: settings for any method, of which each takes those that it has."
+"""Models that train in a second: settings for any method, of which each takes those that it has.
+And real data and files that people reported, where they are at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
 
 from mculora.basics.method import methods
 
@@ -25,3 +31,15 @@ def known(method, options):
 
 def small(method, **more):
     return known(method, SMALL | more)
+
+
+# beside the repository, or where MCULORA_SHARED says
+SHARED = Path(os.environ.get('MCULORA_SHARED') or Path(__file__).resolve().parents[2] / 'shared')
+
+
+def reported(name, folder='traps'):
+    "A file or folder that is not part of the repository; without it the test is skipped."
+    path = SHARED / 'data' / folder / name
+    if not path.exists():
+        pytest.skip(f'{name} is not here')
+    return path

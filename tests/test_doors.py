@@ -4,6 +4,9 @@ of fault by hand once, and by a property that makes more of its kind."""
 import os
 import pickle
 import re
+import shlex
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from unittest.mock import patch
@@ -13,23 +16,25 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from small import small
+from small import reported, small
 from typer.testing import CliRunner
 
-from mculora.basics.dialogues import DataError, fingerprint, random_dialogues, split
+from mculora.basics.dialogues import DataError, fingerprint, folds, random_dialogues, split
 from mculora.basics.method import create, methods
 from mculora.basics.columns import file_name, is_own
 from mculora.data.own import open_data, read_own, table_of
 from mculora.data.sources import fit_scale, scale
 from mculora.data.tables import Columns, as_table, matching, pool, read_mmsa, read_table
+from mculora.data.traps import Seen, parts_of, unmeasured_entries
 from mculora.experiments.runs import RunConfig, run
+from mculora.model.encoders import ENCODERS
 from mculora.training.evaluation import predictions
 from mculora.training.trainer import fit
 from mculora.use.artefact import from_run, load, save
 from mculora.use.cli import app
 from mculora.use.prediction import Predictor, read_input
 
-TRAPS = Path(__file__).parents[2] / 'shared' / 'data' / 'traps'
+ROOT = Path(__file__).resolve().parent.parent
 FEW = settings(max_examples=8, deadline=None)
 WIDE = {'audio': '*_sma*', 'video': 'AU*,pose_*', 'text': 'bert#*'}
 NAMES = {
@@ -370,10 +375,10 @@ def test_token_ids_are_no_vectors(tmp_path):
 # --- MERBench, npz, HDF5 ---
 
 
-def merbench(top, n=3, widths=(4, 6), **more):
+def merbench(top, n=3, widths=(4, 6), parts=('train', 'val', 'test'), **more):
     "Labels and features as MERBench keeps them; frames in the first folder, vectors in the second."
     labels, g = {}, np.random.default_rng(0)
-    for part in ('train', 'val', 'test'):
+    for part in parts:
         own = {f'{part}_dia{k}_utt{j}': dict(emo=j, val=-10) for k in (0, 1) for j in range(n)}
         labels[f'{part}_corpus'] = np.array({u: said | more for u, said in own.items()})
         for name, shape in {'hubert-UTT': (3, widths[0]), 'roberta-UTT': widths[1:]}.items():
@@ -413,8 +418,48 @@ def test_scores_of_merbench_where_emotions_say_nothing(tmp_path):
             np.save(top / 'features' / folder / f'{u}.npy', np.ones(2))
     np.savez(top / 'label.npz', **{k: np.array(p) for k, p in tree.items()})
     d, bad = read_own(top)
-    assert not d.task.classes and d.label.max() == 1.5 and len(d) == 6  # no dialogue in the names
+    assert not d.task.classes and d.task.high == 1.5 and len(d) == 6  # no dialogue in the names
     assert [p for p in bad if 'no label' in p] and len(bad) == 1
+
+
+@FEW
+@given(st.integers(2, 3), st.integers(1, 3))
+def test_several_test_parts_are_folds_that_train_on_the_same(tmp_path_factory, tests, fold):
+    "MER2023 has test1, test2 and test3; none of them is trained on, or held out for validation."
+    fold = min(fold, tests)
+    names = [f'test{k}' for k in range(1, tests + 1)]
+    top = merbench(tmp_path_factory.mktemp('mer'), parts=('train', *names))
+    d, bad = read_own(top)
+    assert not bad and folds(d) == names
+    s = split(d, fold)
+    assert s.name == names[fold - 1] and set(s.test.part) == {s.name}
+    assert len(s.test) == 2 and {*s.train.part, *s.val.part} == {'train'}
+    assert sorted(s.train.ids + s.val.ids) == ['train_dia0', 'train_dia1']
+    said = CliRunner().invoke(app, ['data', 'check', str(top)])
+    assert f'{tests} folds by split, tested on {", ".join(names)}' in said.output
+    (_, part) = parts_of(d)[fold - 1]
+    assert (part['train'].sum(), part['test'].sum(), part['val'].sum()) == (6, 6, 0)
+
+
+def test_the_record_says_which_test_part(tmp_path):
+    top = merbench(tmp_path / 'mer', parts=('train', 'test1', 'test2'))
+    said = dict(dataset='mer/', data_root=str(tmp_path), out_dir=str(tmp_path / 'runs'))
+    r, folder = run(RunConfig(**said, method='majority', fold=2, device='cpu'), progress=False)
+    assert r.data['fold'] == 'test2' and folder.name.startswith('test2-') and top.is_dir()
+    assert r.data['dialogues'] == dict(train=1, val=1, test=2)
+    # a part that is spelt otherwise, and one that does not belong
+    t = pd.DataFrame(dict(label=list('xyxyxy'), text=[[1.0 * k] for k in range(6)]))
+    t['split'] = ['train', 'train', 'Test-1', 'Test-1', 'test_2', 'test_2']
+    d, bad = read_table(t)
+    assert not bad and folds(d) == ['test1', 'test2']
+    _, bad = read_table(t.assign(split=['train', 'train', 'test1', 'test1', 'rest', 'rest']))
+    assert bad == [
+        "column 'split': found rest beside test1, expected train, val and test, or names of folds"
+    ]
+    _, bad = read_table(t.assign(split=['val', 'val', 'test1', 'test1', 'test2', 'test2']))
+    assert len(bad) == 1 and 'found no train' in bad[0]
+    # folds may have such names, too
+    assert folds(read_table(t.assign(split=[f'test{k}' for k in range(6)]))[0])[0] == 'test0'
 
 
 def trees(seed=0):
@@ -604,6 +649,9 @@ def test_half_precision_with_an_infinity_is_read_by_the_rule(tmp_path_factory, r
     assert scale(d, fit_scale(split(d).train)).features['text'].isfinite().all()
     _, bad = read_table(t, Columns(nonfinite='refuse'), base=top)
     assert len(bad) == 1 and 'found NaN or infinity in 1 of 2 entries' in bad[0]
+    (named,) = unmeasured_entries(Seen(d, t))
+    found = 'text: 1 entry in 1 column NaN or infinite, such as in '
+    assert named.said == f'{found}{d.utterances[row]!r}'
 
 
 def crowd(n, parts=('train', 'train', 'val', 'test')):
@@ -613,22 +661,29 @@ def crowd(n, parts=('train', 'train', 'val', 'test')):
     return as_table(d).assign(speaker=who)
 
 
+def hears(method):  # its ways to read who speaks
+    of = methods()[method].Settings.model_fields
+    if method in ('gcnet', 'mculora-plus'):  # by default
+        return [{}]
+    encoders = [{'encoder': k} for k, e in ENCODERS.items() if e.hears_speakers and 'encoder' in of]
+    return encoders + [{'speakers': True}] * ('speakers' in of)
+
+
+RARE = pytest.mark.slow
+WAYS = [(m, x) for m in methods() if m != 'imder' for x in hears(m) or [{}]]
+QUICK = ('mculora', 'mculora-plus', 'gcnet')
+
+
 @pytest.mark.parametrize(
-    'method',
-    [
-        'mculora-plus',
-        *(
-            pytest.param(m, marks=pytest.mark.slow)
-            for m in methods()
-            if m not in ('mculora-plus', 'imder')
-        ),
-    ],
+    'method, options',
+    [pytest.param(m, x, marks=[] if m in QUICK else [RARE]) for m, x in WAYS],
+    ids=str,
 )
-def test_thirty_speakers_train_and_a_thirty_first_is_predicted(method):
+def test_thirty_speakers_train_and_a_thirty_first_is_predicted(method, options):
     d, bad = read_table(crowd(30))
     assert not bad and d.speaker.max() == 29
     torch.manual_seed(0)
-    m = create(method, d.task, d.widths, small(method, epochs=1))
+    m = create(method, d.task, d.widths, small(method, epochs=1) | options)
     fit(m, split(d), progress=False)
     more, bad = read_table(crowd(31, ('test',)), task=d.task, widths=d.widths)
     assert not bad and more.speaker.max() == 30
@@ -636,6 +691,60 @@ def test_thirty_speakers_train_and_a_thirty_first_is_predicted(method):
 
 
 # --- from a folder to a prediction ---
+
+
+def commands():
+    "The four lines of the README for a folder of wide files."
+    blocks = re.findall(r'```sh\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
+    (block,) = [b for b in blocks if 'mculora data check talks/' in b]
+    assert len(block.splitlines()) == 4
+    return block
+
+
+def own_folder(top):
+    "Twenty dialogues to train on, and two to predict, which nobody has labelled."
+    for name, n in {'talks': 20, 'new_talks': 2}.items():
+        (top / name).mkdir()
+        for k in range(n):
+            t = wide(6, seed=k).drop(columns=['UI1', 'UI2'] * (name == 'new_talks'))
+            t.drop(columns=NAMES['text']).to_csv(top / name / f'M{k:03}.csv', index=False)
+
+
+def scores_told(top):
+    t = pd.read_csv(top / 'scores.csv')
+    assert t.dialogue.tolist() == ['M000'] * 6 + ['M001'] * 6 and t.score.between(1, 6).all()
+    assert set(t.combination) == {'audio+video'}
+
+
+def test_the_four_commands_of_the_readme_with_a_fast_method(tmp_path, monkeypatch):
+    own_folder(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    lines = commands().replace('runs/talks/mculora/', 'runs/talks/logistic/').splitlines()
+    lines[1] += ' --method logistic --device cpu'
+    for line in lines:
+        words = [
+            sorted(map(str, tmp_path.glob(w)))[0] if '*' in w[-3:] else w for w in shlex.split(line)
+        ]
+        done = CliRunner().invoke(app, words[1:])
+        assert done.exit_code == 0, done.output
+    scores_told(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_four_commands_of_the_readme(tmp_path):
+    own_folder(tmp_path)
+    own = {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg'}
+    script = f'set -e\nmculora() {{ {sys.executable} -W error::UserWarning -m mculora "$@"; }}\n'
+    done = subprocess.run(
+        ['bash', '-c', script + commands()],
+        cwd=tmp_path,
+        env=os.environ | own,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert '0 problems, 0 warnings' in done.stdout and 'Warning' not in done.stderr
+    scores_told(tmp_path)
 
 
 def test_from_a_folder_of_wide_files_to_a_prediction(tmp_path):
@@ -692,23 +801,48 @@ def test_check_takes_a_folder(tmp_path):
     assert file_name(Path('/a/b.csv')) == 'b.csv'
 
 
+@pytest.mark.filterwarnings('default')
+def test_commands_speak_to_people(tmp_path):
+    "The name of a setting leads; a warning is a sentence, without the line of code it comes from."
+
+    def said(*args):
+        return CliRunner().invoke(app, [*map(str, args)])
+
+    r = said('data', 'check', tmp_path / 'nowhere')
+    assert r.exit_code == 2
+    assert r.stderr.startswith(f'{tmp_path}/nowhere: found no such file or folder, expected one of')
+    r = said('train', '--dataset', 'iemocp')
+    assert r.exit_code == 2
+    assert r.stderr.startswith("Error: dataset: found 'iemocp', expected 'iemocap' or ")
+    r = said('train', '--size', 'tiny', '--device', 'mps')
+    assert r.exit_code == 2 and 'one of cpu' in r.stderr
+    assert r.stderr.endswith('; Apple GPUs lack float64, which metrics and fits need\n')
+    parts = mmsa([2, 3])
+    for p in parts.values():
+        p['text_bert'] = p.pop('text')
+    path, at = written(tmp_path, parts), ('--out-dir', tmp_path / 'runs', '--device', 'cpu')
+    r = said('train', '--dataset', path, '--method', 'majority', *at)
+    assert r.exit_code == 0 and 'Warn' not in r.stderr.replace('Warning: ', '')
+    assert f'\nWarning: {path}: text is there as token ids alone' in f'\n{r.stderr}'
+
+
 # --- the inputs that were reported, where they are at hand ---
 
 
-@pytest.mark.skipif(not TRAPS.is_dir(), reason='no folder with the traps')
 def test_the_reported_files_are_read_or_named(tmp_path):
-    d, bad = read_own(TRAPS / '38_mmsa_ragged_list.pkl')
+    d, bad = read_own(reported('38_mmsa_ragged_list.pkl'))
     assert not bad and len(d.utterances) == 24 and d.present.all() and d.widths['audio'] == 3
     with pytest.warns(UserWarning, match='token ids alone'):
-        assert read_own(TRAPS / '39_mmsa_text_bert_only.pkl')[0].modalities == ('audio', 'vision')
-    d, bad = read_own(TRAPS / 'merbench')
+        d, _ = read_own(reported('39_mmsa_text_bert_only.pkl'))
+    assert d.modalities == ('audio', 'vision')
+    d, bad = read_own(reported('merbench'))
     assert not bad and d.widths == {'a': 4, 't': 6} and d.lengths.tolist() == [3] * 6
     folder = tmp_path / 'talks'
     folder.mkdir()
     for k in range(4):
-        (folder / f'M{k}.csv').write_bytes((TRAPS / f'wide_M00{k}.csv').read_bytes())
+        (folder / f'M{k}.csv').write_bytes(reported(f'wide_M00{k}.csv').read_bytes())
     d, bad = read_own(folder, Columns(label='UI#', features=WIDE))
     assert not bad and d.widths == {'audio': 4, 'video': 3, 'text': 5} and len(d) == 4
     assert d.label[:6].tolist() == [5, 4, 4.5, 6, 7, 3.5]
     pytest.importorskip('h5py')
-    refused(lambda: read_own(TRAPS / 'words.h5'), 'found d1 (4, 5, 3)', 'these three lines')
+    refused(lambda: read_own(reported('words.h5')), 'found d1 (4, 5, 3)', 'these three lines')

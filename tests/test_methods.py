@@ -10,10 +10,11 @@ from small import known
 
 from mculora.basics.dialogues import DataError, batch, keep, random_dialogues, select, split
 from mculora.training.check import findings
-from mculora.training.evaluation import evaluate, predictions, predictions_of
+from mculora.training.evaluation import evaluate, evaluate_random, metrics, predictions
+from mculora.training.evaluation import predictions_of
 from mculora.basics.masking import drop, random_mask, sample
 from mculora.basics.method import create, methods
-from mculora.basics.modalities import members
+from mculora.basics.modalities import labels, members
 from mculora.model.encoders import ENCODERS
 from mculora.training.replicas import Together, side_by_side
 from mculora.training.trainer import encoded, fit, thaw, train_mode
@@ -131,6 +132,50 @@ def test_what_is_looked_at_before_a_run_holds_after_it_too(models, method, name)
     "Missing values, padding, neighbours, order, encodings, labels: `training.check`."
     m, _, _ = models(method, name)
     assert not any(findings(m, select(data(name), range(7))).values())
+
+
+@every
+@pytest.mark.parametrize('n_classes', [3, 0])
+def test_nothing_is_learnt_from_what_has_no_label(method, n_classes):
+    """Beside context, L_task of labelled dialogues is what it is without. The second dialogue has
+    no label at all, the others lack one each."""
+    d = random_dialogues((4, 6, 5), n_classes=n_classes, parts=('train',))
+    unknown = torch.tensor([0, *range(4, 10), 12])
+    d = replace(d, label=d.label.index_fill(0, unknown, -1 if n_classes else float('nan')))
+    torch.manual_seed(0)
+    options = known(method, SMALL | dict(score_loss='mae'))
+    m = create(method, d.task, d.widths, options).eval()
+    m.prepare(d)
+    assert predictions(m, d).isfinite().all()
+    for stage in m.stages():
+        thaw(m, stage)
+        every = encoded(m, d) if stage.encoded else d
+        loss, task = {}, {}
+        for name, part in dict(whole=every, alone=select(every, [0, 2])).items():
+            whole = torch.ones(len(d.modalities), dtype=torch.bool)
+            b = keep(batch(part, range(len(part))), whole, targets=True)
+            loss[name], parts = m.loss(b, stage.name)
+            task[name] = parts.get('task', torch.zeros(()))
+        assert loss['whole'].isfinite()
+        torch.testing.assert_close(task['whole'], task['alone'])
+
+
+@pytest.mark.parametrize('n_classes', [3, 0])
+def test_context_is_read_and_not_scored(n_classes):
+    d = random_dialogues((4, 6, 5), n_classes=n_classes, parts=('train', 'train', 'test'))
+    none = -1 if n_classes else float('nan')
+    heard = replace(d, label=d.label.index_fill(0, torch.tensor([1, 5, 12]), none))
+    m = create('mculora', d.task, d.widths, known('mculora', SMALL))
+    out, has = predictions(m, heard), heard.labelled
+    assert torch.equal(out, predictions(m, d))
+    found = evaluate(m, heard)
+    for name, scores in zip(labels(d.modalities), metrics(d.task, out[:, has], d.label[has])):
+        assert found[name] == pytest.approx(scores, nan_ok=True)
+    mask = {'0.0': torch.ones_like(d.present)}
+    assert evaluate_random(m, heard, mask)['0.0'] == pytest.approx(found['atv'], nan_ok=True)
+    # and it is read: without it, the others are answered differently
+    cut = drop(heard, has[:, None].expand_as(d.present))
+    assert not torch.allclose(predictions(m, cut)[:, has], out[:, has])
 
 
 @each

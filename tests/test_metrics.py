@@ -14,6 +14,7 @@ import pytest
 import torch
 from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, f1_score, recall_score
+from small import reported
 from typer.testing import CliRunner
 
 from mculora.basics.dialogues import DataError, Task, random_dialogues
@@ -26,8 +27,6 @@ from mculora.experiments.runs import place_of
 from mculora.training.evaluation import metric_names, metrics, undefined, why_not
 from mculora.use.cli import app
 from mculora.use.prediction import scored
-
-TRAPS = Path(__file__).parents[2] / 'shared' / 'data' / 'traps'
 
 
 def by_the_field(y, p):
@@ -88,9 +87,8 @@ def test_what_a_scale_does_not_define_is_left_out_and_named(low, high, middle, f
     assert list(metrics(task, y.view(1, -1, 1), y)[0]) == names
 
 
-@pytest.mark.skipif(not TRAPS.is_dir(), reason='no folder with the traps')
 def test_integer_scores_as_scores():
-    path = TRAPS / '21_integer_scores.parquet'
+    path = reported('21_integer_scores.parquet')
     d, _ = read_own(path, Columns(task='score', low=-3, high=3, middle=0))
     assert 'ACC-7' in metric_names(d.task) and not why_not(d.task)
     perfect = metrics(d.task, d.label.view(1, -1, 1), d.label)[0]

@@ -28,8 +28,8 @@ from mculora.basics.modalities import combination_index, labels, members, suppor
 from mculora.data.own import is_own, load_own, read_own
 from mculora.data.tables import Columns, as_table, pool, read_mmsa, read_table
 from mculora.experiments.results import addresses, config_hash, read_result
-from mculora.experiments.runs import RunConfig, prepare, ready, run
-from mculora.data.sources import fit_scale, scale
+from mculora.experiments.runs import RunConfig, have, prepare, ready, run
+from mculora.data.sources import describe, fit_scale, scale
 from mculora.training.trainer import fit, plan_epoch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -543,7 +543,8 @@ def test_names_in_csv_are_as_they_are_written(tmp_path):
     (tmp_path / 'own.csv').write_text('label,text\n0.5,[1]\nNA,[2]\n,[3]\n1,[4]\n')
     d, bad = read_own(tmp_path / 'own.csv')
     assert not d.task.classes and [p for p in bad if 'no label' in p] == [
-        f"column 'label', row {k}: found no label, expected one" for k in (1, 2)
+        f"column 'label', row {k}: found no label, expected one, or unlabelled=context"
+        for k in (1, 2)
     ]
 
 
@@ -574,6 +575,56 @@ def test_frames_in_a_file_are_frames_in_a_cell(tmp_path):
 def test_yes_and_no_are_classes(dtype):
     d, bad = read_table(talks(label=pd.Series([True, False] * 3, dtype=dtype)))
     assert not bad and d.task.classes == ('False', 'True') and d.label.tolist() == [1, 0] * 3
+
+
+# --- utterances without a label ---
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.sets(st.integers(0, 15), min_size=1, max_size=9), st.sampled_from([0, 3]))
+def test_rows_without_a_label_are_named_or_context(rows, n_classes):
+    whole = random_dialogues([4] * 6, FOUR, n_classes, parts=('train',) * 4 + ('val', 'test'))
+    t = as_table(whole).astype(dict(label=object))
+    t.loc[list(rows), 'label'] = None
+    t = t.astype(dict(label=str if n_classes else float)).mask(t.isna())
+    _, bad = read_table(t)
+    assert len(bad) == len(rows) and 'no label, expected one, or unlabelled=context' in bad[0]
+    d, bad = read_table(t, Columns(unlabelled='context', classes=whole.task.classes))
+    assert not bad and (~d.labelled).nonzero()[:, 0].tolist() == sorted(rows)
+    assert torch.equal(d.label[d.labelled], whole.label[d.labelled])
+    assert all(torch.equal(x, whole.features[m]) for m, x in d.features.items())
+    assert f'{len(rows)} utterance' in describe(d) and 'without, as context' in describe(d)
+    same, _ = read_table(as_table(d), Columns(unlabelled='context', classes=d.task.classes))
+    assert fingerprint(same) == fingerprint(replace(d, task=same.task)) != fingerprint(whole)
+    # they are in one part or another, and neither train nor test anything
+    s = split(d)
+    assert have(s.train)['text'] + have(s.val)['text'] + have(s.test)['text'] == 24 - len(rows)
+
+
+@pytest.mark.parametrize('n_classes', [0, 3])
+def test_a_run_counts_its_context(tmp_path, n_classes):
+    d = random_dialogues([4] * 12, FOUR, n_classes, parts=('train',) * 4 + ('val', 'test'))
+    t = as_table(d)
+    t.loc[t.position == 1, 'label'] = None
+    path = tmp_path / 'talks.parquet'
+
+    def done(t, **table):
+        t.to_parquet(path)
+        at = dict(dataset=str(path), device='cpu', out_dir=str(tmp_path / 'runs'))
+        return run(RunConfig(**at, options=SMALL, table=Columns(**table)), progress=False)[0]
+
+    with pytest.raises(DataError, match=r'talks.parquet: .* or unlabelled=context'):
+        done(t)
+    r = done(t, unlabelled='context')
+    assert r.data['context'] == dict(train=8, val=2, test=2)
+    assert r.data['utterances'] == dict(train=32, val=8, test=8)
+    assert set(r.data['conditions']['test'].values()) == {6}
+    assert all(np.isfinite(x.value) for x in r.scores)
+    t.loc[t.split == 'test', 'label'] = None
+    with pytest.raises(DataError, match='test part of test: found no utterance with a label'):
+        done(t, unlabelled='context')
+    _, bad = read_table(t.assign(label=np.nan), Columns(unlabelled='context', task='score'))
+    assert bad == ['label: found none of 48 utterances with one, expected some']
 
 
 # --- the pickles of MMSA ---

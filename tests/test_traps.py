@@ -2,24 +2,24 @@
 with the right numbers, and sound data are not."""
 
 import json
-import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from sklearn.neighbors import KNeighborsClassifier
+from small import reported
 from typer.testing import CliRunner
 
 from mculora.basics.dialogues import folds, random_dialogues, split
+from mculora.data.sources import fit_scale, scale
 from mculora.data.tables import Columns, read_mmsa, read_table
 from mculora.data.traps import Seen, examine, findings, shared_people
+from mculora.experiments.runs import never_trained, people_in
 from mculora.use import cli
 
-SHARED = Path(os.environ.get('MCULORA_SHARED') or Path(__file__).resolve().parents[2] / 'shared')
-TRAPS = SHARED / 'data' / 'traps'
 few = settings(max_examples=4, deadline=None)
 seeds = st.integers(0, 10**6)
 
@@ -52,10 +52,9 @@ def named(table, columns=Columns(), features=None):
 # --- the inputs that were reported ---
 
 
-def reported(name, **columns):
-    if not (TRAPS / name).is_file():
-        pytest.skip('the reported inputs are not here')
-    d, found = examine(TRAPS / name, name, Columns(**columns))
+def seen(name, **columns):
+    "What is read of a reported file, and what is named of it, notes apart."
+    d, found = examine(reported(name), name, Columns(**columns))
     return d, [f for f in found if f.severity != 'note']
 
 
@@ -75,7 +74,7 @@ def reported(name, **columns):
     ],
 )
 def test_a_reported_trap_is_named(name, trap, count, says):
-    _, found = reported(name)
+    _, found = seen(name)
     (f,) = [f for f in found if f.trap == trap and says in str(f)]
     assert f.count == count and f.severity == 'warning' and bool(f.do) == (trap != 'reading')
 
@@ -85,20 +84,37 @@ def test_a_reported_trap_is_named(name, trap, count, says):
     [('08_speaker_in_two_dialogues.parquet', 4), ('trait_of_speakers.parquet', 30)],
 )
 def test_reported_people_who_recur_are_kept_apart(name, people):
-    d, found = reported(name)
+    d, found = seen(name)
     assert not found and d.by == 'speaker' and len(set(d.who)) == people
     for k in range(len(folds(d))):
         s = split(d, k + 1)
         assert not {*s.train.who} & {*s.test.who, *s.val.who}
-    mixed, found = reported(name, group='dialogue')
+    mixed, found = seen(name, group='dialogue')
     assert mixed.by == 'dialogue' and [f.trap for f in found] == ['shared people']
+
+
+def test_a_nearest_neighbour_knows_the_person_until_people_are_kept_apart():
+    "A trait of the speaker: every fold scores 100 % by dialogue, and all of them 34 to 50 % apart."
+    for group, low, high in (('dialogue', 1, 1), (None, 0.34, 0.5)):
+        d, _ = seen('trait_of_speakers.parquet', group=group)
+        found = []
+        for s in (split(d, k + 1) for k in range(len(folds(d)))):
+            parts = [scale(part, fit_scale(s.train)) for part in (s.train, s.test)]
+            x, z = (torch.cat([*part.features.values()], 1) for part in parts)
+            found.append(KNeighborsClassifier(1).fit(x, s.train.label).score(z, s.test.label))
+        assert len(found) == 5 and low <= np.mean(found) <= high
+
+
+def test_a_class_that_only_test_has_is_in_the_record():
+    d, _ = seen('07_class_only_in_test.parquet')
+    assert never_trained(split(d)) == {'neutral': 3}
+    d, _ = seen('09_same_speaker_all_splits.parquet')
+    assert people_in(split(d))['seen'] == dict(val=1, test=1)
 
 
 def test_hazumi_has_folds_by_speaker():
     "Real dialogues: 96 people, 29 of them in two; no fold has one of them in two parts."
-    path = SHARED / 'data' / 'tables' / 'hazumi_online.parquet'
-    if not path.is_file():
-        pytest.skip('hazumi_online is not here')
+    path = reported('hazumi_online.parquet', 'tables')
     f = pd.read_parquet(path, columns=['dialogue', 'position', 'speaker', 'label', 'split'])
     f['v'] = [[0.0, 1.0]] * len(f)
     d, bad = read_table(f, Columns(task='score', group='speaker'))
@@ -121,6 +137,14 @@ def test_hazumi_has_folds_by_speaker():
 def test_nothing_is_named_of_sound_data(seed, n_classes, given_split):
     parts = ('train', 'train', 'val', 'test') if given_split else None
     assert not named(sound(seed, n_classes=n_classes, parts=parts))
+
+
+@few
+@given(seeds, st.sampled_from([0, 3]))
+def test_nothing_is_named_of_context(seed, n_classes):
+    t = sound(seed, n_classes=n_classes)
+    t.loc[np.random.default_rng(seed).random(len(t)) < 0.3, 'label'] = None
+    assert not named(t, Columns(unlabelled='context'))
 
 
 @few

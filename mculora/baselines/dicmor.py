@@ -19,7 +19,7 @@ from pydantic import Field
 from ..basics.modalities import labels
 from ..basics.dialogues import Batch, Inputs, Task, flat, unflat
 from ..model.encoders import attention_mask
-from ..model.losses import task_loss
+from ..model.losses import targets, task_loss
 from ..basics.method import register
 from ..basics.randomness import Dropout
 from ..data.twins import SIGMA, Spec, columns, frame, log_likelihood, moments
@@ -606,7 +606,8 @@ class Recovering(TwoStages):
     def _task(self, y, b):  # L_task
         if self.task.classes or self.settings.score_loss == 'mse':
             return task_loss(y, b.label, b.valid)
-        return ((y[..., 0] - b.label).abs() * b.valid).sum() / b.valid.sum().clamp(min=1)
+        label, counts = targets(b.label, b.valid)
+        return ((y[..., 0] - label).abs() * counts).sum() / counts.sum().clamp(min=1)
 
     def loss(self, batch, stage):
         full, b = flat(batch.complete or batch), flat(batch)
@@ -759,10 +760,10 @@ class DiCMoR(Transferring):
     "Distribution-consistent modal recovering."
 
     def own_loss(self, full, b, x, truth):
-        total = 0
+        total, (label, counts) = 0, targets(full.label, full.valid)
         for k, (m, v) in enumerate(truth.items()):
-            there = full.present[..., k] & full.valid
-            each = bits(self.flows[m], self.prior, v, full.label)
+            there = full.present[..., k] & counts
+            each = bits(self.flows[m], self.prior, v, label)
             nll = (each * there).sum() / there.sum().clamp(min=1)
             total = total + (nll.clamp(min=0) if self.settings.floor else nll)
         return total, dict(bits=total)

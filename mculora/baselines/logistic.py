@@ -103,8 +103,9 @@ class Logistic(Standardised):
 
     def prepare(self, train):
         self._scale(train)
-        X = self._inputs(train.features, train.present).double().cpu().numpy()
-        y, classes = train.label.cpu().numpy(), self.task.classes
+        known = train.labelled.numpy()
+        X = self._inputs(train.features, train.present).double().cpu().numpy()[known]
+        y, classes = train.label.cpu().numpy()[known], self.task.classes
         if classes and len(np.unique(y)) < 2:
             raise DataError(
                 f'{self.task.name}: found one class in the training part, expected at least '

@@ -14,7 +14,7 @@ from pydantic import Field
 from ..basics.method import register
 from ..basics.randomness import Dropout
 from ..basics.sequences import recur, reverse
-from ..model.losses import task_loss
+from ..model.losses import targets, task_loss
 from .recipe import Baseline, Recipe, Specialists
 
 # %% ../../nbs/baselines/03_mctn.ipynb #6c5613e2
@@ -203,7 +203,8 @@ class MCTN(MCTNFourLoops):
 
     def _task(self, y, b):
         if b.label.is_floating_point() and self.settings.score_loss == 'mae':
-            return mean_of((y[..., 0] - b.label).abs(), b.valid, b.valid)
+            label, counts = targets(b.label, b.valid)
+            return mean_of((y[..., 0] - label).abs(), counts, counts)
         return task_loss(y, b.label, b.valid)
 
     def loss(self, batch, stage):

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from pydantic import Field
 from ..basics.modalities import combination_index
-from ..basics.dialogues import Inputs, Task, flat, unflat
+from ..basics.dialogues import Inputs, Task, flat, has_label, unflat
 from ..basics.randomness import Dropout
-from ..model.losses import task_loss
+from ..model.losses import targets, task_loss
 from ..basics.method import register
 from .recipe import GRID, Recipe
 from .mmin import CRA, Imagining, Mlp
@@ -170,7 +170,7 @@ class MRANEmbeddings(MRANBuild):
     "The missing index embedding e, and the anchors Q w_y."
 
     def prepare(self, train):
-        has = train.present[:, self.text_at]
+        has = train.present[:, self.text_at] & has_label(train.label)
         words = word_of(train.label[has], self.task)
         self.means = class_means(train.features[self.text][has], words, len(self.means))
 
@@ -271,8 +271,9 @@ class MRAN(MRANParts):
         target = self.target(full)
         task = task_loss(y, b.label, b.valid)
         rec = per_utterance((guess - target).square().mean(-1), full.present & ~b.present, b.valid)
-        far = apart(z, self.anchors()[word_of(b.label, self.task)], s.distance)
+        label, counts = targets(b.label, b.valid)
+        far = apart(z, self.anchors()[word_of(label, self.task)], s.distance)
         drawn = b.present if s.align == 'present' else torch.ones_like(b.present)
-        align = per_utterance(far, drawn, b.valid)
+        align = per_utterance(far, drawn, counts)
         total = task + s.reconstruction * rec + s.alignment * align
         return total, dict(task=task, reconstruction=rec, alignment=align)

@@ -84,7 +84,8 @@ class Columns(Files):
     # a class or a score; of several columns their mean, a score
     label: str = 'label'
     simulated: bool = False  # made up, not measured: every output says so
-    # train, val, test, or names of folds; absent: `folds` folds by dialogue
+    # train, val, test, or names of folds; absent: `folds` folds by dialogue; beside train, each of
+    # test1, test2, ... is the test part of one fold
     split: str = 'split'
     folds: int = Field(5, ge=2)
     # a column, such as that of a person or a place: dialogues with a common value are in the same
@@ -104,6 +105,9 @@ class Columns(Files):
     # of a score with two sides, such as sentiment: accuracy of the side leads; None: correlation
     # leads
     middle: float | None = None
+    # an utterance without a label: a problem, or context, which is read but neither learnt from nor
+    # scored
+    unlabelled: Literal['refuse', 'context'] = 'refuse'
     # NaN and infinity in a vector
     nonfinite: Literal['entry', 'modality', 'refuse'] = 'entry'
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from pydantic import BaseModel
 import mculora
-from .dialogues import Batch, Dialogues, Inputs, Task, Unlabelled
+from .dialogues import Batch, Dialogues, Inputs, Task, Unlabelled, has_label
 from .settings import Settings, read_settings
 
 # %% ../../nbs/basics/04_method.ipynb #b1fc3efd
@@ -286,7 +286,7 @@ class Majority(Method):
         return []
 
     def prepare(self, train):
-        y, n_classes = train.label, len(self.task.classes)
+        y, n_classes = train.label[has_label(train.label)], len(self.task.classes)
         if n_classes:
             share = torch.bincount(y, minlength=n_classes).float().div(len(y))
             self.prior = share.log().clamp(min=NEVER)

@@ -28,7 +28,7 @@ def members(
     for size in range(1, n_modalities + 1):
         for s in subsets(range(n_modalities), size):
             rows.append([k in s for k in range(n_modalities)])
-    return torch.tensor(rows)
+    return torch.tensor(rows, device='cpu')
 
 # %% ../../nbs/basics/00_modalities.ipynb #b55aeb07
 def join_names(
@@ -56,10 +56,10 @@ def labels(
 # %% ../../nbs/basics/00_modalities.ipynb #19e934ad
 @cache
 def _table(n_modalities, device):
-    m = members(n_modalities)
-    table = torch.full((2**n_modalities,), -1)
-    table[(m * 2 ** torch.arange(n_modalities)).sum(-1)] = torch.arange(len(m))
-    return table.to(device), (2 ** torch.arange(n_modalities)).to(device)
+    m, power = members(n_modalities), 2 ** torch.arange(n_modalities, device='cpu')
+    table = torch.full((2**n_modalities,), -1, device='cpu')
+    table[(m * power).sum(-1)] = torch.arange(len(m), device='cpu')
+    return table.to(device), power.to(device)
 
 
 def combination_index(

@@ -32,7 +32,7 @@ def _said(problem, known):  # one line for one problem of pydantic
 def read_settings(
     cls: type[_S],  # which settings
     options: dict,  # name -> value, as given by a person
-    what: str = 'options',  # said in the message
+    what: str = 'options',  # said in the message, if not empty
 ) -> _S:
     "`cls(**options)`, or a `ValueError` with one line per problem."
     known = ', '.join(cls.model_fields)
@@ -44,5 +44,5 @@ def read_settings(
     try:
         return cls(**options)
     except ValidationError as e:
-        lines = [f'{what}: {_said(p, known)}' for p in e.errors()]
+        lines = [f'{what}: ' * bool(what) + _said(p, known) for p in e.errors()]
         raise ValueError('\n'.join(lines)) from None

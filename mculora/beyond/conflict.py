@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..model.fusion import mix
-from ..model.losses import task_loss
+from ..model.losses import targets, task_loss
 from ..basics.method import register
 from ..model.mculora import MCULoRA, stack
 
@@ -60,11 +60,12 @@ class Projected(MCULoRA):
 
     @torch.no_grad()
     def _counts(self, b, y, token, share):  # [B, 1, 1] or [B, L, 1] c of each utterance
+        label, counts = targets(b.label, b.present.any(-1))
         if self.task.classes:
-            error = y.softmax(-1) - F.one_hot(b.label, y.shape[-1])
+            error = y.softmax(-1) - F.one_hot(label, y.shape[-1])
         else:
-            error = y - b.label[..., None]
-        error = share * error * b.present.any(-1, keepdim=True)
+            error = y - label[..., None]
+        error = share * error * counts[..., None]
         c = surgery(gram(error, token, b.combination, len(self.q)))[b.combination.clamp(0)]
         return c[..., None] if c.ndim == 2 else c[:, None, None]
 

@@ -24,7 +24,7 @@ from platformdirs import user_cache_dir
 from pydantic import BaseModel, ConfigDict, StrictBool
 from safetensors import SafetensorError
 from tqdm import tqdm
-from ..basics.modalities import combination_index, labels
+from ..basics.modalities import combination_index, labels, supports
 from ..basics.files import brief, load_sealed, plain_bytes, printable, save_sealed, shown
 from .pickles import read_pickle
 from mculora.basics.dialogues import (
@@ -885,7 +885,7 @@ def _modality_line(d, k):  # width, availability and oddities of modality k
 def _together(d):  # which combinations occur, and which no utterance has in full
     names = labels(d.modalities)
     had = Counter(combination_index(d.present).tolist())
-    never = [c for c, ok in zip(names, d.can.any(0).tolist()) if not ok]
+    never = [c for c, ok in zip(names, supports(d.present).any(0).tolist()) if not ok]
     return (
         '  utterances with exactly: '
         + ', '.join(f'{c} {had[i]}' for i, c in enumerate(names) if had[i])
@@ -895,7 +895,9 @@ def _together(d):  # which combinations occur, and which no utterance has in ful
 
 # %% ../../nbs/data/01_sources.ipynb #9e91a96b
 def _label_line(d):  # how often each class is, or each side of the middle; else range and mean
-    y, middle = d.label, d.task.middle
+    y, middle = d.label[d.labelled], d.task.middle
+    context = len(d.label) - len(y)
+    more = f'; {_count(context, "utterance")} without, as context' * (context > 0)
     groups = [(c, y == i) for i, c in enumerate(d.task.classes)]
     if not groups and middle is not None:
         centre = f'{middle:g}' if middle else 'zero'
@@ -903,10 +905,10 @@ def _label_line(d):  # how often each class is, or each side of the middle; else
     if not groups:
         return (
             f'  labels: a score, {y.min():g} to {y.max():g}, mean {y.mean():.2f}, deviation '
-            f'{y.std():.2f}'
+            f'{y.std():.2f}{more}'
         )
     shares = (f'{c} {int(e.sum())} ({e.double().mean():.1%})' for c, e in groups)
-    return '  labels: ' + ', '.join(shares)
+    return '  labels: ' + ', '.join(shares) + more
 
 
 def _people_line(d):  # who speaks: over all dialogues where names say so, else within each
@@ -951,7 +953,7 @@ def describe(
             f'{_count(len(d.utterances), "utterance")}'
         )
         lines += [_modality_line(d, k) for k in range(len(d.modalities))]
-        if d.can is not None:
+        if not d.present.all():
             lines.append(_together(d))
         lines += [_label_line(d), *_dialogue_lines(d)]
     lines.append(f'  {_count(len(problems), "problem")}:' if problems else '  no problems')

@@ -134,7 +134,7 @@ def _are_scores(y, c):  # are the values of a column scores, or classes?
     return y.nunique() > 20 if _whole_numbers(y) else is_float_dtype(y)
 
 
-def _as_classes(y, where, c):  # class names, [N] long, problems; rows without a label are class 0
+def _as_classes(y, where, c):  # class names, [N] long, -1: none, problems
     rows = y.notna().to_numpy().nonzero()[0]
     text = [_number(x) for x in y.iloc[rows]]
     order = float if _whole_numbers(y.iloc[rows]) else None
@@ -150,7 +150,7 @@ def _as_classes(y, where, c):  # class names, [N] long, problems; rows without a
         for i, x in zip(rows, text)
         if x not in at
     ]
-    label = torch.zeros(len(y), dtype=torch.long)
+    label = torch.full((len(y),), -1)
     label[torch.from_numpy(rows)] = torch.tensor([at.get(x, 0) for x in text], dtype=torch.long)
     return names, label, bad
 
@@ -170,15 +170,18 @@ def read_labels_of(
     c: Columns,  #
     name: str,  # of the data
     views: dict,  # modality -> what it is, in words
-) -> tuple[Task, Tensor, list[str]]:  # the task, [N] long or float32, problems
+) -> tuple[Task, Tensor, list[str]]:  # the task, [N] long or float32 (-1, NaN: none), problems
     "Read classes or scores, whichever the column holds."
     from pandas.api.types import is_numeric_dtype
 
-    missing = y.isna().to_numpy()
-    bad = [
-        f'column {c.label!r}, {where(i)}: found no label, expected one'
-        for i in missing.nonzero()[0]
-    ]
+    missing = np.array([_nothing(x) for x in y], bool)
+    y, bad = y.mask(missing), []
+    if c.unlabelled == 'refuse':
+        expected = 'expected one, or unlabelled=context'
+        bad = [
+            f'column {c.label!r}, {where(i)}: found no label, {expected}'
+            for i in missing.nonzero()[0]
+        ]
     about: dict[str, Any] = dict(name=name, simulated=c.simulated, views=views)
     known = y[~missing]
     if not _are_scores(known, c):
@@ -186,37 +189,43 @@ def read_labels_of(
         return Task(classes=names, **about), label, bad + more
     if not is_numeric_dtype(known):
         raise DataError(f'column {c.label!r}: found {str(known.iloc[0])!r:.40}, expected numbers')
-    x = torch.tensor(y.fillna(0).to_numpy(np.float64), dtype=torch.float32)
+    x = torch.tensor(y.to_numpy(np.float64, na_value=np.nan), dtype=torch.float32)
     if c.cuts:
         require(sorted(set(c.cuts)) == list(c.cuts), 'cuts', str(c.cuts), 'growing numbers')
         # both float32, so that a score at a cut is not above it
-        side = torch.bucketize(x, torch.tensor(c.cuts))
+        side = torch.bucketize(x, torch.tensor(c.cuts)).where(~x.isnan(), -1)
         return Task(classes=c.classes or _between(c.cuts), **about), side, bad
     span = x[torch.from_numpy(~missing) & x.isfinite()]
     low, high = _end(c.low, span, torch.min), _end(c.high, span, torch.max)
     return Task(low=low, high=high, middle=c.middle, **about), x, bad
 
 # %% ../../nbs/data/03_tables.ipynb #b2258f7c
-_parts = {'training': 'train', 'valid': 'val', 'validation': 'val', 'dev': 'val', 'testing': 'test'}
+_PARTS = {'training': 'train', 'valid': 'val', 'validation': 'val', 'dev': 'val', 'testing': 'test'}
+
+
+def _part(name):  # the usual name of a part; of a fold its own
+    name = name if (usual := name.lower()) not in ('train', 'val', 'test') else usual
+    number = re.fullmatch(r'test[-_ ]?(\d+)', usual)
+    return f'test{number[1]}' if number else _PARTS.get(usual, name)
 
 
 def _named_parts(names):  # K names -> K parts, problems
-    part = [
-        _parts.get(p.lower(), p.lower() if p.lower() in ('train', 'val', 'test') else p)
-        for p in map(str, names)
-    ]
+    part = [_part(str(p)) for p in names]
+    tests = {p for p in part if re.fullmatch(r'test\d*', p)}
     bad = [
         f'found {p!r:.40}, expected a plain name'
         for p in sorted(set(part))
         if not re.fullmatch(r'[\w.-]+', p)
     ]
-    if 'test' in part and (odd := set(part) - {'train', 'val', 'test'}):
+    official = tests and {'train', 'test'} & set(part)
+    if official and (odd := set(part) - {'train', 'val'} - tests):
         bad.append(
-            f'found {", ".join(sorted(odd))} beside test, expected train, val and test, or '
+            f'found {", ".join(sorted(odd))} beside {min(tests)}, expected train, val and test, or '
             'names of folds'
         )
-    if {'train', 'val'} & set(part) and 'test' not in part:
-        bad.append('found no test, expected train, val and test, or names of folds')
+    if {'train', 'val'} & set(part) and not official:
+        lost = 'train' if tests else 'test'
+        bad.append(f'found no {lost}, expected train, val and test, or names of folds')
     elif len(set(part)) < 2:
         bad.append(f'found nothing but {part[0]}, expected train and test, or several folds')
     return part, bad
@@ -726,7 +735,8 @@ def _read(f, name, base, c, features, task, widths):
     if asked:
         return d, bad
     d, more = _parted(d, f, roles, c, order)
-    return d, bad + more + problems(d, holes=True)
+    # what has no label is refused above, if it is
+    return d, bad + more + problems(d, holes=True, context=True)
 
 # %% ../../nbs/data/03_tables.ipynb #7a87979c
 def as_table(
@@ -735,13 +745,15 @@ def as_table(
     "Dialogues as a table that `read_table` reads."
     import pandas as pd
 
-    at = torch.repeat_interleave(torch.arange(len(d)), d.lengths)
+    at, name = torch.repeat_interleave(torch.arange(len(d)), d.lengths), float
+    if d.task.classes:
+        name = d.task.classes.__getitem__
     rows = dict(
         dialogue=[d.ids[k] for k in at],
         position=(torch.arange(len(at)) - d.offset[at]).tolist(),
         utterance=list(d.utterances),
         speaker=d.speaker.tolist(),
-        label=[d.task.classes[y] for y in d.label] if d.task.classes else d.label.tolist(),
+        label=[name(y) if known else None for y, known in zip(d.label.tolist(), d.labelled)],
         split=[d.part[k] for k in at],
     )
     return pd.DataFrame(

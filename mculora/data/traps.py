@@ -20,6 +20,8 @@ import re, unicodedata, warnings
 import numpy as np
 import torch
 from ..basics.dialogues import DataError, Dialogues, by_dialogue, folds, problems
+from ..basics.dialogues import trained_on
+from ..basics.dialogues import _official
 from .sources import _count, find_all, read_layout
 from .tables import ROLES, Columns, kept_apart
 from .tables import _nothing, _vectors, _whole_numbers
@@ -58,9 +60,9 @@ def parts_of(
     d: Dialogues,  #
 ) -> list[tuple[str, dict[str, np.ndarray]]]:  # of each fold: its name; part -> [N] bool
     "Training, validation and test utterances of each fold; what a run holds out is in training."
-    part = np.repeat(np.array(d.part), d.lengths.numpy())
-    val = part == 'val'
-    return [(k, dict(train=~val & (part != k), val=val, test=part == k)) for k in folds(d)]
+    part, n = np.array(d.part), d.lengths.numpy()
+    every = [(k, dict(train=trained_on(d, k), val=part == 'val', test=part == k)) for k in folds(d)]
+    return [(k, {p: np.repeat(x, n) for p, x in parts.items()}) for k, parts in every]
 
 
 def such_as(names) -> str:
@@ -77,8 +79,10 @@ def _several(of_part, names):  # name -> its parts, of those in several; parts a
     return {name: sorted(some) for name, some in parts.items() if len(some) > 1}
 
 
-def _of_parts(d):  # [N] the part of each utterance
-    return np.repeat(np.array(d.part), d.lengths.numpy())
+def _of_parts(d):  # [N] the part of each utterance; several test parts may share what they like
+    tests = _official(d)
+    part = ['test' if p in tests else p for p in d.part]
+    return np.repeat(np.array(part), d.lengths.numpy())
 
 
 def _advice(s):  # how people can be kept apart, or that they cannot
@@ -249,7 +253,8 @@ def telling_entries(s: Seen) -> Iterator[Finding]:
     "Entries that predict the label of the training part alone."
     every, y = parts_of(s.d)[0][1]['train'], s.d.label.numpy()
     for k, m in enumerate(s.d.modalities):
-        rows = _one_label(s.d, _sample(every & s.d.present[:, k].numpy()))
+        here = s.d.present[:, k].numpy() & s.d.labelled.numpy()
+        rows = _one_label(s.d, _sample(every & here))
         if len(rows) < 10 or len(set(y[rows].tolist())) < 2:
             continue
         tells = (_agree if s.d.task.classes else _monotone)(_filled(s.d, m, rows), y[rows])
@@ -313,7 +318,7 @@ def readout_gaps(s: Seen) -> Iterator[Finding]:
     (fold, part), *_ = parts_of(s.d)
     lines = []
     for k, m in enumerate(s.d.modalities):
-        has = s.d.present[:, k].numpy()
+        has = s.d.present[:, k].numpy() & s.d.labelled.numpy()
         train, test = (_sample(part[p] & has) for p in ('train', 'test'))
         found = readout(s.d, m, train, test)
         if found is None:
@@ -346,11 +351,12 @@ def _by_place(place, y, classes):  # what the position alone gets right, and wha
 
 def telling_position(s: Seen) -> Iterator[Finding]:
     "Labels that the position in the dialogue gives."
-    place = np.concatenate([np.arange(n) for n in s.d.lengths.tolist()])
+    known = s.d.labelled.numpy()
+    place = np.concatenate([np.arange(n) for n in s.d.lengths.tolist()])[known]
     # as many utterances for each position, at least; else it fits by chance
     if len(place) < 5 * (place.max() + 1) or not place.any():
         return
-    told, most = _by_place(place, s.d.label.numpy(), bool(s.d.task.classes))
+    told, most = _by_place(place, s.d.label.numpy()[known], bool(s.d.task.classes))
     if told > 0.9 > most + 0.1:
         rest = f', the most frequent class {most:.0%}' if s.d.task.classes else ' of their variance'
         what = 'of them' if s.d.task.classes else ''
@@ -553,7 +559,7 @@ def findings(s: Seen) -> list[Finding]:
 
 # %% ../../nbs/data/07_traps.ipynb #72a90041
 def examine(
-    path,  # a file of one's own, or the folder of a release
+    path,  # your own file, or the folder of a release
     dataset: str,  # which release, or any name of a file
     columns: Columns = Columns(),  # of a file
     features: dict[str, str] | None = None,  # as for `open_data`
@@ -573,7 +579,7 @@ def examine(
             d, bad = None, [str(e)]
     out = [Finding('reading', p, severity='problem') for p in bad]
     out += [Finding('reading', str(w.message)) for w in told if w.category is UserWarning]
-    if d is not None and len(d) > 1 and not problems(d, holes=True):
+    if d is not None and len(d) > 1 and not problems(d, holes=True, context=True):
         out += findings(Seen(d, frame, columns, features))
     return d, out
 

@@ -49,7 +49,8 @@ def rows_of(
 ) -> Rows:
     "The utterances of a part; the dialogue they come from plays no role."
     every = torch.ones(len(d.utterances), 2 ** len(d.features) - 1, dtype=torch.bool)
-    y = d.label.double() if d.label.is_floating_point() else d.label
+    y = d.label.where(d.labelled, 0)  # what has none counts nowhere
+    y = y.double() if y.is_floating_point() else y
     x = [x.double() for x in d.features.values()]
     return Rows(x, y, every if d.can is None else d.can, d.task.n_outputs)
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WHERE', 'read_parameters', 'output_folder', 'locked', 'said_missing', 'incomplete', 'mistaken', 'fewer', 'have',
-           'people_in', 'never_trained', 'parts_in_words', 'prepare', 'new_method', 'as_published', 'peak_mb',
-           'save_method', 'load_method', 'finished', 'Job', 'ready', 'code_of', 'size_of', 'config_of', 'command_of',
-           'place_of', 'finish', 'run_all', 'run']
+           'people_in', 'never_trained', 'context_in', 'parts_in_words', 'prepare', 'new_method', 'as_published',
+           'peak_mb', 'save_method', 'load_method', 'finished', 'Job', 'ready', 'code_of', 'size_of', 'config_of',
+           'command_of', 'place_of', 'finish', 'run_all', 'run']
 
 # %% ../../nbs/experiments/01_runs.ipynb #442ca675
 from contextlib import ExitStack, contextmanager, suppress
@@ -272,7 +272,13 @@ def _refuse_unusable(d, s, standardise):  # raise for parts useless for learning
     for part in ('train', 'val', 'test'):
         p = getattr(s, part)
         lacking = [m for m, has in zip(d.modalities, p.present.any(0).tolist()) if not has]
-        if not d.task.classes and d.task.middle is not None and (p.label == d.task.middle).all():
+        y = p.label[p.labelled]
+        if not len(y):
+            raise DataError(
+                f'{d.task.name}, {part} part of {s.name}: found no utterance with a label, '
+                'expected some'
+            )
+        if not d.task.classes and d.task.middle is not None and (y == d.task.middle).all():
             raise DataError(
                 f'{d.task.name}, {part} part: found label {d.task.middle:g} only, expected '
                 'others too: ACC and F1 leave it out'
@@ -309,6 +315,13 @@ def never_trained(
     return {c: int((s.test.label == k).sum()) for k, c in rows}
 
 
+def context_in(
+    s: Splits,  #
+) -> dict[str, int]:  # part -> utterances
+    "Utterances without a label: read, not learnt from, not scored."
+    return {p: int((~getattr(s, p).labelled).sum()) for p in ('train', 'val', 'test')}
+
+
 def _about(c, d, s):  # what the result says of the data
     parts = {p: getattr(s, p) for p in ('train', 'val', 'test')}
     return dict(
@@ -320,6 +333,7 @@ def _about(c, d, s):  # what the result says of the data
         fold=s.name,
         dialogues={p: len(x) for p, x in parts.items()},
         utterances={p: len(x.utterances) for p, x in parts.items()},
+        **(dict(context=said) if any((said := context_in(s)).values()) else {}),
         conditions={p: have(x) for p, x in parts.items()},
         **(dict(parts=said) if (said := people_in(s)) else {}),
         **(dict(never_trained=lost) if (lost := never_trained(s)) else {}),
@@ -343,7 +357,7 @@ def parts_in_words(
     if 'people' in parts:
         n, seen = parts['people']['test'], parts['seen']['test']
         said += f'; the test part has {n} speakers, {seen or "none"} of them in training too'
-    # whoever has older results of this table should know
+    # for those who have older results of this table
     new = c.table.group is None and parts['by'] == c.table.speaker
     return said + '; results of version 0.5 are by dialogue (--table \'{"group": ""}\')' * new
 
@@ -866,7 +880,7 @@ def _measured(job, masks):  # on the test part: scores, and outcomes
     return scores, _outcomes(test, outputs, masks)
 
 # %% ../../nbs/experiments/01_runs.ipynb #c0de0016
-def _set_aside(folder, code):  # a result that other code made, for whoever wants to compare
+def _set_aside(folder, code):  # a result that other code made, to compare with
     with suppress(DataError):
         if (old := read_result(folder)).code not in (None, code):
             os.replace(folder / 'result.json', folder / _other(old))

@@ -373,7 +373,7 @@ class GraphEncoder(MixingEncoder):
 
     kinds: tuple[type[Mixing], ...] = (Messages,)
     hears_speakers = True
-    no_program = 'it is told who speaks, and a program is not'
+    no_program = 'it needs the speakers, which a program is not given'
 
 
 class LSTMGraphEncoder(GraphEncoder):

@@ -92,8 +92,8 @@ class Calibration:
 def having(
     d: Dialogues,  # any
 ) -> Tensor:  # [K, N] bool
-    "Which utterances can be tested under each combination: those that have all of it."
-    return supports(d.present.cpu()).T
+    "Which utterances can be tested under each combination: those that have all of it, and a label."
+    return supports(d.present.cpu()).T & d.labelled
 
 
 def possible(
@@ -114,7 +114,7 @@ def calibrate(
     names = labels(val.modalities)
     if not val.task.classes:
         return Calibration(dict.fromkeys(names, 1.0))
-    logits, y = predictions(method, val), val.label.cpu()
+    logits, y = predictions(method, val), val.label.cpu().clamp(min=0)  # none: not in `having`
     has = having(val) & possible(logits, y)
     together = fit_temperature(logits[has], y.expand(len(names), -1)[has]) if has.any() else 1.0
     n = dict(zip(names, has.sum(1).tolist()))
@@ -133,7 +133,7 @@ def calibration_report(
     # `possible`; absent if there is none); combinations that do not occur are left out
 ) -> dict[str, dict[str, float]]:
     "The effect of the temperatures on other data."
-    out, y = {}, test.label.cpu()
+    out, y = {}, test.label.cpu().clamp(min=0)
     for k, (z, h) in zip(labels(test.modalities), zip(predictions(method, test), having(test))):
         if not h.any() or not test.task.classes:
             continue

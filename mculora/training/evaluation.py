@@ -389,8 +389,10 @@ def evaluate(
     return scores
 
 # %% ../../nbs/training/01_evaluation.ipynb #f7f5bf69
-def _with_something(d):  # [N, 1] bool: utterances with any modality; None: all
-    return None if d.can is None else d.present.any(-1, keepdim=True).cpu()
+def _with_something(d):  # [N, 1] bool: utterances with any modality and a label; None: all
+    if d.can is None:
+        return None
+    return d.present.any(-1, keepdim=True).cpu() & d.labelled[:, None]
 
 
 def predictions_under(

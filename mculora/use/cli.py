@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_origin
 from dataclasses import asdict
 from importlib import import_module
-import inspect, json, os, shlex, tempfile, time
+import inspect, json, os, shlex, tempfile, time, warnings
 import typer
 from typer.core import TyperCommand
 from ..basics.columns import FILES, Columns, is_own, repo_root
@@ -40,17 +40,23 @@ data = typer.Typer(help='Feature files on disk.', no_args_is_help=True, rich_mar
 app.add_typer(data, name='data')
 
 # %% ../../nbs/use/04_cli.ipynb #70d007c4
+def _warning(message, *_, **__):  # a sentence, without the line of code that it comes from
+    typer.echo(f'Warning: {" ".join(str(message).split())}', err=True)
+
+
 @contextmanager
 def _refusing(*more):  # further exceptions to report this way
-    try:
-        yield
-    except (ValueError, OSError, *more) as e:
-        typer.echo(f'Error: {e}', err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt as e:  # a run says how much of it is kept
-        said = str(e) or 'stopped; run the same command again to continue (finished runs are kept)'
-        typer.echo(f'\n{said}', err=True)
-        raise typer.Exit(130) from None
+    with warnings.catch_warnings():
+        warnings.showwarning = _warning
+        try:
+            yield
+        except (ValueError, OSError, *more) as e:
+            typer.echo(f'Error: {e}', err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt as e:  # a run says how much of it is kept
+            said = str(e) or 'stopped; the same command goes on from here (finished runs are kept)'
+            typer.echo(f'\n{said}', err=True)
+            raise typer.Exit(130) from None
 
 
 def _known(what, asked, known):  # a check of names
@@ -238,9 +244,10 @@ DataPath = Annotated[
 def _datasets(path):  # (name, path) of every dataset found
     from mculora.data.sources import LAYOUTS, find_all
 
-    if is_own(path) and not path.exists():
+    if not path.exists():
+        what = 'file' if is_own(path) else 'file or folder'
         expected = f'one of {", ".join(FILES)}, or a folder'
-        typer.echo(f'{path}: found no such file, expected {expected}', err=True)
+        typer.echo(f'{path}: found no such {what}, expected {expected}', err=True)
         raise typer.Exit(2)
     if found := find_all(path):
         return found
@@ -413,14 +420,14 @@ def train(
 
     with _refusing(RecursionError):
         given = _values(RunConfig, settings)
-        every = fold or _all_folds(read_settings(RunConfig, given, 'options'))
+        every = fold or _all_folds(read_settings(RunConfig, given, ''))
         runs = [
             dict(given, method=m, fold=f, seed=s)
             for m in method or ['mculora']
             for f in every
             for s in seed or [66]
         ]
-        configs = [read_settings(RunConfig, r, 'options') for r in runs]
+        configs = [read_settings(RunConfig, r, '') for r in runs]
         out = run_all(configs, together=together or None)
     raise typer.Exit(_say(out))
 
@@ -525,7 +532,7 @@ def study(
     observe = dict(observe=settings.pop('observe'))
     with _refusing():
         given = dict(data=data, folds=[fold], seeds=[seed]) | _values(OfStudy, settings)
-        sweep = read_settings(Sweep, given, 'study')
+        sweep = read_settings(Sweep, given, '')
         variants = _variants(of, method)
         _as_named(sweep, where['data_root'])
         configs = [c.model_copy(update=observe) for c in sweep.configs(variants, **where)]
@@ -569,7 +576,7 @@ def tune_(
     given = dict(data=data, method=method, trials=trials)
     given |= dict(folds=fold or [1], seeds=seed or [1, 2, 3])
     with _refusing():
-        t = read_settings(Tuning, given | _values(OfStudy, settings), 'tune')
+        t = read_settings(Tuning, given | _values(OfStudy, settings), '')
         _as_named(t.sweep, where['data_root'])
         table, folder = tune(t, **where)
     typer.echo(f'{folder}: chosen of {len(table)}: {json.dumps(chosen(table))}')
@@ -794,7 +801,7 @@ def headroom(dataset: HeadroomData, fold: Folds = None, **settings):
 
     with _refusing(RecursionError):
         given = _values(HeadroomConfig, settings) | dict(dataset=dataset, folds=fold or None)
-        found, folder = room.headroom(read_settings(HeadroomConfig, given, 'options'))
+        found, folder = room.headroom(read_settings(HeadroomConfig, given, ''))
     typer.echo(room.told(found))
     try:
         room.pictures(found, folder)

@@ -84,7 +84,8 @@ def explore(
     def name(y):
         return classes[int(y)] if classes else round(float(y), 3)
 
-    true = [name(y) if truth else None for y in d.label]
+    known = d.labelled.tolist()
+    true = [name(y) if truth and has else None for y, has in zip(d.label, known)]
     return dict(
         model=a.method.name,
         data=a.task.name,
