@@ -177,11 +177,12 @@ publish: html ## the same, as the public site: for the workflow
 		push --quiet --force "https://github.com/$$GITHUB_REPOSITORY" gh-pages
 
 # From what is committed: the same bytes whoever makes it, and whenever.
-dist: $(STAMP) ## the wheel, the pinned versions and an archive of the results, of the last commit: dist/
+dist: $(STAMP) ## the wheel, the pinned versions and an archive of the results (an RO-Crate, checked), of the last commit: dist/
 	@umask 022 && rm -rf dist && mkdir dist && tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
 	git archive HEAD | tar -x --no-same-permissions -C "$$tmp" && \
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir dist "$$tmp"
-	@git archive --format=tar.gz --prefix=mculora-$(VERSION)-results/ --output=dist/mculora-$(VERSION)-results.tar.gz HEAD results figures
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir dist "$$tmp" && \
+	$(BIN)/python -m mculora results pack --root "$$tmp" --out dist/mculora-$(VERSION)-results.zip && \
+	$(BIN)/python -m mculora results verify dist/mculora-$(VERSION)-results.zip
 	@git show HEAD:requirements.lock > dist/requirements.lock
 	@rm -f dist/.gitignore && cd dist && sha256sum * > SHA256SUMS && cat SHA256SUMS
 

@@ -494,6 +494,55 @@ def test_what_results_hold_is_described(path):
 # --- citation, changelog ---
 
 VERSION = re.search(r'^version = (\S+)$', (ROOT / 'settings.ini').read_text(), flags=re.M)[1]
+RELEASED = dict(
+    re.findall(r'^## (\S+) \((\d{4}-\d\d-\d\d)\)$', (ROOT / 'CHANGELOG.md').read_text(), flags=re.M)
+)
+
+
+def cff_errors(path):
+    "By the format's own schema, which check-jsonschema brings."
+    command = [Path(sys.executable).parent / 'check-jsonschema']
+    command += ['--builtin-schema', 'vendor.citation-file-format', path]
+    return subprocess.run(command, text=True, capture_output=True).returncode
+
+
+def test_the_citation_is_valid_and_a_wrong_one_is_noticed(tmp_path):
+    text = (ROOT / 'CITATION.cff').read_text()
+    (tmp_path / 'CITATION.cff').write_text(text.replace('family-names: Zhao', 'family-name: Zhao'))
+    assert [cff_errors(at / 'CITATION.cff') for at in (ROOT, tmp_path)] == [0, 1]
+
+
+# the fields of a deposit, by Zenodo's documentation, with what they may hold
+ZENODO = {
+    'title': str,
+    'upload_type': ('software', 'dataset', 'publication'),
+    'description': str,
+    'creators': list,
+    'version': str,
+    'publication_date': r'\d{4}-\d\d-\d\d',
+    'license': r'[\w.-]+',
+    'access_right': ('open',),
+    'language': r'[a-z]{3}',
+    'keywords': list,
+    'references': list,
+    'related_identifiers': list,
+}
+
+
+def test_what_zenodo_reads_is_what_it_takes():
+    z = json.loads((ROOT / '.zenodo.json').read_text())
+    assert set(z) == set(ZENODO)
+    for field, may in ZENODO.items():
+        if isinstance(may, type):
+            assert isinstance(z[field], may) and z[field]
+        else:
+            assert z[field] in may if isinstance(may, tuple) else re.fullmatch(may, z[field])
+    assert all(isinstance(x, str) for k in ('keywords', 'references') for x in z[k])
+    assert all(set(x) == {'name'} for x in z['creators'])
+    for x in z['related_identifiers']:
+        assert set(x) == {'identifier', 'relation', 'resource_type'}
+        assert (x['relation'], x['resource_type']) == ('references', 'software')
+        assert x['identifier'].startswith('https://')
 
 
 def test_citation_is_of_this_version_and_names_the_paper():
@@ -510,7 +559,7 @@ def test_citation_is_of_this_version_and_names_the_paper():
         and c['license'] == 'Apache-2.0'
         and 'license = "Apache-2.0"' in (ROOT / 'pyproject.toml').read_text()
     )
-    (paper,) = c['references']
+    paper = c['preferred-citation']
     assert (
         'unimodal decoupled dynamic low-rank adaptation' in paper['title']
         and len(paper['authors']) == 9
@@ -524,7 +573,8 @@ def test_an_archive_is_described_as_the_citation_says():
     for key in ('title', 'version', 'license', 'keywords'):
         assert z[key] == c[key]
     assert [x['name'] for x in z['creators']] == [x['name'] for x in c['authors']]
-    (paper,) = c['references']
+    assert z['publication_date'] == c['date-released'].isoformat() == RELEASED[VERSION]
+    paper = c['preferred-citation']
     (said,) = z['references']
     assert paper['title'] in said
     assert said.count(',') >= len(paper['authors'])

@@ -15,11 +15,11 @@ from statistics import mean
 import nbformat
 import pytest
 import yaml
-from notebooks import passes
+from notebooks import passes, run
 
 from mculora.experiments import reports
 from mculora.experiments.reports import SIDECAR, where, why
-from mculora.experiments.results import STORE, read_result
+from mculora.experiments.results import STORE, read_result, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / 'figures'
@@ -232,6 +232,64 @@ def test_a_missing_run_is_named_and_its_curve_not_averaged_over(notebook, row, o
 
     for name in others:
         assert of(name, tmp_path / 'figures' / table).split() == of(name, FIGURES / table).split()
+
+
+def with_more(to, title, row, by):
+    """The committed results that Table 1 of the report is made from, and a few others, with a run
+    of one row that scores more."""
+    of = lists_of(FIGURES / 'iemocap' / f'report-iemocap{SIDECAR}')
+    address = Path(of(title, row, 'incomplete')[0])
+    r = read_result(ROOT / address)
+    more = [s.model_copy(update=dict(value=s.value + by)) for s in r.scores]
+    run_ = to / address.relative_to('results')
+    run_.mkdir(parents=True)
+    write_result(run_, r.model_copy(update=dict(scores=more)))
+    rows = {x[1] for x in cells_of(FIGURES / 'iemocap' / f'report-iemocap{SIDECAR}')}
+    stores = [f'iemocap/{m}' for m in sorted(rows)] + ['mosi/majority', 'mosei_video/mculora']
+    for name in [n for n in stores if (ROOT / 'results' / f'{n}{STORE}').is_file()]:
+        store = ROOT / 'results' / f'{name}{STORE}'
+        lines = store.read_text().splitlines(keepends=True)
+        there = to / f'{name}{STORE}'
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_text(''.join(x for x in lines if address.name not in x))
+
+
+def test_a_changed_result_changes_the_report(tmp_path):
+    """One run of twelve scores twelve points more: the mean of its row is one point higher, in the
+    table and in the PDF, and so is its lead over the others."""
+    (title,) = {
+        x[0]
+        for x in cells_of(FIGURES / 'iemocap' / f'report-iemocap{SIDECAR}')
+        if x[0].startswith('Report, Table 1')
+    }
+    with_more(tmp_path / 'results', title, 'mculora', 0.12)
+    made = make('report', 'iemocap', tmp_path / 'figures', tmp_path / 'results')
+    found = {}
+    for at in (tmp_path / 'figures', FIGURES):
+        cells = cells_of(at / 'iemocap' / f'report-iemocap{SIDECAR}')
+        found[at] = {(r, c): x['mean'] for t, r, c, x in cells if t == title}
+    new, old = ({k: float(x) for k, x in f.items() if x} for f in found.values())
+    for cell in (('mculora', 'incomplete'), ('mculora', 'a'), ('momke', 'MCULoRA minus it')):
+        assert new[cell] - old[cell] == pytest.approx(1, abs=1e-6)
+    assert new['momke', 'incomplete'] == old['momke', 'incomplete']
+    (pdf,) = [p for p in made if p.suffix == '.pdf']
+    assert pdf.read_bytes() != (FIGURES / 'iemocap' / pdf.name).read_bytes()
+
+
+def test_the_report_quotes_no_table_of_other_results(tmp_path):
+    "A table whose hash is not that of the results as they are is named, and nothing is written."
+    for end in ('.md', SIDECAR):
+        text = (FIGURES / 'iemocap' / f'table2_ablation-iemocap{end}').read_text()
+        old = where('table2_ablation-iemocap', FIGURES).made.hash
+        (tmp_path / 'old' / 'iemocap').mkdir(parents=True, exist_ok=True)
+        file = tmp_path / 'old' / 'iemocap' / f'table2_ablation-iemocap{end}'
+        file.write_text(text.replace(old, '0' * 16))
+    nb = EXPERIMENTS / 'report.ipynb'
+    said = parameters('report', 'iemocap', tmp_path / 'figures')
+    ran = run(nb, said | dict(tables=str(tmp_path / 'old')))
+    assert not ran.whole and 'table2_ablation-iemocap: made from other results' in ran.text
+    assert 'run nbs/experiments/table2_ablation.ipynb first' in ran.text
+    assert not (tmp_path / 'figures').exists()
 
 
 def test_the_tiny_pass_makes_every_kind_of_output():

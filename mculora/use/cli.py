@@ -10,8 +10,8 @@ __all__ = ['app', 'data', 'Features', 'Table', 'Size', 'Model', 'Manifest', 'Fea
            'DataRootOfRun', 'FeaturesOfRun', 'Temperatures', 'Programs', 'Input', 'Output', 'FeaturesOfInput',
            'TableOfInput', 'Nonfinite', 'HeadroomData', 'BenchDevice', 'Threads', 'BenchPrecision', 'BenchData',
            'AsJson', 'results', 'extract', 'check', 'train', 'check_', 'study', 'tune_', 'export', 'predict', 'explore',
-           'headroom', 'bench', 'add_', 'list_', 'show', 'why', 'where', 'explore_results', 'report', 'rerun',
-           'reproduce']
+           'headroom', 'bench', 'add_', 'list_', 'show', 'why', 'where', 'explore_results', 'pack_', 'verify_',
+           'report', 'rerun', 'reproduce']
 
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
 from collections import Counter
@@ -1002,6 +1002,36 @@ def explore_results(
         write_atomically(out, lambda tmp: tmp.write_text(text, encoding='utf-8'))
     rows = sum(len(g['rows']) for g in found['groups'])
     typer.echo(f'{out}: {len(found["groups"])} sets of data, {rows} rows')
+
+# %% ../../nbs/use/04_cli.ipynb #861aad18
+@results.command('pack')
+def pack_(
+    out: Annotated[Path, _option('Archive to write.')] = Path('results.zip'),
+    root: Annotated[
+        str, _option('Folder with results, figures and notebooks. Default: the repository.')
+    ] = '.',
+):
+    """Pack all results, tables and figures into one archive, an RO-Crate: with hashes, and with
+    what was made from what. Exit code: 0 written, 2 something is not there or is damaged."""
+    from mculora.experiments import archive
+
+    with _refusing():
+        n = archive.pack(repo_root() / root, out)
+    typer.echo(f'{out}: {n} files')
+
+
+@results.command('verify')
+def verify_(
+    file: Annotated[Path, typer.Argument(help='An archive, as pack writes it.')],
+):
+    """Check an archive: every file against its hash, and every table against its results. Exit
+    code: 0 whole, 1 not so, 2 no archive."""
+    from mculora.experiments import archive
+
+    with _refusing():
+        problems = archive.verify(file)
+    typer.echo('\n'.join(problems) or f'{file}: whole')
+    raise typer.Exit(int(bool(problems)))
 
 # %% ../../nbs/use/04_cli.ipynb #c4a10e04
 @app.command()
