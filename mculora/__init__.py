@@ -64,3 +64,9 @@ if TYPE_CHECKING:
     from mculora.training.options import RunConfig as RunConfig
     from mculora.use.artefact import from_run as from_run, load as load, save as save
     from mculora.use.prediction import Predictor as Predictor
+
+# %% ../nbs/00_start.ipynb #db7a8751
+import os
+
+if 'OMP_WAIT_POLICY' not in os.environ:
+    os.environ.setdefault('GOMP_SPINCOUNT', '1000')
