@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WHERE', 'RunConfig', 'read_parameters', 'output_folder', 'locked', 'said_missing', 'incomplete', 'mistaken', 'fewer',
-           'have', 'people_in', 'never_trained', 'context_in', 'parts_in_words', 'prepare', 'new_method',
+           'context_in', 'have', 'people_in', 'never_trained', 'parts_in_words', 'prepare', 'new_method',
            'as_published', 'peak_mb', 'save_method', 'load_method', 'finished', 'Job', 'ready', 'code_of', 'size_of',
            'config_of', 'command_of', 'place_of', 'finish', 'run_all', 'run']
 
@@ -310,6 +310,13 @@ def fewer(
     return replace(s, train=select(s.train, rows)), dict(trained_on=sorted(kept))
 
 # %% ../../nbs/experiments/01_runs.ipynb #12e6894d
+def context_in(
+    s: Splits,  #
+) -> dict[str, int]:  # part -> utterances
+    "Utterances without a label: read, not learnt from, not scored."
+    return {p: int((~getattr(s, p).labelled).sum()) for p in ('train', 'val', 'test')}
+
+
 def have(
     d: Dialogues,  #
 ) -> dict[str, int]:  # label of a combination -> how many utterances have it in full
@@ -366,13 +373,6 @@ def never_trained(
     test, train = ({*p.label.tolist()} for p in (s.test, s.train))
     rows = [(k, c) for k, c in enumerate(s.test.task.classes) if k in test - train]
     return {c: int((s.test.label == k).sum()) for k, c in rows}
-
-
-def context_in(
-    s: Splits,  #
-) -> dict[str, int]:  # part -> utterances
-    "Utterances without a label: read, not learnt from, not scored."
-    return {p: int((~getattr(s, p).labelled).sum()) for p in ('train', 'val', 'test')}
 
 
 def _about(c, d, s):  # what the result says of the data
