@@ -273,7 +273,6 @@ class MRAN(MRANParts):
         rec = per_utterance((guess - target).square().mean(-1), full.present & ~b.present, b.valid)
         label, counts = targets(b.label, b.valid)
         far = apart(z, self.anchors()[word_of(label, self.task)], s.distance)
-        drawn = b.present if s.align == 'present' else torch.ones_like(b.present)
-        align = per_utterance(far, drawn, counts)
+        align = per_utterance(far, b.present | (s.align != 'present'), counts)
         total = task + s.reconstruction * rec + s.alignment * align
         return total, dict(task=task, reconstruction=rec, alignment=align)
