@@ -43,7 +43,9 @@ def committed():
 def typed(command, monkeypatch):
     "The configurations that a command line asks for; nothing is run."
     asked = []
-    monkeypatch.setattr(cli, 'run_all', lambda configs, **_: asked.extend(configs) or [])
+    monkeypatch.setattr(
+        'mculora.experiments.runs.run_all', lambda configs, **_: asked.extend(configs) or []
+    )
     words = shlex.split(command.replace('${MCULORA_DATA:-data}', 'data'))
     words = words[words.index('mculora') + 1 :]
     done = CliRunner().invoke(cli.app, words)

@@ -968,11 +968,11 @@ def test_the_exit_code_says_sound_problems_or_nothing(tmp_path, mosi, iemocap):
         and 'system, expected only containers' in check(iemocap).output
     )
     (tmp_path / 'empty').mkdir()
-    for path in ('empty', 'nowhere'):
+    for path, found in [('empty', 'no dataset'), ('nowhere', 'no such file or folder')]:
         nothing = check(tmp_path / path)
         assert (
             nothing.exit_code == 2
-            and 'found no dataset' in nothing.output
+            and f'found {found}' in nothing.output
             and 'Traceback' not in nothing.output
         )
     assert check(mosi, '--features', 'a').exit_code == 2

@@ -513,7 +513,7 @@ def test_help_and_wrong_arguments_wait_for_nothing_that_computes():
 def test_help_names_what_registries_hold():
     said = ' '.join(run(sys.executable, '-m', 'mculora', 'data', 'extract', '--help').split())
     assert 'iemocap, iemocap6, mosi, mosei: write the layout' in said
-    assert 'light, none, or a folder or NAME@REVISION of an image model' in said
+    assert 'light, expression, none, or a folder or NAME@REVISION of an image model' in said
 
 
 def test_types_are_handed_on():
@@ -705,6 +705,8 @@ def brought(*extras):
 
 # what Colab has of its own
 COLAB = {'ipython', 'matplotlib', 'seaborn'}
+# extras of what a notebook is about
+BESIDE = {'04_clips.ipynb': ['clips'], '08_expression.ipynb': ['clips', 'hdf5']}
 
 
 @each_notebook
@@ -713,8 +715,7 @@ def test_a_notebook_needs_only_what_its_extra_brings(path):
     needs = third_party(imported(ast.parse(code(load(path)))))
     if path.parent.name == 'nbs':
         assert needs <= brought() | COLAB
-    own = ('clips',) * (path.name == '04_clips.ipynb')
-    assert needs <= brought('notebooks', *own)
+    assert needs <= brought('notebooks', *BESIDE.get(path.name, ()))
 
 
 # --- the Makefile, and what the documents say of it ---
