@@ -43,12 +43,13 @@ def committed():
 def typed(command, monkeypatch):
     "The configurations that a command line asks for; nothing is run."
     asked = []
-    monkeypatch.setattr(
-        'mculora.experiments.runs.run_all', lambda configs, **_: asked.extend(configs) or []
-    )
     words = shlex.split(command.replace('${MCULORA_DATA:-data}', 'data'))
     words = words[words.index('mculora') + 1 :]
-    done = CliRunner().invoke(cli.app, words)
+    with monkeypatch.context() as m:
+        m.setattr(
+            'mculora.experiments.runs.run_all', lambda configs, **_: asked.extend(configs) or []
+        )
+        done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.output
     return asked
 

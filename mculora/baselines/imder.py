@@ -314,19 +314,19 @@ def noise_key(
 class Keyed(Scores):
     "The same noise for each prediction."
 
-    def _whole(self, b):
-        if self.settings.form == 'vector':
+    def _whole(self, b, stage):
+        if self.settings.form == 'vector' or stage == 'complete':
             return b
         if isinstance(b, Batch) and b.complete:
             return replace(b, pack=False, complete=replace(b.complete, pack=False))
         return replace(b, pack=False)
 
     def loss(self, batch, stage):
-        return super().loss(self._whole(batch), stage)
+        return super().loss(self._whole(batch, stage), stage)
 
     def predict(self, batch, stage=None):
         with seeded(KEY):
-            return super().predict(self._whole(batch), stage)
+            return super().predict(self._whole(batch, stage), stage)
 
     def inspect(self, batch):
         with seeded(KEY):
