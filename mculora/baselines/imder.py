@@ -314,7 +314,7 @@ def noise_key(
 class Keyed(Scores):
     "The same noise for each prediction."
 
-    def _whole(self, b, stage):
+    def _whole(self, b, stage=None):
         if self.settings.form == 'vector' or stage == 'complete':
             return b
         if isinstance(b, Batch) and b.complete:
