@@ -1106,6 +1106,7 @@ def _refuse_processes(n, together, on_cpu):
         )
 
 # %% ../../nbs/experiments/01_runs.ipynb #55700704
+_START = 'spawn'  # a fork of this process might hang: PyTorch's threads are not forked with it
 _WORKER: dict[str, Any] = {}  # in a worker: the pipe, and how it opens data
 
 
@@ -1146,7 +1147,7 @@ class _Worker:
     "A process that does one run after the other; a killed one is replaced."
 
     def __init__(self):
-        context = multiprocessing.get_context('spawn')
+        context = multiprocessing.get_context(_START)
         self.pipe, theirs = context.Pipe()
         self.pool = ProcessPoolExecutor(1, context, _begin, (theirs,))
 
