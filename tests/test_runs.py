@@ -641,6 +641,7 @@ def test_processes_give_the_bits_of_runs_in_turn(tmp_path, forked, monkeypatch):
     assert [r for r, _ in again] == [told['side out'][k][0] for k in (0, 2)]
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_the_failure_of_its_run_alone(tmp_path, forked):
     configs = several(tmp_path, 1e-3, 1e-3, 1e-3)
     folders = [ready(c).folder for c in configs]
@@ -658,6 +659,7 @@ def test_a_killed_process_is_the_failure_of_its_run_alone(tmp_path, forked):
     assert [r.status for r, _ in others] == ['complete'] * 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_every_process_and_the_same_call_goes_on(tmp_path, forked):
     configs, whole = several(tmp_path / 'a', 1e-3, 1e-3), several(tmp_path / 'b', 1e-3, 1e-3)
     folders, at_work = [ready(c).folder for c in configs], set()
@@ -679,6 +681,7 @@ def test_ctrl_c_ends_every_process_and_the_same_call_goes_on(tmp_path, forked):
     assert len(fresh) < 8  # it went on, it did not start over
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_is_at_comes_last(tmp_path, forked):
     configs, seen = several(tmp_path, 1e-3, 1e-3, 1e-3), []
     with ExitStack() as lock:
@@ -694,12 +697,41 @@ def test_a_run_that_another_process_is_at_comes_last(tmp_path, forked):
     assert seen.index(0) > seen.index(2)
 
 
+@pytest.mark.slow
 def test_runs_that_share_pre_training_do_it_once(tmp_path, forked):
     "One makes it, while the other waits: each ends as it would have in turn."
     configs = several(tmp_path, 1e-3) * 2
     configs[1] = configs[1].model_copy(update=dict(options=configs[1].options | dict(rank=1)))
     out = by_two(configs)
     assert [r.stages[0]['borrowed'] for r, _ in out] == [False, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGKILL])
+def test_a_command_that_is_stopped_leaves_no_process_behind(tmp_path, how):
+    "Ctrl-C, which a terminal sends to every process, or a kill; workers as they are for people."
+    server()
+    command = 'train --size tiny --fold 1 --seed 1 --seed 2 --device cpu --no-check --processes 2'
+    command = [*command.split(), '--out-dir', str(tmp_path)]
+    command += ['--options', '{"epochs": 3000, "width": 8, "depth": 1}']
+    log = tmp_path / 'log'
+    p = SERVER.Process(target=typed, args=(log, *command))
+    p.start()
+    while p.exitcode is None and len(list(tmp_path.rglob('checkpoint.safetensors'))) < 2:
+        time.sleep(0.1)
+    workers = psutil.Process(p.pid).children(recursive=True)
+    at_work = {worker_at(f.parent) for f in tmp_path.rglob('checkpoint.safetensors')}
+    assert len(at_work) == 2 and at_work <= {w.pid for w in workers}, log.read_text()
+    for pid in [p.pid, *at_work] if how == signal.SIGINT else [p.pid]:
+        os.kill(pid, how)
+    p.join(60)
+    said = log.read_text()
+    assert not psutil.wait_procs(workers, 60)[1]
+    assert 'Traceback' not in said and 'leaked' not in log.read_text(), said
+    if how == signal.SIGINT:
+        assert p.exitcode == 130 and 'stopped; of 2 runs 0 had ended; the same command' in said, (
+            said
+        )
 
 
 def test_how_many_processes(monkeypatch):
