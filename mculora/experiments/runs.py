@@ -1148,12 +1148,14 @@ class _Worker:
 
     def __init__(self):
         context = multiprocessing.get_context(_START)
-        self.pipe, theirs = context.Pipe()
-        self.pool = ProcessPoolExecutor(1, context, _begin, (theirs,))
+        self.pipe, self.theirs = context.Pipe()
+        self.pool = ProcessPoolExecutor(1, context, _begin, (self.theirs,))
 
     def start(self, *about):  # of `_work`
         with _deaf():
-            return self.pool.submit(_work, *about)
+            future = self.pool.submit(_work, *about)
+        self.theirs.close()  # the process has it now: who reads from a killed one finds the end
+        return future
 
     def rows(self):  # that have arrived
         with suppress(EOFError, OSError):
@@ -1162,6 +1164,7 @@ class _Worker:
 
     def end(self):  # at once
         self.pipe.close()
+        self.theirs.close()
         self.pool.shutdown()
 
     def after(self, outcome):  # who does the next run
@@ -1238,7 +1241,8 @@ def run_all(
     every: float = 20.0,  # seconds between checkpoints, at least
     # how many train side by side; None: on a GPU all that are alike, on a CPU one
     together: int | None = None,
-    # how many train side by side in processes of one thread each; None: see `n_processes`
+    # how many train side by side, each in a process of one thread; None: see `n_processes`. Scripts
+    # that ask for it need `if __name__ == '__main__':`
     processes: int | None = 1,
     # results in the order of `configs`, or why there is none, and their folders
 ) -> list[tuple[Result | Exception, Path]]:
@@ -1259,11 +1263,11 @@ def run_all(
     if processes is None and all(on_cpu) and (together or 1) == 1:
         processes = n_processes(firsts)
     if (processes or 1) > 1 and len(set(folders)) > 1:
-        left = sorted(n for alike in groups for n in alike)
+        left, groups = sorted(n for alike in groups for n in alike), []
+        opened = _opening(False)  # the data are not needed here
         todo = {n: (configs[n], folders[n], firsts[n] or folders[n]) for n in left}
         for n, result in _by_processes(todo, processes or 1, progress, on_epoch, every).items():
             out[n] = result, folders[n]
-        groups = []
     for alike in groups:
         size = together or (1 if on_cpu[alike[0]] else len(alike))
         _side_by_side(alike, folders, size, train)
