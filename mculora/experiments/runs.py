@@ -15,11 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 import ctypes, errno, gc, inspect, json, os, re, shlex, shutil, socket, sys, time, warnings
-import multiprocessing, signal, threading
-import psutil
 import torch
 import mculora
 from pydantic import Field
@@ -29,7 +25,6 @@ from torch.nn.modules.module import (
 )
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tqdm import tqdm
 from ..basics.modalities import labels
 from mculora.basics.dialogues import (
     DataError,
@@ -60,6 +55,11 @@ from ..training.check import refuse
 from ..training.options import Missing, RunConfig
 
 # %% ../../nbs/experiments/01_runs.ipynb #0217d091
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+import multiprocessing, signal, threading
+import psutil
+from tqdm import tqdm
 from mculora.experiments.results import (
     Result,
     Score,
@@ -1058,7 +1058,7 @@ def _plan(configs, opened, progress):
             groups.setdefault(_alike(j), []).append(n)
     return out, list(groups.values()), twice, firsts
 
-
+# %% ../../nbs/experiments/01_runs.ipynb #1cc92c07
 def _side_by_side(alike, folders, size, train):  # a group, `size` at a time
     held = []
     for k in range(0, len(alike), size):
