@@ -157,10 +157,9 @@ def server():
         'OMP_WAIT_POLICY': 'PASSIVE',
         'PYTHONPATH': f'{ROOT / "tests"}{os.pathsep}{ROOT}',
     }
-    # Adam imports the last but one
-    SERVER.set_forkserver_preload(
-        ['mculora.model.mculora', *BASELINES, 'pyarrow.parquet', 'torch._dynamo', 'forks']
-    )
+    # splits import scikit-learn, and Adam the last but one
+    ours = 'mculora.model.mculora', *BASELINES, 'sklearn.model_selection', 'pyarrow.parquet'
+    SERVER.set_forkserver_preload([*ours, 'torch._dynamo', 'forks'])
     with patch.dict(os.environ, said):
         multiprocessing.forkserver.ensure_running()
     conftest.SERVERS.append(psutil.Process(multiprocessing.forkserver._forkserver._forkserver_pid))

@@ -7,12 +7,15 @@ import re
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace as Namespace
 
 import matplotlib.image as mpimg
 import nbformat
 import pandas as pd
+import psutil
 import pytest
 import torch
 from forks import EPOCH, SERVER, Place, die_after, outcome, server, small_files, until
@@ -31,14 +34,18 @@ from mculora.basics.modalities import labels
 from mculora.experiments.results import addresses, collect, read_result
 from mculora.data.own import open_data
 from mculora.data.tables import as_table
+from mculora.experiments import runs
 from mculora.experiments.runs import (
     OutputError,
     RunConfig,
     _full,
     load_method,
+    locked,
+    n_processes,
     prepare,
     ready,
     run,
+    run_all,
     size_of,
 )
 from mculora.data.sources import example, write_layout
@@ -582,6 +589,172 @@ def test_a_method_that_was_not_exported_is_named_with_its_notebook(tmp_path, mon
         prepare(RunConfig(method='votes', size='tiny', device='cpu'))
     with pytest.raises(ValueError, match=r"found 'mculor', .*; did you mean 'mculora'\?$"):
         prepare(RunConfig(method='mculor', size='tiny', device='cpu'))
+
+
+# --- side by side, in processes ---
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    "Workers are forks of a server that has imported everything: 20 ms and not 10 s."
+    server()
+    monkeypatch.setattr(runs, '_START', 'forkserver')
+
+
+def several(out, *rates, **options):
+    few = dict(width=8, depth=1, rank=2, epochs=2, batch_size=16) | options
+    at = dict(TINY, device='cpu', check=False, out_dir=str(out))
+    return [RunConfig(**at, seed=66 + k, options=few | dict(lr=lr)) for k, lr in enumerate(rates)]
+
+
+def by_two(configs, **more):
+    return run_all(configs, progress=False, every=0.0, processes=2, **more)
+
+
+def worker_at(folder):
+    return int(re.search(r'process (\d+)', (folder / '.lock').read_text())[1])
+
+
+def test_processes_give_the_bits_of_runs_in_turn(tmp_path, forked, monkeypatch):
+    "In their order, with every epoch told here; one that fails does not stop the others."
+    told = {}
+    for place, n in (('turn', 1), ('side', 2)):
+        configs = several(tmp_path / place, 1e-3, 1e9, 1e-3)
+        rows = told[place] = []
+
+        def note(k, row, rows=rows):
+            rows.append((k, row['stage'], row['epoch'], os.getpid()))
+
+        told[f'{place} out'] = run_all([*configs, configs[0]], False, note, processes=n)
+    assert sorted(told['turn']) == sorted(told['side']) and told['turn']
+    for (one, here), (other, there) in zip(told['turn out'], told['side out'], strict=True):
+        assert here.name == there.name and type(one) is type(other)
+        if isinstance(one, Exception):
+            assert isinstance(one, FloatingPointError) and str(one) == str(other)
+        else:
+            assert outcome(here) == outcome(there) and other.environment['threads'] == 1
+    kinds = [isinstance(r, Exception) for r, _ in told['side out']]
+    assert kinds == [False, True, False, False]
+    # what is finished is looked up: nobody starts a process for it
+    monkeypatch.setattr(runs, '_Worker', None)
+    again = by_two(configs[::2])
+    assert [r for r, _ in again] == [told['side out'][k][0] for k in (0, 2)]
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_the_failure_of_its_run_alone(tmp_path, forked):
+    configs = several(tmp_path, 1e-3, 1e-3, 1e-3)
+    folders = [ready(c).folder for c in configs]
+
+    def kill(n, row):
+        if (n, row['stage'], row['epoch']) == (0, 'pretrain', 2):
+            os.kill(worker_at(folders[0]), signal.SIGKILL)
+
+    # as many more epochs as it takes to die before the end
+    configs[0] = configs[0].model_copy(update=dict(options=configs[0].options | dict(epochs=200)))
+    folders[0] = ready(configs[0]).folder
+    (killed, at), *others = by_two(configs, on_epoch=kill)
+    assert isinstance(killed, ChildProcessError) and 'ended from outside' in str(killed)
+    assert at == folders[0] and (at / 'checkpoint.safetensors').exists()
+    assert [r.status for r, _ in others] == ['complete'] * 2
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_every_process_and_the_same_call_goes_on(tmp_path, forked):
+    configs, whole = several(tmp_path / 'a', 1e-3, 1e-3), several(tmp_path / 'b', 1e-3, 1e-3)
+    folders, at_work = [ready(c).folder for c in configs], set()
+
+    def stop(n, row):
+        at_work.add(worker_at(folders[n]))
+        if row['stage'] == 'finetune':
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match='stopped; of 2 runs . had ended; the same command'):
+        by_two(configs, on_epoch=stop)
+    assert at_work and not any(psutil.pid_exists(pid) for pid in at_work)
+    assert (folders[0] / 'checkpoint.safetensors').exists()
+    fresh = []
+    for (_, there), (_, here) in zip(
+        by_two(configs, on_epoch=lambda *row: fresh.append(row)), run_all(whole, progress=False)
+    ):
+        assert outcome(there) == outcome(here)
+    assert len(fresh) < 8  # it went on, it did not start over
+
+
+@pytest.mark.slow
+def test_a_run_that_another_process_is_at_comes_last(tmp_path, forked):
+    configs, seen = several(tmp_path, 1e-3, 1e-3, 1e-3), []
+    with ExitStack() as lock:
+        lock.enter_context(locked(ready(configs[0]).folder))
+
+        def note(n, row):
+            seen.append(n)
+            if n == 2:
+                lock.close()
+
+        out = by_two(configs, on_epoch=note)
+    assert [r.status for r, _ in out] == ['complete'] * 3
+    assert seen.index(0) > seen.index(2)
+
+
+@pytest.mark.slow
+def test_runs_that_share_pre_training_do_it_once(tmp_path, forked):
+    "One makes it, while the other waits: each ends as it would have in turn."
+    configs = several(tmp_path, 1e-3) * 2
+    configs[1] = configs[1].model_copy(update=dict(options=configs[1].options | dict(rank=1)))
+    out = by_two(configs)
+    assert [r.stages[0]['borrowed'] for r, _ in out] == [False, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGKILL])
+def test_a_command_that_is_stopped_leaves_no_process_behind(tmp_path, how):
+    "Ctrl-C, which a terminal sends to every process, or a kill; workers as they are for people."
+    server()
+    command = 'train --size tiny --fold 1 --seed 1 --seed 2 --device cpu --no-check --processes 2'
+    command = [*command.split(), '--out-dir', str(tmp_path)]
+    command += ['--options', '{"epochs": 3000, "width": 8, "depth": 1}']
+    log = tmp_path / 'log'
+    p = SERVER.Process(target=typed, args=(log, *command))
+    p.start()
+    while p.exitcode is None and len(list(tmp_path.rglob('checkpoint.safetensors'))) < 2:
+        time.sleep(0.1)
+    workers = psutil.Process(p.pid).children(recursive=True)
+    at_work = {worker_at(f.parent) for f in tmp_path.rglob('checkpoint.safetensors')}
+    assert len(at_work) == 2 and at_work <= {w.pid for w in workers}, log.read_text()
+    for pid in [p.pid, *at_work] if how == signal.SIGINT else [p.pid]:
+        os.kill(pid, how)
+    p.join(60)
+    said = log.read_text()
+    assert not psutil.wait_procs(workers, 60)[1]
+    assert 'Traceback' not in said and 'leaked' not in log.read_text(), said
+    if how == signal.SIGINT:
+        assert p.exitcode == 130 and 'stopped; of 2 runs 0 had ended; the same command' in said, (
+            said
+        )
+
+
+def test_how_many_processes(monkeypatch):
+    "As many as there are threads, runs that have nothing to wait for, and gigabytes for two each."
+    a, b, c = map(Path, 'abc')
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
+    monkeypatch.setattr(psutil, 'virtual_memory', lambda: Namespace(total=64 * 2**30))
+    assert [n_processes(f) for f in ([a], [a, b], [a, b, c])] == [1, 2, 2]
+    # variants of one method share its pre-training; what trains nothing is done in a moment
+    assert n_processes([a, a, a]) == 1 and n_processes([None, None, a]) == 1
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 16)
+    assert n_processes([a, b, c]) == 3
+    monkeypatch.setattr(psutil, 'virtual_memory', lambda: Namespace(total=5 * 2**30))
+    assert n_processes([a, b, c]) == 2
+    monkeypatch.setattr(psutil, 'virtual_memory', lambda: Namespace(total=2**30))
+    assert n_processes([a, b, c]) == 1
+
+
+def test_processes_are_for_runs_on_a_cpu_that_are_not_one_program(tmp_path):
+    with pytest.raises(ValueError, match='^processes: found 2 beside together 3'):
+        run_all(several(tmp_path, 1e-3, 1e-3), together=3, processes=2)
+    with pytest.raises(ValueError, match='^processes: found 2, expected 1 on a GPU'):
+        runs._refuse_processes(2, None, False)
 
 
 # --- pictures beside a result ---

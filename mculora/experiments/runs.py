@@ -6,7 +6,7 @@
 __all__ = ['WHERE', 'read_parameters', 'output_folder', 'locked', 'said_missing', 'incomplete', 'mistaken', 'fewer', 'context_in',
            'have', 'people_in', 'never_trained', 'parts_in_words', 'prepare', 'new_method', 'as_published', 'peak_mb',
            'save_method', 'load_method', 'finished', 'Job', 'ready', 'code_of', 'size_of', 'config_of', 'command_of',
-           'place_of', 'finish', 'run_all', 'run']
+           'place_of', 'finish', 'n_processes', 'run_all', 'run']
 
 # %% ../../nbs/experiments/01_runs.ipynb #442ca675
 from contextlib import ExitStack, contextmanager, suppress
@@ -55,6 +55,11 @@ from ..training.check import refuse
 from ..training.options import Missing, RunConfig
 
 # %% ../../nbs/experiments/01_runs.ipynb #0217d091
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+import multiprocessing, signal, threading
+import psutil
+from tqdm import tqdm
 from mculora.experiments.results import (
     Result,
     Score,
@@ -488,8 +493,6 @@ def peak_mb(
     with suppress(OSError, TypeError):
         return int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1]) / 2**10
     if sys.platform == 'win32':
-        import psutil
-
         return psutil.Process().memory_info().peak_wset / 2**20
     import resource  # not on Windows
 
@@ -1032,23 +1035,30 @@ def _train(jobs, progress, on_epoch, every):  # number -> job: its result, or wh
         ) from e
 
 # %% ../../nbs/experiments/01_runs.ipynb #3311e8a6
-def _plan(configs, opened, progress):  # results so far, groups to train, and what is there twice
-    out, groups, twice, told = [], {}, {}, set()
+def _first_stage(j):  # runs that agree in it share its end; None: nothing is trained
+    names = [s.name for s in j.method.stages()]
+    return j.shares(names[0])[0] if len(names) > 1 else j.folder if names else None
+
+
+# results so far, groups to train, what is there twice, and where each run's first stage is kept
+def _plan(configs, opened, progress):
+    out, groups, twice, firsts, told = [], {}, {}, [], set()
     for n, c in enumerate(configs):
         j = ready(c, opened)
         if progress and (said := parts_in_words(c, j.about)) and said not in told:
             print(said)
             told.add(said)
         out.append((j.done, j.folder))
+        firsts.append(_first_stage(j))
         if (first := [f for _, f in out].index(j.folder)) < n:
             twice[n] = first
         elif j.done:
             _look_up(j, progress)
         else:
             groups.setdefault(_alike(j), []).append(n)
-    return out, list(groups.values()), twice
+    return out, list(groups.values()), twice, firsts
 
-
+# %% ../../nbs/experiments/01_runs.ipynb #1cc92c07
 def _side_by_side(alike, folders, size, train):  # a group, `size` at a time
     held = []
     for k in range(0, len(alike), size):
@@ -1061,6 +1071,167 @@ def _side_by_side(alike, folders, size, train):  # a group, `size` at a time
         with locked(folders[n]):
             train([n])
 
+
+# whose locks are ours: number -> result, or why there is none; only those are in memory
+def _ours(configs, opened, progress, on_epoch, every):
+    jobs = {n: ready(c, opened) for n, c in configs.items()}
+    # another process has finished it meanwhile
+    results = {n: _look_up(j, progress) for n, j in jobs.items() if j.done}
+    if rest := {n: j for n, j in jobs.items() if not j.done}:
+        results |= _train(rest, progress, on_epoch, every)
+    return results
+
+# %% ../../nbs/experiments/01_runs.ipynb #3d1394fd
+_EACH = 2 * 2**30  # bytes of memory for a process; the twin of CMU-MOSEI takes 1.3 GiB
+
+
+def n_processes(
+    firsts: list[Path | None],  # of each run, where its first stage is kept; None: nothing to train
+) -> int:  # 1: none, runs take turns with all threads
+    "Processes for runs on a CPU: at most one for a thread of PyTorch, and for 2 GiB of memory."
+    room = psutil.virtual_memory().total // _EACH
+    return max(1, min(torch.get_num_threads(), room, len({f for f in firsts if f})))
+
+
+def _refuse_processes(n, together, on_cpu):
+    if (n or 1) > 1 and (together or 1) > 1:
+        raise ValueError(
+            f'processes: found {n} beside together {together}, expected one of them: runs train '
+            'as one program (together), or each in a process'
+        )
+    if (n or 1) > 1 and not on_cpu:
+        raise ValueError(
+            f'processes: found {n}, expected 1 on a GPU: runs that are alike train there as one '
+            'program (together)'
+        )
+
+# %% ../../nbs/experiments/01_runs.ipynb #55700704
+_START = 'spawn'  # a fork of this process might hang: PyTorch's threads are not forked with it
+_WORKER: dict[str, Any] = {}  # in a worker: the pipe, and how it opens data
+
+
+def _begin(pipe):  # a worker
+    def until_alone():
+        with suppress(EOFError, OSError):
+            pipe.recv()  # nothing is ever sent
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it hears Ctrl-C
+    torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # one between processes would outlive this one
+    threading.Thread(target=until_alone, daemon=True).start()
+    _WORKER.update(pipe=pipe, opened=_opening(True))
+
+
+def _work(c, folder, wait, every):  # in a worker: a result, or why there is none; None: not ours
+    def note(n, row):
+        _WORKER['pipe'].send(row)
+
+    with locked(folder, wait) as mine:
+        return _ours({0: c}, _WORKER['opened'], False, note, every)[0] if mine else None
+
+
+@contextmanager
+def _deaf():  # processes started within do not hear Ctrl-C, not even while they import
+    if not hasattr(signal, 'pthread_sigmask'):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+# %% ../../nbs/experiments/01_runs.ipynb #7d655e8c
+class _Worker:
+    "A process that does one run after the other; a killed one is replaced."
+
+    def __init__(self):
+        context = multiprocessing.get_context(_START)
+        self.pipe, self.theirs = context.Pipe()
+        self.pool = ProcessPoolExecutor(1, context, _begin, (self.theirs,))
+
+    def start(self, *about):  # of `_work`
+        with _deaf():
+            future = self.pool.submit(_work, *about)
+        self.theirs.close()  # the process has it now: who reads from a killed one finds the end
+        return future
+
+    def rows(self):  # that have arrived
+        with suppress(EOFError, OSError):
+            while self.pipe.poll():
+                yield self.pipe.recv()
+
+    def end(self):  # at once
+        self.pipe.close()
+        self.theirs.close()
+        self.pool.shutdown()
+
+    def after(self, outcome):  # who does the next run
+        if not isinstance(outcome, ChildProcessError):
+            return self
+        self.end()
+        return _Worker()
+
+
+def _outcome(future):  # a result, or why there is none; None: another process is at it
+    e = future.exception()
+    if isinstance(e, BrokenProcessPool):
+        said = 'its process was ended from outside (killed, or no memory was left); the same '
+        return ChildProcessError(f'{said}command goes on from its last checkpoint')
+    return e or future.result()
+
+
+def _raise_bugs(out):  # after all have ended: what no settings, data or disk can mend
+    for x in out.values():
+        if isinstance(x, Exception) and not isinstance(x, (ValueError, OSError, ArithmeticError)):
+            raise x
+    return out
+
+# %% ../../nbs/experiments/01_runs.ipynb #d47b0c48
+def _next(todo, waiting, running):  # a run whose first stage nobody is at; None: there is none
+    now = [todo[n][2] for n, _ in running.values()]
+    return next((n for n in waiting if todo[n][2] not in now or todo[n][2].exists()), None)
+
+
+# number -> (configuration, folder, file of the first stage): number -> result, or why there is none
+def _by_processes(todo, processes, progress, on_epoch, every):
+    waiting, held, out = list(todo), set(), {}
+    free, running = [_Worker() for _ in range(min(processes, len(todo)))], {}
+    said = dict(desc='runs', unit='run', disable=not (progress and todo), mininterval=1, miniters=0)
+    bar = tqdm(total=len(todo), **said)
+    try:
+        while waiting or running:
+            while free and (n := _next(todo, waiting, running)) is not None:
+                waiting.remove(n)
+                worker = free.pop()
+                running[worker.start(*todo[n][:2], n in held, every)] = n, worker
+            done = wait(running, 0.2, FIRST_COMPLETED).done
+            for n, worker in running.values():
+                for row in worker.rows():
+                    at = f'{todo[n][1].name}: {row["stage"]} {row["epoch"]}'
+                    bar.set_postfix_str(at, refresh=False)
+                    on_epoch(n, row)
+            bar.update(0)
+            for future in done:
+                n, worker = running.pop(future)
+                result = _outcome(future)
+                if result is None:  # another process is at it
+                    held.add(n)
+                    waiting.append(n)
+                else:
+                    out[n] = result
+                    bar.update()
+                free.append(worker.after(result))
+    except KeyboardInterrupt:
+        said = f'stopped; of {len(todo)} runs {len(out)} had ended; the same command goes on from '
+        raise KeyboardInterrupt(f'{said}the last checkpoints of the others') from None
+    finally:
+        bar.close()
+        for worker in [*free, *(w for _, w in running.values())]:
+            worker.end()
+    return _raise_bugs(out)
+
 # %% ../../nbs/experiments/01_runs.ipynb #5cdefc25
 def run_all(
     configs: list[RunConfig],  # what to run
@@ -1070,26 +1241,36 @@ def run_all(
     every: float = 20.0,  # seconds between checkpoints, at least
     # how many train side by side; None: on a GPU all that are alike, on a CPU one
     together: int | None = None,
+    # how many train side by side, each in a process of one thread; None: see `n_processes`. Scripts
+    # that ask for it need `if __name__ == '__main__':`
+    processes: int | None = 1,
     # results in the order of `configs`, or why there is none, and their folders
 ) -> list[tuple[Result | Exception, Path]]:
     """Run, resume or look up several configurations. Runs that differ only in fold and seed train
-    side by side. Runs that another process is working on come last, and are waited for."""
+    side by side. Runs that another process is working on come last, and are waited for. Raises
+    `ValueError` for processes on a GPU or beside `together`."""
+    on_cpu = [resolve_device(c.device).type == 'cpu' for c in configs]
+    _refuse_processes(processes, together, all(on_cpu))
     opened = _opening(len(configs) > 1)
-    out, groups, twice = _plan(configs, opened, progress)
+    out, groups, twice, firsts = _plan(configs, opened, progress)
     folders = [folder for _, folder in out]
 
-    def train(at):  # ours alone; only those that train now are in memory
-        jobs = {n: ready(configs[n], opened) for n in at}
-        # another process has finished it meanwhile
-        results = {n: _look_up(j, progress) for n, j in jobs.items() if j.done}
-        if rest := {n: j for n, j in jobs.items() if not j.done}:
-            results |= _train(rest, progress, on_epoch, every)
-        for n, result in results.items():
+    def train(at):
+        given = {n: configs[n] for n in at}
+        for n, result in _ours(given, opened, progress, on_epoch, every).items():
             out[n] = result, folders[n]
 
+    if processes is None and all(on_cpu) and (together or 1) == 1:
+        processes = n_processes(firsts)
+    if (processes or 1) > 1 and len(set(folders)) > 1:
+        left, groups = sorted(n for alike in groups for n in alike), []
+        opened = _opening(False)  # the data are not needed here
+        todo = {n: (configs[n], folders[n], firsts[n] or folders[n]) for n in left}
+        for n, result in _by_processes(todo, processes or 1, progress, on_epoch, every).items():
+            out[n] = result, folders[n]
     for alike in groups:
-        on_cpu = resolve_device(configs[alike[0]].device).type == 'cpu'
-        _side_by_side(alike, folders, together or (1 if on_cpu else len(alike)), train)
+        size = together or (1 if on_cpu[alike[0]] else len(alike))
+        _side_by_side(alike, folders, size, train)
     for n, first in twice.items():
         out[n] = out[first]
     return out

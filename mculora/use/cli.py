@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'data', 'Features', 'Table', 'Size', 'Model', 'Manifest', 'FeatureFolder', 'Layout', 'Audio', 'Text', 'Face',
-           'Skip', 'ModelDevice', 'DataPath', 'FindingsAsJson', 'Methods', 'Folds', 'Seeds', 'SideBySide', 'MethodName',
-           'Twin', 'MethodOptions', 'StudyData', 'MethodsOrAll', 'Studies', 'OneFold', 'OneSeed', 'Done', 'AsStudy',
-           'OneMethod', 'Trials', 'TuningFolds', 'TuningSeeds', 'RunFolder', 'NewModel', 'DatasetOfRun',
+           'Skip', 'ModelDevice', 'DataPath', 'FindingsAsJson', 'Methods', 'Folds', 'Seeds', 'SideBySide', 'Processes',
+           'MethodName', 'Twin', 'MethodOptions', 'StudyData', 'MethodsOrAll', 'Studies', 'OneFold', 'OneSeed', 'Done',
+           'AsStudy', 'OneMethod', 'Trials', 'TuningFolds', 'TuningSeeds', 'RunFolder', 'NewModel', 'DatasetOfRun',
            'DataRootOfRun', 'FeaturesOfRun', 'Temperatures', 'Programs', 'Input', 'Output', 'FeaturesOfInput',
            'TableOfInput', 'Nonfinite', 'HeadroomData', 'BenchDevice', 'Threads', 'BenchPrecision', 'BenchData',
            'AsJson', 'results', 'extract', 'check', 'train', 'check_', 'study', 'tune_', 'export', 'predict', 'explore',
@@ -307,7 +307,16 @@ Methods = Annotated[list[str] | None, _option('Method to train; repeatable. Defa
 Folds = Annotated[list[int] | None, _option('Fold to test on; repeatable. Default: all.')]
 Seeds = Annotated[list[int] | None, _option('Random seed; repeatable. Default: 66.')]
 SideBySide = Annotated[
-    int, _option('Runs to train side by side; 0: all similar ones on a GPU, one on a CPU.')
+    int,
+    _option('Runs to train as one program; 0: all similar ones on a GPU, one on a CPU.', min=0),
+]
+Processes = Annotated[
+    int,
+    _option(
+        'Processes of one thread for several runs on a CPU; 0: as many as threads; 1: none, runs '
+        'take turns, each with all threads.',
+        min=0,
+    ),
 ]
 
 # %% ../../nbs/use/04_cli.ipynb #6985ca79
@@ -412,10 +421,11 @@ def train(
     fold: Folds = None,
     seed: Seeds = None,
     together: SideBySide = 0,
+    processes: Processes = 0,
     **settings,
 ):
-    """Train methods on folds and seeds. Exit code: 0 all finished, 1 a loss became NaN or
-    infinite, 2 invalid arguments or data."""
+    """Train methods on folds and seeds. Exit code: 0 all finished, 1 a run has no result (its loss
+    became NaN or infinite, or its process ended), 2 invalid arguments or data."""
     from mculora.experiments.runs import run_all
 
     with _refusing(RecursionError):
@@ -428,7 +438,7 @@ def train(
             for s in seed or [66]
         ]
         configs = [read_settings(RunConfig, r, '') for r in runs]
-        out = run_all(configs, together=together or None)
+        out = run_all(configs, together=together or None, processes=processes or None)
     raise typer.Exit(_say(out))
 
 # %% ../../nbs/use/04_cli.ipynb #4e12a38b
@@ -521,10 +531,11 @@ def study(
     fold: OneFold = 1,
     seed: OneSeed = 66,
     done: Done = None,
+    processes: Processes = 0,
     **settings,
 ):
-    """Run every variant that the tables and figures need. Exit code: 0 all finished, 1 a loss
-    became NaN or infinite, 2 invalid arguments or data."""
+    """Run every variant that the tables and figures need. Exit code: 0 all finished, 1 a run has no
+    result (its loss became NaN or infinite, or its process ended), 2 invalid arguments or data."""
     from mculora.experiments.runs import run_all
     from mculora.experiments.studies import Sweep
 
@@ -536,7 +547,7 @@ def study(
         variants = _variants(of, method)
         _as_named(sweep, where['data_root'])
         configs = [c.model_copy(update=observe) for c in sweep.configs(variants, **where)]
-        out = run_all(configs, progress=False, on_epoch=lambda n, row: None)
+        out = run_all(configs, progress=False, processes=processes or None)
     for c, (result, folder) in zip(configs, out):
         ended = str(result) if isinstance(result, Exception) else f'{result.seconds:.0f} s'
         run = folder.relative_to(repo_root() / where['out_dir'])
