@@ -82,7 +82,7 @@ def fitted(
     scores: bool,  # ridge instead of a logistic regression
 ) -> tuple:  # which outputs, their weights [C, D], their biases [C]
     "Fit one linear model with scikit-learn."
-    # here: with pandas it takes a second to import, and whoever asks for any method imports this
+    # here: with pandas it takes a second to import, and a list of the methods needs neither
     from sklearn.linear_model import LogisticRegression, Ridge
 
     if scores:
