@@ -671,6 +671,7 @@ def split(
         own = part == _held_session(d, name, seed)
         val, rest = own.nonzero()[0], rest[~own[rest]]
     if not len(val):
-        fit, held = _held_out(select(d, rest), n_val, seed, name)
+        bare = replace(d, features={m: x[:, :1] for m, x in d.features.items()})
+        fit, held = _held_out(select(bare, rest), n_val, seed, name)
         val, rest = rest[held], rest[fit]
     return Splits(select(d, rest), select(d, val), select(d, test), name)

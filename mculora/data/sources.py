@@ -817,47 +817,64 @@ def load_layout(
     return d
 
 # %% ../../nbs/data/01_sources.ipynb #037410c6
+_COLUMNS = 64  # about so many at a time: in double precision all need much memory
+
+
+# of each column of x [n, D], and where it is constant 1
+def _mean_and_deviation(x):
+    std, mean = (x.std(0, correction=0), x.mean(0)) if len(x) else x.new_zeros(2, x.shape[-1])
+    constant = (x == x[:1]).all(0) | (std == 0)
+    hole = x.isnan()
+    # columns with entries that were not measured
+    for j in hole.any(0).nonzero().flatten():
+        y = x[~hole[:, j], j]
+        # never measured in training: no information
+        mean[j], std[j] = (y.mean(), y.std(correction=0)) if len(y) else (0.0, torch.inf)
+        constant[j] = len(y) > 0 and bool((y == y[0]).all())
+    return mean, std.masked_fill(constant, 1.0)
+
+
 def fit_scale(
     train: Dialogues,  # the training part, nothing else
 ) -> dict[str, tuple[Tensor, Tensor]]:  # modality -> mean [D_m], deviation [D_m], float64
     "Mean and standard deviation of every feature, where it is present."
     out = {}
     for k, (m, features) in enumerate(train.features.items()):
-        x = features[train.present[:, k]].double()
-        std, mean = (x.std(0, correction=0), x.mean(0)) if len(x) else x.new_zeros(2, x.shape[-1])
-        constant = (x == x[:1]).all(0) | (std == 0)
-        hole = x.isnan()
-        # columns with entries that were not measured
-        for j in hole.any(0).nonzero().flatten():
-            y = x[~hole[:, j], j]
-            # never measured in training: no information
-            mean[j], std[j] = (y.mean(), y.std(correction=0)) if len(y) else (0.0, torch.inf)
-            constant[j] = len(y) > 0 and bool((y == y[0]).all())
-        out[m] = mean, std.masked_fill(constant, 1.0)
+        columns = features.tensor_split(max(1, features.shape[1] // _COLUMNS), 1)
+        found = [_mean_and_deviation(x[train.present[:, k]].double()) for x in columns]
+        mean, std = map(torch.cat, zip(*found))
+        out[m] = mean, std
     return out
 
 # %% ../../nbs/data/01_sources.ipynb #1bff4c2c
+_ROWS = 4096  # at a time
+
+
 # [N, D] on the scale of the training part; absent rows and entries that were not measured: 0
-def _scaled(x, here, mean, std):
-    y = (x.double() - mean.to(x.device)) / std.to(x.device)
-    return y.float().nan_to_num(0.0, torch.inf, -torch.inf).masked_fill(~here[:, None], 0.0)
+def _scaled(x, here, mean, std, out):
+    mean, std = mean.to(x.device), std.to(x.device)
+    for k in range(0, len(x), _ROWS):
+        at = slice(k, k + _ROWS)
+        y = ((x[at].double() - mean) / std).float().nan_to_num(0.0, torch.inf, -torch.inf)
+        out[at] = y.masked_fill(~here[at, None], 0.0)
+    return out
 
 
 def scale(
     d: Dialogues,  # any part
     stats: dict[str, tuple[Tensor, Tensor]],  # of `fit_scale`
+    inplace: bool = False,  # overwrite the features of `d`: a large part need not be there twice
 ) -> Dialogues:
     """Scale features as on the training part. Absent ones stay zero; unmeasured entries become
     zero, the mean."""
     found, expected = (', '.join(x) for x in (d.modalities, stats))
     same = tuple(stats) == d.modalities
     require(same, 'scale', f'the modalities {found}', f'{expected} as in training')
-    return replace(
-        d,
-        features={
-            m: _scaled(x, d.present[:, k], *stats[m]) for k, (m, x) in enumerate(d.features.items())
-        },
-    )
+    features = {
+        m: _scaled(x, d.present[:, k], *stats[m], out=x if inplace else torch.empty_like(x))
+        for k, (m, x) in enumerate(d.features.items())
+    }
+    return replace(d, features=features)
 
 # %% ../../nbs/data/01_sources.ipynb #605ea6be
 def _count(n, what, many=None):

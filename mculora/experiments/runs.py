@@ -389,11 +389,12 @@ def prepare(
         gone |= wrong
     _refuse_unusable(d, s, c.standardise)
     at_random(s.test, c.test_missing, 0)  # raises for impossible rates, before anything is trained
-    stats = fit_scale(s.train) if c.standardise else {}
     about = _about(c, d, s) | gone
+    del d  # the parts are copies, which are scaled where they lie
+    stats = fit_scale(s.train) if c.standardise else {}
 
     def scaled(p):
-        return to(scale(p, stats) if stats else p, device)
+        return to(scale(p, stats, inplace=True) if stats else p, device)
 
     return (
         Splits(scaled(s.train), scaled(s.val), scaled(s.test), s.name),
