@@ -617,7 +617,7 @@ def forked(monkeypatch):
 
 
 def several(out, *rates, **options):
-    few = dict(width=8, depth=1, rank=2, epochs=2, batch_size=32) | options
+    few = dict(width=8, depth=1, rank=2, epochs=2, batch_size=16) | options
     at = dict(TINY, device='cpu', check=False, out_dir=str(out))
     return [RunConfig(**at, seed=66 + k, options=few | dict(lr=lr)) for k, lr in enumerate(rates)]
 
@@ -634,7 +634,7 @@ def test_processes_give_the_bits_of_runs_in_turn(tmp_path, forked, monkeypatch):
     "In their order, with every epoch told here; one that fails does not stop the others."
     told = {}
     for place, n in (('turn', 1), ('side', 2)):
-        configs = several(tmp_path / place, 1e-3, 1e9, 1e-3, epochs=1)
+        configs = several(tmp_path / place, 1e-3, 1e9, 1e-3, epochs=1, batch_size=16)
         rows = told[place] = []
 
         def note(k, row, rows=rows):
