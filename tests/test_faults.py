@@ -547,12 +547,13 @@ def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     campaign, tmp_path, data, monkeypatch
 ):
     monkeypatch.setenv('MCULORA_CACHE', str(tmp_path / 'cache'))
+    size = 4
     c = RunConfig(
         data_root=str(data),
         out_dir=str(tmp_path / 'runs'),
         device='cpu',
         schedule='paper',
-        options=OPTIONS,
+        options=OPTIONS | dict(batch_size=size),
         check=False,  # it takes steps, too
     )
     from mculora.model.mculora import MCULoRA
@@ -565,7 +566,7 @@ def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
 
     monkeypatch.setattr(MCULoRA, 'loss', loss)
     train, stage = prepare(c)[0].train, 'pretrain'
-    per_epoch = -(-len(train) // OPTIONS['batch_size'])
+    per_epoch = -(-len(train) // size)
     # the second step of the third epoch
     bad = 2 * per_epoch + 1
     with pytest.raises(
@@ -582,7 +583,7 @@ def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         kept[1]['at']['epoch'] == 2
         and all(v.isfinite().all() for v in kept[0].values())
         and set(ids) <= set(train.ids)
-        and len(ids) == OPTIONS['batch_size']
+        and len(ids) == size
         and not list((tmp_path / 'runs').rglob('result.json'))
     )
     campaign.update(
