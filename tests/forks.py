@@ -27,7 +27,7 @@ from mculora.experiments.runs import RunConfig, run
 
 ROOT = Path(__file__).resolve().parent.parent
 # two stages of four epochs
-OPTIONS = dict(width=8, depth=1, rank=2, epochs=4, batch_size=4)
+OPTIONS = dict(width=8, depth=1, rank=2, epochs=4, batch_size=8)
 EPOCH = re.compile(r'^(?:pretrain|finetune) \d+$', re.M)
 KILLED = -signal.SIGKILL
 SERVER = multiprocessing.get_context('forkserver')

@@ -267,8 +267,8 @@ def drawn(n, names, most_seed):
 
 
 def test_any_dataset_trains_or_is_refused():
-    ended = drawn(40, ['majority', 'logistic', 'zero-fill', 'mculora'], 5)
-    assert ended['trained'] >= 12 and ended['refused'] >= 12
+    ended = drawn(20, ['majority', 'logistic', 'zero-fill', 'mculora'], 5)
+    assert ended['trained'] >= 6 and ended['refused'] >= 6
 
 
 @pytest.mark.faults
@@ -379,7 +379,7 @@ def degenerate(method, kind, n_classes, standardise=True):
         stats = fit_scale(s.train)
         s = Splits(*(scale(p, stats) for p in (s.train, s.val, s.test)), s.name)
     torch.manual_seed(0)
-    m = create(method, d.task, d.widths, small(method))
+    m = create(method, d.task, d.widths, small(method, epochs=1))
     if method.startswith('logistic') and n_classes and kind in ('one label', 'all at once'):
         with pytest.raises(DataError, match='found one class'):
             fit(m, s, 1, progress=False)

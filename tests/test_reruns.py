@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from mculora.basics import method as registry
@@ -40,6 +41,12 @@ def committed():
 # --- commands ---
 
 
+@cache
+def command_line():
+    "Made once: it takes longer than what it reads."
+    return get_command(cli.app)
+
+
 def typed(command, monkeypatch):
     "The configurations that a command line asks for; nothing is run."
     asked = []
@@ -49,8 +56,7 @@ def typed(command, monkeypatch):
         m.setattr(
             'mculora.experiments.runs.run_all', lambda configs, **_: asked.extend(configs) or []
         )
-        done = CliRunner().invoke(cli.app, words)
-    assert done.exit_code == 0, done.output
+        assert not command_line().main(words, standalone_mode=False)
     return asked
 
 
@@ -213,7 +219,8 @@ def test_a_changed_method_does_not_return_its_old_number(tmp_path, votes, capsys
 
 
 def test_a_checkpoint_of_other_code_is_not_gone_on_from(tmp_path, monkeypatch, capsys):
-    c = RunConfig(out_dir=str(tmp_path), options=dict(width=8, depth=1, epochs=2), **TINY)
+    options = dict(width=8, depth=1, epochs=1, batch_size=16)
+    c = RunConfig(out_dir=str(tmp_path), options=options, check=False, **TINY)
 
     def stop(row):
         if row['stage'] == 'finetune':
@@ -257,9 +264,13 @@ def test_every_method_has_a_record_to_make_again():
 
 @pytest.fixture(scope='module')
 def small(tmp_path_factory):
-    options = dict(width=8, depth=1, epochs=2)
-    folder = tmp_path_factory.mktemp('runs')
-    return run(RunConfig(out_dir=str(folder), options=options, **TINY), progress=False)
+    c = RunConfig(
+        out_dir=str(tmp_path_factory.mktemp('runs')),
+        options=dict(width=8, depth=1, epochs=2, batch_size=16),
+        check=False,
+        **TINY,
+    )
+    return run(c, progress=False)
 
 
 def test_a_difference_is_named_by_score_and_epoch(tmp_path, small):

@@ -20,6 +20,7 @@ import pytest
 import torch
 from forks import EPOCH, SERVER, Place, die_after, outcome, server, small_files, until
 from notebooks import papermill, passes
+from notebooks import run as run_notebook
 from safetensors.torch import load_file
 from small import known
 from typer.testing import CliRunner
@@ -56,7 +57,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(width=16, depth=1, rank=2, epochs=6, batch_size=4)
 TINY = dict(size='tiny', schedule='quick')
 # two stages; the quick schedule stops the first early
-FEW = dict(epochs=4, batch_size=16)
+FEW = dict(epochs=3, batch_size=16)
 
 
 @pytest.fixture(scope='module')
@@ -71,7 +72,7 @@ def uninterrupted(tmp_path_factory):
 # in the first stage (test_faults kills there, too) and in the second
 @pytest.mark.parametrize(
     'after, seconds',
-    [*(pytest.param(*x, marks=pytest.mark.slow) for x in ((2, 0.03), (3, 0.05))), (6, 0.01)],
+    [*(pytest.param(*x, marks=pytest.mark.slow) for x in ((1, 0.03), (2, 0.05))), (5, 0.01)],
 )
 def test_killed_at_any_moment_ends_with_the_same_bits(tmp_path, uninterrupted, after, seconds):
     "Somewhere in an epoch, or in writing the checkpoint."
@@ -99,7 +100,7 @@ def test_a_disk_that_fails_loses_nothing(tmp_path, uninterrupted):
 
 
 def test_finished_runs_are_not_repeated_and_settings_make_new_ones(tmp_path):
-    c = RunConfig(size='tiny', method='logistic', out_dir=str(tmp_path), device='cpu')
+    c = RunConfig(size='tiny', method='logistic', out_dir=str(tmp_path), device='cpu', check=False)
     first, folder = run(c, progress=False)
     stamp = (folder / 'result.json').stat().st_mtime_ns
     assert (
@@ -152,7 +153,12 @@ def test_from_files_in_the_fields_layout(tmp_path, monkeypatch, dataset, method)
 
 def test_result_says_what_it_is(tmp_path):
     r, folder = run(
-        RunConfig(size='tiny', out_dir=str(tmp_path), device='cpu', options=dict(epochs=2)),
+        RunConfig(
+            size='tiny',
+            out_dir=str(tmp_path),
+            device='cpu',
+            options=dict(epochs=1, batch_size=16),
+        ),
         progress=False,
     )
     assert r.data['simulated'] and 'simulated' in r.data['name'] and 'simulated' in str(folder)
@@ -232,6 +238,7 @@ def learns_from_what_is_left(tmp_path, method, missing, options):
         out_dir=str(tmp_path),
         device='cpu',
         options=known(method, options),
+        check=False,
     )
     r, _ = run(c, progress=False)
     s, *_ = prepare(c)
@@ -310,7 +317,7 @@ def test_what_is_gone_is_gone(tmp_path):
 
 
 def test_gaps_are_part_of_what_a_run_is(tmp_path):
-    at = dict(size='tiny', method='logistic', out_dir=str(tmp_path), device='cpu')
+    at = dict(size='tiny', method='logistic', out_dir=str(tmp_path), device='cpu', check=False)
     jobs = [
         ready(RunConfig(**at, **w))
         for w in (
@@ -392,7 +399,7 @@ def trained_notebook(folder, printed):
     assert 'SIMULATED twin' in printed and 'selected on test' in printed and 'incomplete' in printed
 
 
-# the notebook itself runs in test_notebooks, and papermill in test_papermill_refuses
+# the notebook itself runs in test_notebooks, and with papermill's parameters in the third below
 @pytest.mark.slow
 def test_train_notebook_with_parameters(tmp_path):
     given = dict(
@@ -431,6 +438,14 @@ def test_train_notebook_with_a_model_per_condition(tmp_path):
     ]
 
 
+def test_the_training_notebook_refuses_parameters_as_papermill_puts_them(tmp_path):
+    given = dict(out_dir=str(tmp_path / 'runs'), datset='mosei')
+    ran = run_notebook('nbs/train.ipynb', given)
+    assert ran.code and "datset: found 'mosei'" in ran.text
+    assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.slow
 def test_papermill_refuses(tmp_path):
     done = papermill(tmp_path / 'out.ipynb', out_dir=str(tmp_path / 'runs'), datset='mosei')
     assert done.returncode != 0 and 'datset: found' in re.sub(r'\x1b\[[0-9;]*m', '', done.stderr)
@@ -619,7 +634,7 @@ def test_processes_give_the_bits_of_runs_in_turn(tmp_path, forked, monkeypatch):
     "In their order, with every epoch told here; one that fails does not stop the others."
     told = {}
     for place, n in (('turn', 1), ('side', 2)):
-        configs = several(tmp_path / place, 1e-3, 1e9, 1e-3)
+        configs = several(tmp_path / place, 1e-3, 1e9, 1e-3, epochs=1, batch_size=16)
         rows = told[place] = []
 
         def note(k, row, rows=rows):
@@ -770,7 +785,7 @@ def trained_by_command(tmp_path, *args):
 
 def test_train_draws_what_it_recorded(tmp_path):
     "Curves where there are epochs, and every condition; each is a picture with something on it."
-    few = ['--options', '{"width": 8, "depth": 1, "epochs": 2}']
+    few = ['--no-check', '--options', '{"width": 8, "depth": 1, "epochs": 2, "batch_size": 16}']
     _, files = trained_by_command(tmp_path / 'a', *few)
     assert {'curves.png', 'conditions.png'} <= files
     for path in (tmp_path / 'a').rglob('*.png'):
