@@ -178,17 +178,18 @@ OTHER = dict(
 )
 
 
-@pytest.mark.parametrize('name', OTHER)
-def test_a_table_has_runs_of_one_setting_only(tmp_path, name):
+def test_a_table_has_runs_of_one_setting_only(tmp_path):
     sweep = Sweep(data='iemocap-simulated-tiny', folds=[1], seeds=[66])
     some = [Variant(name='majority', method='majority')]
     (c,) = sweep.configs(some, out_dir=str(tmp_path), device='cpu')
     run(c, progress=False)
-    found, missing = find(collect(tmp_path), sweep, some)
+    runs = collect(tmp_path)
+    found, missing = find(runs, sweep, some)
     assert len(found) and not missing
-    unlike = sweep.model_copy(update={name: OTHER[name]})
-    assert list(find(collect(tmp_path), unlike, some)[1]) == ['majority']
-    assert getattr(unlike.configs(some)[0], name) == OTHER[name]
+    for name, value in OTHER.items():
+        unlike = sweep.model_copy(update={name: value})
+        assert list(find(runs, unlike, some)[1]) == ['majority'], name
+        assert getattr(unlike.configs(some)[0], name) == value
 
 
 # --- a frozen encoder of raw clips ---
@@ -235,7 +236,7 @@ class Alone(nn.Module):
         return adapt('input', self.input, x).tanh() * present[..., None]
 
 
-@pytest.mark.parametrize('place', ['output', 'linear'])
+@pytest.mark.parametrize('place', [pytest.param('output', marks=pytest.mark.slow), 'linear'])
 def test_an_encoder_is_a_method_of_its_own(tmp_path, monkeypatch, place):
     monkeypatch.setattr(registry, '_methods', {**registry.methods()})
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 import warnings
+from functools import cache
 from importlib.metadata import distribution, entry_points, packages_distributions
 from itertools import chain
 from pathlib import Path
@@ -49,8 +50,15 @@ def run(*command, cwd=ROOT):
     return done.stdout
 
 
+@cache
 def load(path):
     return json.loads(path.read_text(encoding='utf-8'))
+
+
+@cache
+def parsed(path):
+    "The tree of a .py file, or of all Python of a notebook."
+    return ast.parse(code(load(path)) if path.suffix == '.ipynb' else path.read_text())
 
 
 def source(cell):
@@ -294,15 +302,6 @@ def test_a_notebooks_folder_is_its_modules_package():
     } == set(PARTS)
 
 
-def test_importing_the_package_imports_nothing_heavy():
-    heavy = run(
-        sys.executable,
-        '-c',
-        'import sys, mculora; print(*{"torch", "numpy", "pydantic"} & set(sys.modules))',
-    )
-    assert not heavy.strip()
-
-
 def test_the_site_lists_the_parts_in_their_order():
     index = (ROOT / 'docs' / 'index.md').read_text()
     listed = re.findall(r' <nbs/(\w+)/index>$', index, flags=re.M)
@@ -319,9 +318,7 @@ def test_no_module_imports_a_later_one():
     for name, notebook in NOTEBOOK_OF.items():
         path = (ROOT / name.replace('.', '/')).with_suffix('.py')
         wanted = {
-            NOTEBOOK_OF[i]
-            for i in imported(ast.parse(path.read_text()), package_of(path))
-            if i in NOTEBOOK_OF
+            NOTEBOOK_OF[i] for i in imported(parsed(path), package_of(path)) if i in NOTEBOOK_OF
         }
         later += [(notebook, other) for other in wanted if place(other) > place(notebook)]
     assert not later
@@ -346,13 +343,15 @@ def prose(path):
     return '\n'.join(source(c) for c in load(path)['cells'])
 
 
+NAMES = {str(p.relative_to(ROOT / 'nbs').with_suffix('')) for p in NOTEBOOKS}
+
+
 def lost_notebooks(text):
     "Names of notebooks that do not say where they lie, or lie nowhere."
-    known = {str(p.relative_to(ROOT / 'nbs').with_suffix('')) for p in NOTEBOOKS}
     # where a link leads is tests/test_docs.py's
     for a, b, c, d in NAMED.findall(re.sub(r'\]\(\S+?\)', ']', text)):
         name = f'{(a or c).rpartition("nbs/")[2]}{b or d}'
-        if name not in known:
+        if name not in NAMES:
             yield name
 
 
@@ -372,7 +371,7 @@ def test_notebooks_are_named_with_their_folder():
 CLASSES = {
     node.name: node
     for path in MODULES
-    for node in ast.parse(path.read_text()).body
+    for node in parsed(path).body
     if isinstance(node, ast.ClassDef)
 }
 
@@ -409,7 +408,7 @@ def undocumented(body):
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_docstrings(path):
-    assert not list(undocumented(ast.parse(path.read_text()).body))
+    assert not list(undocumented(parsed(path).body))
 
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -440,34 +439,23 @@ HEAVY = {
 }
 
 
-@pytest.mark.parametrize(
-    'statement, unwanted',
-    [
-        ('import mculora', HEAVY | {'torch'}),
-        (
-            'import mculora, pkgutil, importlib\n'
-            'for m in pkgutil.walk_packages(mculora.__path__, "mculora."): '
-            'importlib.import_module(m.name)',
-            HEAVY,
-        ),
-        (
-            'import mculora\n'
-            'from mculora.basics.method import methods\n'
-            'methods()\n'
-            'import mculora.training.trainer',
-            HEAVY | {'scipy', 'pyarrow', 'psutil'},
-        ),
-    ],
-    ids=['package', 'modules', 'methods'],
-)
-def test_imports_are_light(statement, unwanted, tmp_path):
-    loaded = run(
-        sys.executable,
-        '-c',
-        f'import sys; sys.path.insert(0, {str(ROOT)!r})\n{statement}\nprint(*sys.modules)',
-        cwd=tmp_path,
-    ).split()
-    assert 'mculora' in loaded and not unwanted & set(loaded)
+# what is imported, one after the other, and what must not be loaded then
+STEPS = {
+    'import mculora': HEAVY | {'torch', 'numpy', 'pydantic'},
+    'from mculora.basics.method import methods\nmethods()\nimport mculora.training.trainer': HEAVY
+    | {'scipy', 'pyarrow', 'psutil'},
+    'import pkgutil, importlib\n'
+    'for m in pkgutil.walk_packages(mculora.__path__, "mculora."): '
+    'importlib.import_module(m.name)': HEAVY,
+}
+
+
+def test_imports_are_light(tmp_path):
+    steps = '\n'.join(f'{step}\nprint(*sys.modules)' for step in STEPS)
+    start = f'import sys; sys.path.insert(0, {str(ROOT)!r})\n'
+    said = run(sys.executable, '-c', start + steps, cwd=tmp_path).splitlines()
+    for loaded, unwanted in zip(said, STEPS.values(), strict=True):
+        assert 'mculora' in loaded.split() and not unwanted & set(loaded.split())
 
 
 # arguments of the command line -> exit code; none of them needs data, a method or a result
@@ -510,12 +498,6 @@ def test_help_and_wrong_arguments_wait_for_nothing_that_computes():
     assert not (HEAVY | computes) & set(loaded.split())
 
 
-def test_help_names_what_registries_hold():
-    said = ' '.join(run(sys.executable, '-m', 'mculora', 'data', 'extract', '--help').split())
-    assert 'iemocap, iemocap6, mosi, mosei: write the layout' in said
-    assert 'light, expression, none, or a folder or NAME@REVISION of an image model' in said
-
-
 def test_types_are_handed_on():
     """Without the marker, and in the wheel, a type checker does not look at the annotations of a
     package."""
@@ -535,9 +517,15 @@ def test_version_is_said_once():
     )
 
 
-@pytest.mark.parametrize(
-    'module', ['mculora', pytest.param('mculora.use.cli', marks=pytest.mark.slow)]
-)
+def test_help_names_what_registries_hold():
+    said = ' '.join(run(sys.executable, '-m', 'mculora', 'data', 'extract', '--help').split())
+    assert 'iemocap, iemocap6, mosi, mosei: write the layout' in said
+    assert 'light, expression, none, or a folder or NAME@REVISION of an image model' in said
+
+
+# the test above calls the first, as far as its help
+@pytest.mark.slow
+@pytest.mark.parametrize('module', ['mculora', 'mculora.use.cli'])
 def test_a_module_is_the_command_line_too(module, tmp_path):
     said = run(
         sys.executable,
@@ -651,19 +639,22 @@ def test_environment_yml():
     assert conda[0].split('=')[-1] in SpecifierSet(PYPROJECT['project']['requires-python'])
 
 
+TESTS = {p.stem for p in (ROOT / 'tests').rglob('*.py')}
+# of the top-level modules: it reads what every distribution says of itself
+installed = cache(packages_distributions)
+
+
 def third_party(names):
     """Distributions of the top-level modules in `names`, without the standard library, the project
     and the tests' neighbours."""
-    own = {'mculora', 'conftest'} | {p.stem for p in (ROOT / 'tests').rglob('*.py')}
+    own = {'mculora', 'conftest', *TESTS}
     tops = {n.split('.')[0] for n in names} - set(sys.stdlib_module_names) - own
-    known = packages_distributions()
+    known = installed()
     return {canonicalize_name(known[t][0]) if t in known else t for t in tops}
 
 
 def test_package_imports_only_its_dependencies():
-    found = third_party(
-        n for p in MODULES for n in imported(ast.parse(p.read_text()), package_of(p))
-    )
+    found = third_party(n for p in MODULES for n in imported(parsed(p), package_of(p)))
     assert found <= {canonicalize_name(r.name) for r in RUNTIME}
 
 
@@ -678,8 +669,8 @@ def code(nb):
 
 
 def test_notebooks_and_tests_import_only_what_is_pinned():
-    trees = [ast.parse(code(load(p))) for p in NOTEBOOKS] + [
-        ast.parse(p.read_text())
+    trees = [parsed(p) for p in NOTEBOOKS] + [
+        parsed(p)
         for top in ('tests', 'docs', '.jupyter', 'workflow')
         for p in (ROOT / top).rglob('*.py')
     ]
@@ -712,7 +703,7 @@ BESIDE = {'04_clips.ipynb': ['clips'], '08_expression.ipynb': ['clips', 'hdf5']}
 @each_notebook
 def test_a_notebook_needs_only_what_its_extra_brings(path):
     """And the package is enough for those that open in Colab."""
-    needs = third_party(imported(ast.parse(code(load(path)))))
+    needs = third_party(imported(parsed(path)))
     if path.parent.name == 'nbs':
         assert needs <= brought() | COLAB
     assert needs <= brought('notebooks', *BESIDE.get(path.name, ()))
@@ -747,15 +738,18 @@ def test_pre_commit_runs_what_make_runs():
         assert hook['language'] == 'system' and words[0] == 'make' and set(words[1:]) <= TARGETS
 
 
+# to look for a Python takes a second
+DRY_RUN = 'make', '--dry-run', f'PYTHON={sys.executable}'
+
+
 def test_make_paper_hands_over_its_variables():
-    said = run('make', '--dry-run', 'paper', 'SIZE=tiny', 'CORES=3')
+    said = run(*DRY_RUN, 'paper', 'SIZE=tiny', 'CORES=3')
     assert 'snakemake' in said and '--config size=tiny' in said and '--cores 3' in said
 
 
 def test_make_train_hands_over_its_variables():
     said = run(
-        'make',
-        '--dry-run',
+        *DRY_RUN,
         'train',
         'DATASET=mosei',
         'SIZE=tiny',
@@ -774,7 +768,7 @@ def test_make_train_hands_over_its_variables():
     ):
         assert parameter in said
     assert 'data_root' not in said
-    assert '-r data_root' in run('make', '--dry-run', 'train', 'DATA_ROOT=x')
+    assert '-r data_root' in run(*DRY_RUN, 'train', 'DATA_ROOT=x')
 
 
 GENERATED = ('runs/', 'data/', '.venv', '.git/', '_docs/', '_site/', 'dist/', '~')
