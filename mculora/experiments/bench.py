@@ -306,10 +306,10 @@ def process(
     return seconds, held
 
 
-def _start(repeats, product):  # a row
+def _start(repeats, product, than='torch'):  # a row; a module whose import is the yardstick
     asked, torch_alone = (
         min(process(code, '--help') for _ in range(repeats))
-        for code in ('from mculora.__main__ import main; main()', 'import torch')
+        for code in ('from mculora.__main__ import main; main()', f'import {than}')
     )
     return _row('start', asked[0], product, peak=asked[1], torch_seconds=torch_alone[0])
 
@@ -379,18 +379,20 @@ def _figures(net, train, test, device, precision):  # name, part, the same of a 
 
 # %% ../../nbs/experiments/05_bench.ipynb #492dc31a
 def bench(
-    size: str = 'full',  # 'tiny' only to see that it runs
+    size: str = 'full',  # 'tiny', with a tiny model, only to see that it runs
     device: str = 'cpu',  # where, as in a run
     repeats: int = 3,  # of each figure
     precision: str = 'float32',  # as in a run; the reference stays float32
     data_root=None,  # as in a run
     say: Callable = lambda row: None,  # called with each figure
+    start: bool = True,  # starting as well, which neither size nor device changes
     # name, seconds, reference_seconds and ratio, mild_seconds and mild_ratio, peak_mb (MiB), gflop,
     # ceiling_share and the ceiling it is a share of
 ) -> list[dict[str, Any]]:
     "Time the parts of an MCULoRA run on the shape of IEMOCAP, each beside its plain version."
     device, out = resolve_device(device), []
-    edge = 2048 if size == 'full' else 256  # of the matrices
+    # of the matrices; of the model
+    edge, options = (2048, {}) if size == 'full' else (256, dict(width=16, depth=1, batch_size=32))
 
     def note(row):
         out.append(row)
@@ -408,7 +410,7 @@ def bench(
     test = select(d, [k for k, p in enumerate(d.part) if p == last])
     with torch.random.fork_rng():
         torch.manual_seed(66)
-        net = create('mculora', d.task, d.widths).to(device)
+        net = create('mculora', d.task, d.widths, options).to(device)
     del d
     plains = [Plain(net, longest, saved) for saved in ((), MILD)]
     for name, f, reference, peak in _figures(net, train, test, device, precision):
@@ -419,7 +421,8 @@ def bench(
     if device.type == 'cpu':
         stage = net.stages()[0]
         note(_crowded(one_epoch(net, stage, train, precision=precision), repeats, product))
-    note(_start(repeats, product))
+    if start:
+        note(_start(repeats, product))
     return out
 
 # %% ../../nbs/experiments/05_bench.ipynb #06423a31
