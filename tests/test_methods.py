@@ -148,7 +148,8 @@ def test_nothing_is_learnt_from_what_has_no_label(method, n_classes):
     m = create(method, d.task, d.widths, options).eval()
     m.prepare(d)
     assert predictions(m, d).isfinite().all()
-    for stage in m.stages():
+    # of one model per condition, two
+    for stage in m.stages()[:2]:
         thaw(m, stage)
         every = encoded(m, d) if stage.encoded else d
         loss, task = {}, {}
