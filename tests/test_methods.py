@@ -48,12 +48,14 @@ MORE = {
     ),
 }
 PARTS = ('train',) * 4 + ('val', 'test')
+FOUR = dict(widths={'text': 3, 'audio': 4, 'vision': 5, 'turns': 2}, n_classes=2)
 DATA = {
     'three modalities': dict(),
     'scores': dict(n_classes=0),
     'two modalities': dict(widths={'a': 4, 't': 6}),
-    'four modalities': dict(widths={'text': 3, 'audio': 4, 'vision': 5, 'turns': 2}, n_classes=2),
+    'four modalities': FOUR,
     'gaps in the data': dict(missing=0.3),
+    'gaps in four modalities': dict(FOUR, missing=0.3),
     'dialogues without a modality': dict(absent=0.4),
 }
 
@@ -92,20 +94,17 @@ def stages_of(method):
 
 
 def usual(method, name):
-    """Every kind of data for the paper's method and for those built least like it; for all others
-    gaps, and as many modalities as they have time for."""
+    """Every kind of data for the paper's method and for the one built least like it; for all others
+    gaps, in as many modalities as they have time for."""
     if method in ('mculora', 'gcnet'):
         return True
-    # many steps for each prediction
-    if method == 'imder':
-        return name == 'gaps in the data'
     # a network for each condition
     if len(stages_of(method)) > 2:
         return name == 'two modalities'
-    return name in (
-        'gaps in the data',
-        'two modalities' if method in ('dicmor', 'mculora-plus') else 'four modalities',
-    )
+    # many steps for each prediction, or many parts
+    if method in ('imder', 'dicmor', 'mculora-plus'):
+        return name == 'gaps in the data'
+    return name == 'gaps in four modalities'
 
 
 def pairs(names):
