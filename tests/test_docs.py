@@ -25,6 +25,7 @@ import yaml
 from fastcore.script import anno_parser
 from markdown_it import MarkdownIt
 from notebooks import passes
+from test_ci import schema_errors
 
 from mculora.use.cli import app
 from mculora.experiments.results import Result, Score, Shared
@@ -509,17 +510,12 @@ RELEASED = dict(
 )
 
 
-def cff_errors(path):
-    "By the format's own schema, which check-jsonschema brings."
-    command = [Path(sys.executable).parent / 'check-jsonschema']
-    command += ['--builtin-schema', 'vendor.citation-file-format', path]
-    return subprocess.run(command, text=True, capture_output=True).returncode
-
-
 def test_the_citation_is_valid_and_a_wrong_one_is_noticed(tmp_path):
+    "By the format's own schema, which check-jsonschema brings."
     text = (ROOT / 'CITATION.cff').read_text()
     (tmp_path / 'CITATION.cff').write_text(text.replace('family-names: Zhao', 'family-name: Zhao'))
-    assert [cff_errors(at / 'CITATION.cff') for at in (ROOT, tmp_path)] == [0, 1]
+    files = (at / 'CITATION.cff' for at in (ROOT, tmp_path))
+    assert [schema_errors('citation-file-format', file) for file in files] == [0, 1]
 
 
 # the fields of a deposit, by Zenodo's documentation, with what they may hold
