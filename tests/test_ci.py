@@ -39,8 +39,8 @@ each_job = pytest.mark.parametrize('flow, name, job', JOBS, ids=[f'{f}-{n}' for 
 
 
 def schema_errors(schema, *paths):
-    """The exit code of check-jsonschema, which prints what it finds. In this process: one of its own
-    would import for four seconds."""
+    """The exit code of check-jsonschema, which prints what it finds. In this process: one of its
+    own would import for four seconds."""
     with pytest.raises(SystemExit) as end:
         check_jsonschema.main(['--builtin-schema', f'vendor.{schema}', *map(str, paths)])
     return end.value.code
