@@ -284,7 +284,7 @@ def _cell(runs, missing, scale=100.0, digits=1):
     sources = _addresses(runs.get('file', ()))
     return Cell(scale * mean, scale * half, n, digits=digits, sources=sources)
 
-
+# %% ../../nbs/experiments/03_reports.ipynb #7489016f
 def cell_of(
     values,  # one for each fold
     missing: Sequence[str] = (),  # runs that should be among them
