@@ -120,7 +120,7 @@ class Mutant:
 
 def read(path=LIST) -> list[Mutant]:
     "The list, in its order."
-    said = yaml.safe_load(path.read_text())
+    said = yaml.load(path.read_text(), yaml.CSafeLoader)  # a tenth of the time
     return [
         Mutant(module, tests=tuple(f.pop('tests', about['tests'])), **f)
         for module, about in said.items()

@@ -284,6 +284,7 @@ def as_tested(notebook, flags=''):
 def with_parameters(notebook, parameters):
     """The same with papermill's parameters: every cell, in the repository's root, without IN_TEST;
     what cells print is kept."""
+    import matplotlib.pyplot as plt
     from execnb.nbio import dict2nb
     from execnb.shell import CaptureShell
     from papermill.iorw import load_notebook_node
@@ -293,6 +294,9 @@ def with_parameters(notebook, parameters):
     nb = dict2nb(parameterize_notebook(nb, parameters, kernel_name='python3', language='python'))
     sys.path.insert(0, '')
     shell = CaptureShell()
+    # after the shell, which would draw every picture once more, to show it
+    plt.switch_backend('agg')
+    plt.ioff()
     try:
         shell.run_all(nb, exc_stop=True, verbose=True)
     except BaseException:

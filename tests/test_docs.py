@@ -25,6 +25,7 @@ import yaml
 from fastcore.script import anno_parser
 from markdown_it import MarkdownIt
 from notebooks import passes
+from test_ci import schema_errors
 
 from mculora.use.cli import app
 from mculora.experiments.results import Result, Score, Shared
@@ -426,6 +427,7 @@ def test_every_page_is_in_the_index():
 # --- how to read a result file ---
 
 
+@cache
 def described(section):
     """First cells of a section's table in docs/results.md: the fields it explains, and what it
     says of each."""
@@ -451,6 +453,7 @@ def test_every_field_of_the_file_is_described(tmp_path):
     )
 
 
+@cache
 def committed():
     "One committed result for each version and dataset."
     out = {}
@@ -459,16 +462,20 @@ def committed():
     return list(out.values())
 
 
-@pytest.mark.parametrize('path', committed(), ids=lambda p: str(p.relative_to(ROOT / 'results')))
-def test_what_results_hold_is_described(path):
+def fields_of(path):
+    "Of a result: the names that are found in each of its sections."
     r = read_result(path)
-    for section, found in [
+    return [
         ('Result', said_by(path)),
         ('config', r.config),
         ('data', r.data),
         ('environment', r.environment),
         *(('stages', s) for s in r.stages),
-    ]:
+    ]
+
+
+def test_what_results_hold_is_described():
+    for path, section, found in ((p, *fields) for p in committed() for fields in fields_of(p)):
         known = described(section)
         if section == 'config':
             known = dict.fromkeys(Shared.model_fields, 'missing in files') | known
@@ -481,14 +488,18 @@ def test_what_results_hold_is_described(path):
                 v,
             )
         }
-        assert always <= set(found) <= set(known), section
+        assert always <= set(found) <= set(known), (path, section)
+
+
+def test_what_a_result_leaves_out_is_said():
     left_out = re.search(
         r'^(`data_root`.*) are parameters of a run',
         (ROOT / 'docs' / 'results.md').read_text(),
         flags=re.M,
     )[1]
-    own = set(RunConfig.model_fields) - set(Shared.model_fields)
-    assert set(re.findall(r'`(\w+)`', left_out)) == own - set(r.config) - {'check', 'test_missing'}
+    own = set(RunConfig.model_fields) - set(Shared.model_fields) - {'check', 'test_missing'}
+    for path in committed():
+        assert set(re.findall(r'`(\w+)`', left_out)) == own - set(read_result(path).config), path
 
 
 # --- citation, changelog ---
@@ -499,17 +510,12 @@ RELEASED = dict(
 )
 
 
-def cff_errors(path):
-    "By the format's own schema, which check-jsonschema brings."
-    command = [Path(sys.executable).parent / 'check-jsonschema']
-    command += ['--builtin-schema', 'vendor.citation-file-format', path]
-    return subprocess.run(command, text=True, capture_output=True).returncode
-
-
 def test_the_citation_is_valid_and_a_wrong_one_is_noticed(tmp_path):
+    "By the format's own schema, which check-jsonschema brings."
     text = (ROOT / 'CITATION.cff').read_text()
     (tmp_path / 'CITATION.cff').write_text(text.replace('family-names: Zhao', 'family-name: Zhao'))
-    assert [cff_errors(at / 'CITATION.cff') for at in (ROOT, tmp_path)] == [0, 1]
+    files = (at / 'CITATION.cff' for at in (ROOT, tmp_path))
+    assert [schema_errors('citation-file-format', file) for file in files] == [0, 1]
 
 
 # the fields of a deposit, by Zenodo's documentation, with what they may hold

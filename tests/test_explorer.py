@@ -1,13 +1,13 @@
 """The page, driven in a real browser: a reader takes modalities away, and the page then says what
 the model says. Skipped where no browser is installed."""
 
+import json
 import re
-import subprocess
 from html import unescape
 
 import pytest
 import torch
-from browser import BROWSER, browser
+from browser import browse, browser
 
 from mculora.use.artefact import Artefact
 from mculora.training.calibration import Calibration
@@ -30,26 +30,15 @@ def ask():
     return Predictor(Artefact(m, {}, Calibration(dict.fromkeys(labels(D.modalities), 1.0))))
 
 
-def see(folder, html, where='', then='', picture=None):
-    "The page as it stands after the script `then`: the browser's own document."
+def see(folder, html, *steps, where='', picture=None):
+    "The page after each of these scripts, and at the end: the browser's own documents."
+    look = "document.documentElement.dataset.seen += JSON.stringify(document.body.outerHTML) + ',';"
+    then = "document.documentElement.dataset.seen = '';" + ''.join(x + look for x in steps)
     (folder / 'page.html').write_text(html.replace('</html>', f'<script>{then}</script></html>'))
     how = ['--dump-dom'] if not picture else [f'--screenshot={picture}', '--window-size=1000,860']
-    done = subprocess.run(
-        [
-            BROWSER,
-            '--headless',
-            '--no-sandbox',
-            '--disable-gpu',
-            f'--user-data-dir={folder}/profile',
-            *how,
-            f'{(folder / "page.html").as_uri()}{where}',
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    dom = browse(f'{(folder / "page.html").as_uri()}{where}', folder / 'profile', *how)
+    seen = re.search(' data-seen="([^"]*)"', dom)
+    return [*(json.loads(f'[{unescape(seen[1])}null]')[:-1] if seen else ()), dom]
 
 
 def inside(dom, name):
@@ -93,35 +82,32 @@ def test_taking_modalities_away_changes_what_the_page_says_to_what_the_model_say
         return f"document.getElementById('list').children[{n}].click();"
 
     n = next(i for i, row in enumerate(D.present.all(-1).tolist()) if row)
-    states = [
-        agrees(see(tmp_path, html, then=pick(n) + ''.join(map(click, off))), ask, off, n)
-        for off in ('', 'v', 'vt')
-    ]
+    lacks = next(i for i, row in enumerate(D.present.tolist()) if sum(row) == 2)
+    steps = pick(n), click('v'), click('t'), click('v') + click('t')
+    *seen, again, nothing, lacking, _ = see(
+        tmp_path, html, *steps, ''.join(map(click, 'atv')), ''.join(map(click, 'atv')) + pick(lacks)
+    )
+    states = [agrees(dom, ask, off, n) for dom, off in zip(seen, ('', 'v', 'vt'))]
     for k in range(3):
         assert len({s[k] for s in states}) == 3, (
             'probabilities, private share and neighbours all change'
         )
+    # put back, they change it back
+    assert agrees(again, ask, '', n) == states[0]
+    assert inside(nothing, 'what') == 'No modality is available: no prediction.'
+    assert not inside(nothing, 'told').strip()
+    agrees(lacking, ask, '', lacks)
+    assert 'it lacks the rest of atv' in inside(lacking, 'what')
     # the address leads to the same
-    assert agrees(see(tmp_path, html, f'#u={n}&off=v,t'), ask, 'vt', n) == states[2]
-    assert (
-        agrees(see(tmp_path, html, then=pick(n) + click('v') + click('v')), ask, '', n) == states[0]
-    )
-    dom = see(tmp_path, html, then=''.join(map(click, 'atv')))
-    assert (
-        inside(dom, 'what') == 'No modality is available: no prediction.'
-        and not inside(dom, 'told').strip()
-    )
-    lacks = next(i for i, row in enumerate(D.present.tolist()) if sum(row) == 2)
-    dom = see(tmp_path, html, then=pick(lacks))
-    agrees(dom, ask, '', lacks)
-    assert 'it lacks the rest of atv' in inside(dom, 'what')
+    (dom,) = see(tmp_path, html, where=f'#u={n}&off=v,t')
+    assert agrees(dom, ask, 'vt', n) == states[2]
     assert 'The dialogues are simulated' in dom and 'trained on simulated data' in dom
 
 
 @browser
 def test_names_in_the_data_are_text(ask, tmp_path):
     name = '</script><img src=x onerror="document.title=1">'
-    dom = see(
+    (dom,) = see(
         tmp_path, page(explore(ask, D, where=[dict(dialogue=name, position=j) for j in range(7)]))
     )
     assert '<img' not in dom.split('<script', 1)[0] and name in inside(dom, 'who')
@@ -129,7 +115,6 @@ def test_names_in_the_data_are_text(ask, tmp_path):
 
 @browser
 def test_a_picture_can_be_taken(ask, tmp_path):
-    see(tmp_path, page(explore(ask, D)), '#u=1&off=v', picture=tmp_path / 'page.png')
-    assert (tmp_path / 'page.png').read_bytes()[:4] == b'\x89PNG' and (
-        tmp_path / 'page.png'
-    ).stat().st_size > 10_000
+    picture = tmp_path / 'page.png'
+    see(tmp_path, page(explore(ask, D)), where='#u=1&off=v', picture=picture)
+    assert picture.read_bytes()[:4] == b'\x89PNG' and picture.stat().st_size > 10_000

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from test_results import collected, methods_on, read
+from test_results import collected_of, methods_on, read
 
 from mculora.experiments.bench import markdown as bench_table
 from mculora.experiments.headroom import markdown as headroom_table
@@ -107,10 +107,12 @@ def incomplete(data):
     variants = [*ABLATION, *RANKS]
     if not sweep(data).options:
         variants += [Variant(name=m, method=m) for m in PRINTED]
-    found, missing = find(collected(), sweep(data), variants)
+    found, missing = find(collected_of(data), sweep(data), variants)
     assert not missing
     seeds = sorted({*sweep(data).seeds, *MORE})
-    wide, lacking = find(collected(), sweep(data).model_copy(update=dict(seeds=seeds)), variants)
+    wide, lacking = find(
+        collected_of(data), sweep(data).model_copy(update=dict(seeds=seeds)), variants
+    )
     whole = [v.name for v in variants if v.name not in lacking]
     found = pd.concat([found[~found.variant.isin(whole)], wide[wide.variant.isin(whole)]])
     return found[

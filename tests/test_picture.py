@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-import matplotlib.image
 import pytest
 from PIL import Image
 from browser import BROWSER, browse, browser
@@ -110,6 +109,8 @@ def photograph(folder, to):
 @browser
 def test_the_committed_png_is_the_picture(tmp_path):
     "But for the fonts of the machine."
+    import matplotlib.image  # half a second, for this test alone
+
     photograph(tmp_path, tmp_path / 'model.png')
     here, there = (
         matplotlib.image.imread(p)[..., :3]

@@ -64,6 +64,13 @@ def collected(protocol='fixed'):
 
 
 @cache
+def collected_of(data, protocol='fixed'):
+    "Those of one dataset."
+    t = collected(protocol)
+    return t[t.dataset == data].reset_index(drop=True)
+
+
+@cache
 def read(path):
     return read_result(path)
 
@@ -73,7 +80,7 @@ def methods_on(data, protocol='fixed', seeds=None, names=None):
     heads by speaker) whose runs (on the seeds of the tables) are all there."""
     said = yaml.safe_load((ROOT / 'workflow' / 'config.yaml').read_text())['committed'][data]
     found, missing = find(
-        collected(protocol),
+        collected_of(data, protocol),
         Sweep(data=data, folds=said['folds'], seeds=seeds or said['seeds']),
         [v for v in [*studies()['methods'], SPEAKERS] if v.name in (names or [v.name])],
     )
@@ -207,13 +214,12 @@ def test_scores_that_a_line_cannot_hold_are_refused():
 
 def test_bfloat16_is_not_told_from_float32():
     "Paired by seed, the interval of the difference contains 0: leading metric, real CMU-MOSI."
-    t = collected()
+    t = collected_of('mosi')
     default = json.dumps(
         settings_of('mculora', described('mosi'))[1].model_dump(mode='json'), sort_keys=True
     )
     t = t[
-        (t.dataset == 'mosi')
-        & (t.options == default)
+        (t.options == default)
         & (t.missing == '0.0')
         & (t.hold == 'dialogues')
         & (t.selection == 'validation')
@@ -233,7 +239,9 @@ def grid_scores(data, name):
     said = yaml.safe_load((ROOT / 'workflow' / 'config.yaml').read_text())['committed'][data]
     sweep = Sweep(data=data, folds=said['folds'][:1], seeds=said['seeds'][:1])
     variants = grid_of(name)
-    found, _ = find(collected(), sweep, [*variants.values(), Variant(name=name, method=name)])
+    found, _ = find(
+        collected_of(data), sweep, [*variants.values(), Variant(name=name, method=name)]
+    )
     score = validation_of(found)
     tried = {key: score[v.name] for key, v in variants.items() if v.name in score}
     return tried, score.get(name)
@@ -375,7 +383,9 @@ def test_claims_what_gaps_in_training_cost():
     rows, parts = [v for v in studies()['methods'] if v.name in said['rows']], {}
     for share in [*said['shares'], *said['imbalances']]:
         found, missing = find(
-            collected(), Sweep(data='mosi', folds=[1], seeds=said['seeds'], missing=share), rows
+            collected_of('mosi'),
+            Sweep(data='mosi', folds=[1], seeds=said['seeds'], missing=share),
+            rows,
         )
         assert not missing
         parts[json.dumps(share)] = found[
@@ -603,7 +613,7 @@ def test_claims_what_is_told_from_zero_on_single_videos():
         'mosei_video'
     ]
     found, missing = find(
-        collected(),
+        collected_of('mosei_video'),
         Sweep(
             data='mosei_video',
             folds=said['folds'],
@@ -632,7 +642,9 @@ def test_claims_what_is_told_from_zero_on_single_videos():
             options=said['parameters']['fig3_rank']['options'] | dict(lr=lr),
         )
         found, missing = find(
-            collected(), sweep, [v for v in ABLATION if v.name in ('control', 'MCLA')]
+            collected_of('mosei_video'),
+            sweep,
+            [v for v in ABLATION if v.name in ('control', 'MCLA')],
         )
         t = found[(found.metric == 'r') & (found.selection == 'validation')]
         assert not missing
@@ -655,23 +667,25 @@ def test_claims_what_is_told_from_zero_on_single_videos():
 TWINS = [p for p in RUNS if 'simulated' in str(p) and 'majority' not in str(p)]
 
 
+@cache
+def floors():
+    "Of the most frequent class: by data, fold and the hash of the data; the same for every seed."
+    some = [read(p) for p in RUNS if p.parent.name == 'majority' and 'simulated' in str(p)]
+    return {(r.data['name'], r.config['fold'], r.data['hash']): r.scores for r in some}
+
+
 def outside(path):
     """The conditions of a twin's run that are not between the most frequent class and the Bayes
     limit, with the numbers."""
     r = read(path)
     lead = r.scores[0].metric
-    # the same for every seed
-    m = next(
-        x
-        for x in map(read, (p for p in RUNS if p.parent == path.parents[1] / 'majority'))
-        if (x.config['fold'], x.data['hash']) == (r.config['fold'], r.data['hash'])
-    )
-    floor = {s.condition: s.value for s in m.scores if s.metric == lead}
+    scores = floors()[r.data['name'], r.config['fold'], r.data['hash']]
+    floor = {s.condition: s.value for s in scores if s.metric == lead}
     got = {
         s.condition: s.value for s in r.scores if s.selection == 'validation' and s.metric == lead
     }
     out = []
-    for c, limit in bayes_limit(r.config['dataset'], r.config['size']).items():
+    for c, limit in bayes_limit(r.config['dataset'], r.config['size'], 500).items():
         value, se = limit[lead]
         # twice the binomial variance: utterances of a dialogue are not independent
         half = 1.96 * (se**2 + 2 * value * (1 - value) / r.data['utterances']['test']) ** 0.5
@@ -748,7 +762,9 @@ def test_claims_what_tuning_gives():
             Variant(name=f'{m}, tuned', method=m, options=chosen(t)),
         )
     ]
-    found, missing = find(collected(), Sweep(data='mosi', folds=[1], seeds=list(FINAL)), rows)
+    found, missing = find(
+        collected_of('mosi'), Sweep(data='mosi', folds=[1], seeds=list(FINAL)), rows
+    )
     t = found[
         (found.metric == 'ACC') & (found.selection == 'validation') & (found.condition == 'all')
     ]
@@ -773,7 +789,9 @@ def test_claims_what_was_tried_and_what_it_gave():
     ]['table8_choices']
     gains, control = {}, 'no adapter'
     for study in ('readings', 'tries'):
-        found, missing = find(collected(), Sweep(data='iemocap', **said), studies()[study])
+        found, missing = find(
+            collected_of('iemocap'), Sweep(data='iemocap', **said), studies()[study]
+        )
         t = found[
             (found.metric == 'WA')
             & (found.selection == 'validation')

@@ -368,18 +368,22 @@ def test_notebooks_are_named_with_their_folder():
 
 # --- the exported package ---
 
-CLASSES = {
-    node.name: node
-    for path in MODULES
-    for node in parsed(path).body
-    if isinstance(node, ast.ClassDef)
-}
+
+@cache
+def classes():
+    return {
+        node.name: node
+        for path in MODULES
+        for node in parsed(path).body
+        if isinstance(node, ast.ClassDef)
+    }
 
 
 def inherited(node):
     """Names of the methods that the package's own bases of class `node` have: they are described
     there."""
-    bases = [CLASSES[b.id] for b in node.bases if isinstance(b, ast.Name) and b.id in CLASSES]
+    known = classes()
+    bases = [known[b.id] for b in node.bases if isinstance(b, ast.Name) and b.id in known]
     return {f.name for base in bases for f in base.body if isinstance(f, FUNCTION)}.union(
         *map(inherited, bases)
     )

@@ -29,7 +29,7 @@ from mculora.experiments.results import (
     file_of,
     hash_of,
     holm,
-    interval,
+    mean_and_half,
     one_version,
     read_result,
 )
@@ -244,10 +244,12 @@ def sources_of(
     runs: 'pd.DataFrame',  # scores
 ) -> tuple[str, ...]:  # from the repository's root, sorted
     "The addresses of these runs; of numbers without a file, none."
-    if 'file' not in runs:
-        return ()
+    return _addresses(runs['file'].unique() if 'file' in runs else ())
+
+
+def _addresses(files):
     root = repo_root()
-    return tuple(sorted({_address(f, root) for f in runs['file'].unique()}))
+    return tuple(sorted({_address(f, root) for f in set(files)}))
 
 
 def with_sources(
@@ -265,15 +267,24 @@ def cell(
     digits: int = 1,
 ) -> Cell:
     "The mean with its interval, if no run is missing."
+    return _cell(_arrays(runs), missing, scale, digits)
+
+
+# a table has hundreds of cells: of each, the columns as arrays
+def _arrays(runs):
+    return {c: runs[c].to_numpy() for c in ('fold', 'seed', 'value', 'file') if c in runs}
+
+
+def _cell(runs, missing, scale=100.0, digits=1):
     if missing:
         return Cell(words=f'{len(missing)} missing')
-    if not len(runs):
+    if not (n := len(runs.get('value', ()))):
         return Cell(words='no run')
-    m = interval(runs)
-    mean, half = scale * m['mean'], scale * m['half']
-    return Cell(mean, half, int(m['runs']), digits=digits, sources=sources_of(runs))
+    mean, half = mean_and_half(runs['fold'], runs['seed'], runs['value'])
+    sources = _addresses(runs.get('file', ()))
+    return Cell(scale * mean, scale * half, n, digits=digits, sources=sources)
 
-
+# %% ../../nbs/experiments/03_reports.ipynb #7489016f
 def cell_of(
     values,  # one for each fold
     missing: Sequence[str] = (),  # runs that should be among them
@@ -545,7 +556,7 @@ def shown(
 ) -> list[str]:
     """The metrics that the paper reports of such data; of scores without a sign, which it has not,
     the correlation."""
-    there = set(found.metric) if len(found) else set()
+    there = set(found.metric.unique()) if len(found) else set()
     return [
         m
         for m in (('WA', 'UA') if 'WA' in there else ('ACC', 'F1') if 'ACC' in there else ('r',))
@@ -579,26 +590,17 @@ def table_of(
     here = (
         found[(found.metric == metric) & (found.selection == 'validation')] if len(found) else found
     )
-    conditions = list(dict.fromkeys(here.condition)) if len(here) else list(AVERAGES)
+    conditions = list(here.condition.unique()) if len(here) else list(AVERAGES)
     out, whole = Table(title, conditions, corner=corner), [n for n in names if n not in missing]
-    parts = (
-        dict(
-            iter(
-                here[['variant', 'condition', 'fold', 'seed', 'value', 'file']].groupby(
-                    ['variant', 'condition']
-                )
-            )
-        )
-        if len(here)
-        else {}
-    )
+    parts = here.groupby(['variant', 'condition']).indices if len(here) else {}
+    runs = _arrays(here)
     for n in names:
-        out.rows[n] = {c: cell(parts.get((n, c), here[:0]), missing.get(n, [])) for c in conditions}
+        mine = {c: {k: x[parts.get((n, c), [])] for k, x in runs.items()} for c in conditions}
+        out.rows[n] = {c: _cell(mine[c], missing.get(n, [])) for c in conditions}
     if whole:
-        for c in conditions:
-            for n, what in marks(here[here.condition == c], whole, higher).items():
+        for c, column in here.groupby('condition', sort=False):
+            for n, what in marks(column, whole, higher).items():
                 out.rows[n][c] = out.rows[n][c]._replace(mark=what)
-    if whole:
         out.notes.append(how(here[here.variant.isin(whole)]))
     out.notes += say_missing(missing)
     return out

@@ -6,14 +6,15 @@
 __all__ = ['STORE', 'OBSERVED', 'environment', 'interpreter', 'at_default', 'as_text', 'Score', 'Result', 'config_hash',
            'file_hash', 'write_result', 'run_name', 'store_of', 'line_of', 'lines_of', 'said_by', 'read_result',
            'addresses', 'hash_of', 'file_of', 'damage', 'beside', 'differences', 'code_hash', 'collect', 'one_version',
-           'interval', 'summarise', 'holm', 'compare', 'against', 'markdown', 'report']
+           'mean_and_half', 'interval', 'summarise', 'holm', 'compare', 'against', 'markdown', 'report']
 
 # %% ../../nbs/experiments/00_results.ipynb #e949bea0
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from collections import Counter
 from collections.abc import Iterable
 import ast, functools, hashlib, importlib.metadata, importlib.util
-import json, platform, re, subprocess, sys, time
+import json, operator, os, platform, re, subprocess, sys, time
 import numpy as np
 import psutil
 import torch
@@ -324,19 +325,24 @@ def addresses(
     root,  # folder that holds runs, at any depth, or stores, or both; or the file of a store
 ) -> list[Path]:  # of all results below it, in order
     "Raises `DataError` where one address has two results."
-    root = Path(root)
+    return list(_places(Path(root)))
+
+
+def _places(root):  # address of each result -> the file that holds it
     files = [root] if root.is_file() and root.name.endswith(STORE) else root.rglob(f'*{STORE}')
     stored = {
-        store.with_name(store.name.removesuffix(STORE)) / run: f'{store}, line {n}'
+        store.with_name(store.name.removesuffix(STORE)) / run: store
         for store in files
-        for run, (n, _) in lines_of(store).items()
+        for run in lines_of(store)
     }
-    folders = [p.parent for p in root.rglob('result.json')]
+    folders = {p.parent: p for p in root.rglob('result.json')}
     if twice := [p for p in folders if p in stored]:
+        store = stored[twice[0]]
+        n, _ = lines_of(store)[twice[0].name]
         raise DataError(
-            f'{twice[0]}: found this run in {stored[twice[0]]}, too, expected one of both'
+            f'{twice[0]}: found this run in {store}, line {n}, too, expected one of both'
         )
-    return sorted([*folders, *stored])
+    return dict(sorted((folders | stored).items()))
 
 # %% ../../nbs/experiments/00_results.ipynb #e0p20001
 def hash_of(
@@ -472,11 +478,15 @@ def code_hash(
     return config_hash(found)
 
 # %% ../../nbs/experiments/00_results.ipynb #af9e912e
+_SHARED = {k: f.default for k, f in Shared.model_fields.items()}
+_as_row = operator.attrgetter(*Score.model_fields)
+
+
 def _scores(path):  # of one run: its identifying fields, and its scores
     r = read_result(path)
     run = {k: r.config.get(k) for k in ('method', 'fold', 'seed', 'schedule', 'size')}
     run |= dict(
-        {k: as_text(r.config.get(k, f.default)) for k, f in Shared.model_fields.items()},
+        {k: as_text(r.config.get(k, default)) for k, default in _SHARED.items()},
         dataset=r.data.get('name'),
         simulated=r.data.get('simulated'),
         data_hash=r.data.get('hash'),
@@ -487,14 +497,14 @@ def _scores(path):  # of one run: its identifying fields, and its scores
         config_hash=r.config_hash,
         machine=r.environment.get('accelerator') or 'CPU',
     )
-    return run, [tuple(getattr(s, k) for k in Score.model_fields) for s in r.scores]
+    return run, [*map(_as_row, r.scores)]
 
 # %% ../../nbs/experiments/00_results.ipynb #5f7a6a6e
-def _scores_once(path):  # the same, but notebooks of tables ask for it several times
-    store = store_of(path.parent)
-    if path.is_file() or not store.is_file():
-        return _once('scores', path, lambda: _scores(path))
-    return _once(('scores', path.parent.name), store, lambda: _scores(path))
+def _scores_once(folder, file):  # the same, but notebooks of tables ask for it several times
+    if not file.name.endswith(STORE):
+        return _once('scores', file, lambda: _scores(file))
+    runs = _once('scores', file, lambda: {n: _scores(folder.with_name(n)) for n in lines_of(file)})
+    return runs[folder.name]
 
 # %% ../../nbs/experiments/00_results.ipynb #604ea280
 def collect(
@@ -513,9 +523,9 @@ def collect(
         raise DataError(f'{root}: found no such folder, expected one with runs')
     names = list(Score.model_fields)
     found = [
-        (run | dict(file=str(path)), mine)
-        for path in (folder / 'result.json' for folder in addresses(root))
-        for run, scores in [_scores_once(path)]
+        (run | dict(file=os.path.join(folder, 'result.json')), mine)
+        for folder, file in _places(Path(root)).items()
+        for run, scores in [_scores_once(folder, file)]
         if all(run[k] == v for k, v in only.items())
         if (mine := [s for s in scores if s[names.index('protocol')] == protocol])
     ]
@@ -533,22 +543,21 @@ def _t(n):  # Student's t that a mean of n lies within, 95 times of 100
     return float(stats.t.ppf(0.975, n - 1))
 
 
-def _refuse_mixed(runs, names):  # more than one run where there should be one
-    if (twice := runs.duplicated(names)).any():
-        raise DataError(
-            f'results: found two runs of fold {runs.fold[twice].iloc[0]}, seed '
-            f'{runs.seed[twice].iloc[0]} with different settings, expected one; choose by '
-            'options, schedule or size first'
-        )
+def _refuse_mixed(fold, seed, *others):  # more than one run where there should be one
+    for run, n in Counter(zip(fold, seed, *others)).items():
+        if n > 1:
+            raise DataError(
+                f'results: found two runs of fold {run[0]}, seed {run[1]} with different settings, '
+                'expected one; choose by options, schedule or size first'
+            )
 
 
 # what varies: the folds, seeds averaged first, or the seeds where there is one fold
 def _sample(fold, values):
-    import pandas as pd
-
-    return (
-        pd.DataFrame(values).groupby(fold).mean().to_numpy() if len(np.unique(fold)) > 1 else values
-    )
+    folds, at = np.unique(fold, return_inverse=True)
+    if len(folds) < 2:
+        return values
+    return np.stack([values[at == k].mean(axis=0) for k in range(len(folds))])
 
 
 def _mean_and_half(x):  # of each column
@@ -574,6 +583,17 @@ def one_version(
             )
 
 # %% ../../nbs/experiments/00_results.ipynb #c4a10f01
+def mean_and_half(
+    fold: np.ndarray,  # of each run
+    seed: np.ndarray,  # of each run
+    value: np.ndarray,  # of each run
+) -> tuple[float, float]:
+    "The same as `interval`, of arrays, which is faster: a table has hundreds of cells."
+    _refuse_mixed(fold, seed)
+    mean, half = _mean_and_half(_sample(fold, value.astype(float)[:, None]))
+    return mean[0], half[0]
+
+
 def interval(
     runs: 'pd.DataFrame',  # one row per run: fold, seed, value
     # mean, half-width of the 95 % interval (NaN for a sample of one), number of runs
@@ -583,11 +603,8 @@ def interval(
     settings are mixed."""
     import pandas as pd
 
-    _refuse_mixed(runs, ['fold', 'seed'])
-    mean, half = _mean_and_half(
-        _sample(runs.fold.to_numpy(), runs[['value']].to_numpy(dtype=float))
-    )
-    return pd.Series({'mean': mean[0], 'half': half[0], 'runs': len(runs)})
+    mean, half = mean_and_half(*(runs[c].to_numpy() for c in ('fold', 'seed', 'value')))
+    return pd.Series({'mean': mean, 'half': half, 'runs': len(runs)})
 
 
 def summarise(
@@ -606,7 +623,7 @@ def _differences(table, one, others, by):
     names = list(dict.fromkeys([one, *others]))
     one_version(table)
     here = table.loc[table[by].isin(names), [by, 'fold', 'seed', 'value']]
-    _refuse_mixed(here, [by, 'fold', 'seed'])
+    _refuse_mixed(*(here[c].to_numpy() for c in ('fold', 'seed', by)))
     runs = here.pivot(index=['fold', 'seed'], columns=by, values='value').reindex(columns=names)
     for other in others if runs.isna().any(axis=None) else ():
         gap = runs[[one, other]].dropna(how='all').isna()

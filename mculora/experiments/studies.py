@@ -9,7 +9,7 @@ __all__ = ['ABLATION', 'READINGS', 'TRIES', 'SPEAKERS', 'PLUS', 'CORE', 'EQUAL',
 
 # %% ../../nbs/experiments/02_studies.ipynb #4145fb50
 from typing import TYPE_CHECKING, Any, Literal, get_args
-import json
+import functools, json, operator
 from pydantic import Field
 from ..basics.dialogues import Task
 from ..data.sources import described
@@ -336,8 +336,8 @@ def _newest(version):
 def _of_sweep(table, sweep):  # the part of a table that was made as the sweep says
     if not len(table):
         return table
-    told = sweep.alike
-    return table[(table[list(told)] == list(told.values())).all(axis=1)]
+    alike = (table[column] == value for column, value in sweep.alike.items())
+    return table[functools.reduce(operator.and_, alike)]
 
 
 def newest_files(
@@ -346,7 +346,8 @@ def newest_files(
     "The newest result of runs that exist more than once, such as from two versions."
     if not len(here):
         return {}
-    runs = here.drop_duplicates('file').itertuples()
+    said = here[['method', 'options', 'fold', 'seed', 'version', 'file']]
+    runs = said.drop_duplicates('file').itertuples()
     by_age = sorted(runs, key=lambda r: (_newest(r.version), r.file))
     return {(r.method, r.options, r.fold, r.seed): r.file for r in by_age}
 
