@@ -671,6 +671,7 @@ def split(
         own = part == _held_session(d, name, seed)
         val, rest = own.nonzero()[0], rest[~own[rest]]
     if not len(val):
+        # classes and groups decide, so no copies of the features
         bare = replace(d, features={m: x[:, :1] for m, x in d.features.items()})
         fit, held = _held_out(select(bare, rest), n_val, seed, name)
         val, rest = rest[held], rest[fit]

@@ -22,7 +22,7 @@ from .pickles import read_pickle, unpickled
 from .sources import feature_folders, listed, load_dialogues, require
 from .sources import _cache_folder, _hash, _keep, _leads_out, _plain, _stamps, _view
 from .tables import ROLES, gathered, matching, mmsa_table, read_table
-from .tables import _frame, _mean, _number, _setting, _some
+from .tables import _frame, _give_back, _mean, _number, _setting, _some
 from .twins import open_dataset, repo_root
 
 if TYPE_CHECKING:  # annotations alone need it here
@@ -453,6 +453,8 @@ def load_own(
         raise listed(path.name, bad)
     if _whole(r, d.modalities):
         _keep(d, cache, stamp)
+    del r
+    _give_back()  # its cells lay there
     return d
 
 # %% ../../nbs/data/06_own.ipynb #0wn00055

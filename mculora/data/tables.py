@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-import fnmatch, hashlib, json, os, re, warnings
+import fnmatch, hashlib, json, os, re, sys, warnings
 import numpy as np
 import torch
 from torch import Tensor
@@ -273,6 +273,19 @@ def _csv(path, c):
     return f
 
 # %% ../../nbs/data/03_tables.ipynb #305925c0
+def _give_back():  # pyarrow keeps the memory it read with, several times a table's size
+    if arrow := sys.modules.get('pyarrow'):
+        arrow.default_memory_pool().release_unused()
+
+
+def _parquet(path, c):
+    import pandas as pd
+
+    f = pd.read_parquet(path)
+    _give_back()
+    return f
+
+
 # a pandas frame of a file or of something like a table, and what it is called
 def _frame(source, c=Columns()):
     import pandas as pd  # here: most runs need no pandas
@@ -287,7 +300,7 @@ def _frame(source, c=Columns()):
     require(path.is_file(), f'{path}', 'no such file', f'a table ({kinds})')
     found = f'a file with the ending {path.suffix!r}'
     require(path.suffix.lower() in KINDS, f'{path}', found, f'one of {kinds}')
-    read = {'.csv': _csv, '.jsonl': _json_lines, '.parquet': lambda p, c: pd.read_parquet(p)}
+    read = {'.csv': _csv, '.jsonl': _json_lines, '.parquet': _parquet}
     try:
         return read[path.suffix.lower()](path, c), path.name
     except DataError:

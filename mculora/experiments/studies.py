@@ -279,7 +279,7 @@ class Sweep(OfStudy, _Named):
 
     folds: list[int] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
-    # settings that all variants share where they say nothing else, as for a table of one's own
+    # settings that all variants share where they say nothing else, as for a user's own table
     options: dict[str, Any] = {}
 
     @property
