@@ -150,7 +150,7 @@ lint: $(STAMP) ## what is not run: ruff over package, notebooks and tests, types
 	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_toolchain.py -k 'exactly_what or are_clean'
 
 # One at a time: the lock is the kernel's, so a pass that was killed leaves none (Snakemake's own would stay).
-paper: $(STAMP) ## every run, table and figure of the paper that is not there yet: [SIZE=full|tiny] [CORES=all]
+paper: $(STAMP) ## every run, table and figure of the paper that is not there yet: [SIZE=full|committed|tiny] [CORES=all]
 	@mkdir -p runs; exec 9>runs/.paper.lock; \
 	$(BIN)/python -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || { \
 		echo "another make paper is at work in this folder: wait for it, or stop it" >&2; exit 1; }; \
