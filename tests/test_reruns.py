@@ -89,6 +89,22 @@ def test_every_committed_record_has_a_command_that_sets_what_it_says(monkeypatch
     assert len(seen) > 100
 
 
+def test_a_command_names_what_differs_from_its_preset(monkeypatch):
+    "A setting that a run has put back to its usual value is not the preset's."
+    kind = 'as-published'
+    r = next(r for r in committed().values() if r['config']['options'].get('preset') == kind)
+    config, task = r['config'], described(r['data']['name'])
+
+    def settings(options):
+        return settings_of(config['method'], task, options)[1].model_dump(mode='json')
+
+    usual, preset = settings({}), settings({'preset': kind})
+    name = next(k for k in usual if k != 'preset' and usual[k] != preset[k])
+    changed = preset | {name: usual[name]}
+    (c,) = typed(command_of(config | dict(options=changed), r['data']), monkeypatch)
+    assert settings(c.options) == changed
+
+
 def test_a_new_record_holds_its_command_and_its_code(tmp_path, monkeypatch):
     given = dict(TINY, seed=3, fold=2, standardise=False, missing={'a': 0.5}, out_dir=str(tmp_path))
     r, folder = run(RunConfig(method='logistic', options={'C': 0.5}, **given), progress=False)
