@@ -272,7 +272,7 @@ def _csv(path, c):
             f[f.columns[k]] = text[col].to_numpy()
     return f
 
-# %% ../../nbs/data/03_tables.ipynb #305925c0
+# %% ../../nbs/data/03_tables.ipynb #g1veback
 def _give_back():  # pyarrow keeps the memory it read with, several times a table's size
     if arrow := sys.modules.get('pyarrow'):
         arrow.default_memory_pool().release_unused()
@@ -285,7 +285,7 @@ def _parquet(path, c):
     _give_back()
     return f
 
-
+# %% ../../nbs/data/03_tables.ipynb #305925c0
 # a pandas frame of a file or of something like a table, and what it is called
 def _frame(source, c=Columns()):
     import pandas as pd  # here: most runs need no pandas
