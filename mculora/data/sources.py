@@ -817,7 +817,9 @@ def load_layout(
     return d
 
 # %% ../../nbs/data/01_sources.ipynb #037410c6
-_COLUMNS = 64  # about so many at a time: in double precision all need much memory
+# about so many at a time, since in double precision all need much memory; never a column alone,
+# whose sum rounds otherwise
+_COLUMNS = 64
 
 
 # of each column of x [n, D], and where it is constant 1
