@@ -42,7 +42,7 @@ AUDIT = pip-audit==2.10.1
 TWINE = twine==7.0.0
 VERSION = $(shell sed -n 's/^version = //p' settings.ini)
 
-.PHONY: help setup setup-locked lock audit train reproduce test test-notebooks test-unpinned test-lowest test-newest test-all test-faults test-order test-mutants coverage lint paper lab html publish dist release bench export clean-notebooks hooks
+.PHONY: help setup setup-locked lock audit train reproduce test test-notebooks test-unpinned test-lowest test-newest test-all test-faults test-order test-mutants coverage lint paper lab html publish dist release bench gpu export clean-notebooks hooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -144,7 +144,7 @@ coverage: $(STAMP) ## which lines the tests run; a notebook's own cells are not 
 
 lint: $(STAMP) ## what is not run: ruff over package, notebooks and tests, types, who imports whom, clean notebooks, the package as exported; changes nothing
 	@$(BIN)/ruff check --quiet
-	@$(BIN)/ruff format --check --quiet nbs tests || { echo 'not as ruff writes it: .venv/bin/ruff format nbs tests, then make export' >&2; exit 1; }
+	@$(BIN)/ruff format --check --quiet nbs tests workflow || { echo 'not as ruff writes it: .venv/bin/ruff format nbs tests workflow, then make export' >&2; exit 1; }
 	@$(BIN)/mypy --no-error-summary
 	@said=$$(PYTHONPATH=. $(BIN)/lint-imports --no-cache) || { echo "$$said"; exit 1; }
 	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_toolchain.py -k 'exactly_what or are_clean'
@@ -194,6 +194,9 @@ release: dist ## dist/ as a release of the tag of this version, checked as PyPI 
 
 bench: $(STAMP) ## seconds, memory and share of the machine's ceiling, beside a plain version: [ARGS=--json]
 	@$(BIN)/mculora bench $(ARGS)
+
+gpu: $(STAMP) ## what only a GPU can tell, in some eight minutes; [ARGS="--part methods": all of Table 1 | --size tiny --device cpu]
+	@$(BIN)/python workflow/gpu.py $(ARGS)
 
 export: $(STAMP) ## nbs/ -> mculora/
 	@$(BIN)/nbdev_export

@@ -116,8 +116,11 @@ def test_what_data_are_is_not_read_from_a_name(tmp_path):
 # --- a setting of runs ---
 
 
+SEVERAL = {'together', 'processes', 'graphs'}  # how runs are carried out
+
+
 def test_a_command_takes_every_setting_of_a_run():
-    assert set(options_of('train')) == set(RunConfig.model_fields) | {'together', 'processes'}
+    assert set(options_of('train')) == set(RunConfig.model_fields) | SEVERAL
     for command, cls in (('study', Sweep), ('tune_', Tuning)):
         assert set(Shared.model_fields) <= set(options_of(command)) & set(cls.model_fields)
     # what stands below a field is what a command says of it

@@ -367,6 +367,24 @@ def test_replicas_predict_as_each_alone(method):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow  # three of them in the notebook
+@every
+def test_a_step_that_is_played_back_is_the_usual_one(method):
+    "On a CPU nothing is recorded: this tells whether a method works on tensors of fixed shapes."
+    d = random_dialogues(lengths=[3, 9, 2, 7, 4, 5] * 3, parts=('train', 'train', 'val', 'test'))
+    fields = methods()[method].Settings.model_fields
+    few = {k: v for k, v in dict(width=16, epochs=1, batch_size=4).items() if k in fields}
+
+    def losses(graphs):
+        torch.manual_seed(0)
+        history = fit(
+            create(method, d.task, d.widths, few), split(d), progress=False, graphs=graphs
+        )
+        return [v for row in history for k, v in row.items() if k.startswith('train/')]
+
+    assert losses(True) == pytest.approx(losses(False), abs=1e-4)
+
+
 # what changes a prediction: an utterance's own features, a neighbour's, who shares a speaker, and
 # which number that one has
 READS = {

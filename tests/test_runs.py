@@ -9,8 +9,10 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace as Namespace
+from typing import ClassVar
 
 import matplotlib.image as mpimg
 import nbformat
@@ -23,13 +25,16 @@ from notebooks import papermill, passes
 from notebooks import run as run_notebook
 from safetensors.torch import load_file
 from small import known
+from typer import Typer
 from typer.testing import CliRunner
 
 import mculora
 from mculora.__main__ import main
 from mculora.use.cli import app
 from mculora.basics.dialogues import DataError, Task, random_dialogues
+from mculora.training import trainer
 from mculora.training.evaluation import metric_names
+from mculora.training.graphs import Tape
 from mculora.basics.method import create, methods, read_settings
 from mculora.basics.modalities import labels
 from mculora.experiments.results import addresses, collect, read_result
@@ -50,6 +55,7 @@ from mculora.experiments.runs import (
     size_of,
 )
 from mculora.data.sources import example, write_layout
+from mculora.experiments.store import rerun
 from mculora.experiments.studies import Sweep, Variant, find
 from mculora.data.twins import bayes_limit
 
@@ -604,6 +610,66 @@ def test_a_method_that_was_not_exported_is_named_with_its_notebook(tmp_path, mon
         prepare(RunConfig(method='votes', size='tiny', device='cpu'))
     with pytest.raises(ValueError, match=r"found 'mculor', .*; did you mean 'mculora'\?$"):
         prepare(RunConfig(method='mculor', size='tiny', device='cpu'))
+
+
+# --- played back ---
+
+
+class Counted(Tape):
+    made: ClassVar[list] = []
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.made.append(self)
+
+
+def test_a_run_that_was_played_back_says_so_and_is_played_back_again(tmp_path, monkeypatch):
+    """On a CPU nothing is recorded, but batches are padded as for a recording: the same curves but
+    for rounding, and a rerun has its bits."""
+    monkeypatch.setattr(trainer, 'Tape', Counted)
+    Counted.made.clear()
+    (c,) = several(tmp_path / 'usual', 1e-3)
+    usual, at = run(c, progress=False)
+    played, there = run(c.model_copy(update=dict(out_dir=str(tmp_path))), False, graphs=True)
+    assert [bool(t.tapes) for t in Counted.made] == [True, True]  # a tape for each stage
+    assert 'graphs' not in usual.environment and played.environment['graphs'] is True
+    a, b = (pd.read_parquet(x / 'curves.parquet')['train/loss'] for x in (at, there))
+    assert a.to_numpy() == pytest.approx(b.to_numpy(), abs=1e-4)
+    again = rerun(there, tmp_path / 'again')
+    assert read_result(again).environment['graphs'] is True and outcome(again) == outcome(there)
+
+
+def measured(tmp_path, *args):
+    "What the script for a GPU prints and writes, on a CPU."
+    said = spec_from_file_location('gpu', ROOT / 'workflow' / 'gpu.py')
+    code = module_from_spec(said)
+    said.loader.exec_module(code)
+    at = ['--size', 'tiny', '--device', 'cpu', '--seeds', '1', '--out', str(tmp_path / 'gpu')]
+    gpu = Typer()
+    gpu.command()(code.main)
+    result = CliRunner().invoke(gpu, [*at, *args])
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / 'gpu' / 'gpu.json').read_text())
+    assert '\n'.join(found['lines']) + '\n' == result.output
+    return found
+
+
+def test_the_script_for_a_gpu_compares_recorded_with_eager_steps(tmp_path):
+    found = measured(tmp_path, '--part', 'epochs')
+    for stage in ('pretrain', 'finetune'):
+        eager, played = found['epochs'][stage]['eager'], found['epochs'][stage]['recorded']
+        assert found['epochs'][stage]['ratio'] == pytest.approx(eager / played)
+        assert 0 <= found['epochs'][stage]['apart'] < 1e-4
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_runs_to_its_end(tmp_path):
+    parts = ('quiet', 'bench', 'paper', 'methods')
+    found = measured(tmp_path, *(x for p in parts for x in ('--part', p)), '--methods', 'gcnet')
+    assert found['quiet'] == dict(eager=True, recorded=True)
+    assert len(found['bench']) > 5
+    for part, method in (('paper', 'mculora'), ('methods', 'gcnet')):
+        assert found[part][method]['runs'] == 2 and found[part][method]['failed'] == []
 
 
 # --- side by side, in processes ---

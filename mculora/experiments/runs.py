@@ -994,10 +994,12 @@ def _spent(history, fresh):  # seconds of the epochs of an earlier, interrupted 
     return sum(v for row in before for k, v in row.items() if k.startswith('seconds/'))
 
 
-def _fit(here, every, progress, note):  # jobs, side by side
+def _fit(here, how, progress, note):  # jobs, side by side; `how` as `fit_all` takes it
     peak_mb(here[0].device, reset=True)
     for j in here:
         j.environment['side_by_side'] = len(here)
+        if how['graphs'] and len(here) == 1:
+            j.environment['graphs'] = True
     start = time.perf_counter()
     histories = fit_all(
         [j.method for j in here],
@@ -1006,17 +1008,17 @@ def _fit(here, every, progress, note):  # jobs, side by side
         here[0].schedule,
         [j.folder / 'checkpoint.safetensors' for j in here],
         [f'{j.key} {j.code} {j.config.observe}' for j in here],
-        every,
-        progress,
-        note,
-        here[0].config.precision,
-        [j.shares for j in here],
-        watching if here[0].config.observe else lambda *about: {},
+        progress=progress,
+        on_epoch=note,
+        precision=here[0].config.precision,
+        shared=[j.shares for j in here],
+        watch=watching if here[0].config.observe else lambda *about: {},
+        **how,
     )
     return histories, (time.perf_counter() - start) / len(here)
 
 # %% ../../nbs/experiments/01_runs.ipynb #9473969e
-def _train(jobs, progress, on_epoch, every):  # number -> job: its result, or why there is none
+def _train(jobs, progress, on_epoch, how):  # number -> job: its result, or why there is none
     at, here, fresh = list(jobs), list(jobs.values()), [0] * len(jobs)
 
     def note(r, row):
@@ -1024,7 +1026,7 @@ def _train(jobs, progress, on_epoch, every):  # number -> job: its result, or wh
         on_epoch(at[r], row)
 
     try:
-        histories, share = _fit(here, every, progress, note)
+        histories, share = _fit(here, how, progress, note)
         return {
             n: h if isinstance(h, Exception) else finish(j, h, share + _spent(h, new))
             for n, j, h, new in zip(at, here, histories, fresh)
@@ -1074,12 +1076,12 @@ def _side_by_side(alike, folders, size, train):  # a group, `size` at a time
 
 
 # whose locks are ours: number -> result, or why there is none; only those are in memory
-def _ours(configs, opened, progress, on_epoch, every):
+def _ours(configs, opened, progress, on_epoch, how):
     jobs = {n: ready(c, opened) for n, c in configs.items()}
     # another process has finished it meanwhile
     results = {n: _look_up(j, progress) for n, j in jobs.items() if j.done}
     if rest := {n: j for n, j in jobs.items() if not j.done}:
-        results |= _train(rest, progress, on_epoch, every)
+        results |= _train(rest, progress, on_epoch, how)
     return results
 
 # %% ../../nbs/experiments/01_runs.ipynb #3d1394fd
@@ -1124,12 +1126,12 @@ def _begin(pipe):  # a worker
     _WORKER.update(pipe=pipe, opened=_opening(True))
 
 
-def _work(c, folder, wait, every):  # in a worker: a result, or why there is none; None: not ours
+def _work(c, folder, wait, how):  # in a worker: a result, or why there is none; None: not ours
     def note(n, row):
         _WORKER['pipe'].send(row)
 
     with locked(folder, wait) as mine:
-        return _ours({0: c}, _WORKER['opened'], False, note, every)[0] if mine else None
+        return _ours({0: c}, _WORKER['opened'], False, note, how)[0] if mine else None
 
 
 @contextmanager
@@ -1196,7 +1198,7 @@ def _next(todo, waiting, running):  # a run whose first stage nobody is at; None
 
 
 # number -> (configuration, folder, file of the first stage): number -> result, or why there is none
-def _by_processes(todo, processes, progress, on_epoch, every):
+def _by_processes(todo, processes, progress, on_epoch, how):
     waiting, held, out = list(todo), set(), {}
     free, running = [_Worker() for _ in range(min(processes, len(todo)))], {}
     said = dict(desc='runs', unit='run', disable=not (progress and todo), mininterval=1, miniters=0)
@@ -1206,7 +1208,7 @@ def _by_processes(todo, processes, progress, on_epoch, every):
             while free and (n := _next(todo, waiting, running)) is not None:
                 waiting.remove(n)
                 worker = free.pop()
-                running[worker.start(*todo[n][:2], n in held, every)] = n, worker
+                running[worker.start(*todo[n][:2], n in held, how)] = n, worker
             done = wait(running, 0.2, FIRST_COMPLETED).done
             for n, worker in running.values():
                 for row in worker.rows():
@@ -1245,6 +1247,7 @@ def run_all(
     # how many train side by side, each in a process of one thread; None: see `n_processes`. Scripts
     # that ask for it need `if __name__ == '__main__':`
     processes: int | None = 1,
+    graphs: bool = False,  # on a GPU, play a recorded step back where a run trains alone
     # results in the order of `configs`, or why there is none, and their folders
 ) -> list[tuple[Result | Exception, Path]]:
     """Run, resume or look up several configurations. Runs that differ only in fold and seed train
@@ -1254,11 +1257,12 @@ def run_all(
     _refuse_processes(processes, together, all(on_cpu))
     opened = _opening(len(configs) > 1)
     out, groups, twice, firsts = _plan(configs, opened, progress)
+    how = dict(every=every, graphs=graphs)
     folders = [folder for _, folder in out]
 
     def train(at):
         given = {n: configs[n] for n in at}
-        for n, result in _ours(given, opened, progress, on_epoch, every).items():
+        for n, result in _ours(given, opened, progress, on_epoch, how).items():
             out[n] = result, folders[n]
 
     if processes is None and all(on_cpu) and (together or 1) == 1:
@@ -1267,7 +1271,7 @@ def run_all(
         left, groups = sorted(n for alike in groups for n in alike), []
         opened = _opening(False)  # the data are not needed here
         todo = {n: (configs[n], folders[n], firsts[n] or folders[n]) for n in left}
-        for n, result in _by_processes(todo, processes or 1, progress, on_epoch, every).items():
+        for n, result in _by_processes(todo, processes or 1, progress, on_epoch, how).items():
             out[n] = result, folders[n]
     for alike in groups:
         size = together or (1 if on_cpu[alike[0]] else len(alike))
@@ -1282,10 +1286,15 @@ def run(
     progress: bool = True,  # show bars, and say what is looked up or resumed
     on_epoch: Callable = lambda row: None,  # called after every epoch
     every: float = 20.0,  # seconds between checkpoints, at least
+    graphs: bool = False,  # as `run_all`
 ) -> tuple[Result, Path]:  # the result and its folder
     """Run, resume or look up a configuration. Raises `FloatingPointError` if a loss, a gradient or
     a weight becomes NaN or infinite."""
-    result, folder = run_all([c], progress, lambda n, row: on_epoch(row), every)[0]
+
+    def told(n, row):
+        on_epoch(row)
+
+    result, folder = run_all([c], progress, told, every, graphs=graphs)[0]
     if isinstance(result, Exception):
         raise result
     return result, folder

@@ -192,7 +192,7 @@ def rerun(
             )
         if job.done:
             raise DataError(f'{job.folder}: found this run already, expected an empty folder')
-        return run(c, progress=False)[1]
+        return run(c, progress=False, graphs=r.environment.get('graphs', False))[1]
 
 # %% ../../nbs/experiments/06_store.ipynb #c0de0024
 TIPPED = 5  # so many utterances of the test part may come out otherwise by rounding

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'QUICK', 'PRECISIONS', 'train_stage', 'resolve_schedule', 'scheduled', 'precisely', 'epoch_seed', 'thaw',
-           'train_mode', 'to_be_had', 'plan_epoch', 'unsound', 'at_step', 'gradients', 'train_epoch', 'train_one',
-           'encoded', 'earlier', 'save_checkpoint', 'load_checkpoint', 'resume', 'Replica', 'Options', 'restore_adam',
-           'one_adam', 'regroup', 'next_epoch', 'running_mean', 'snapshot', 'put', 'averaged', 'not_finite', 'check',
-           'end_epoch', 'validate', 'chosen_by', 'keep_best', 'Stopwatch', 'record', 'progress_bar', 'show', 'estimate',
-           'adam_state', 'checkpoint', 'borrow', 'lend', 'begin', 'enter', 'finish', 'stoppable', 'fit_all', 'fit']
+           'train_mode', 'to_be_had', 'plan_epoch', 'unsound', 'at_step', 'gradients', 'one_step', 'train_epoch',
+           'train_one', 'encoded', 'earlier', 'save_checkpoint', 'load_checkpoint', 'resume', 'Replica', 'Options',
+           'restore_adam', 'moments', 'one_adam', 'recorded', 'regroup', 'next_epoch', 'running_mean', 'snapshot',
+           'put', 'averaged', 'not_finite', 'check', 'end_epoch', 'validate', 'chosen_by', 'keep_best', 'Stopwatch',
+           'record', 'progress_bar', 'show', 'estimate', 'adam_state', 'checkpoint', 'borrow', 'lend', 'begin', 'enter',
+           'finish', 'stoppable', 'fit_all', 'fit']
 
 # %% ../../nbs/training/02_trainer.ipynb #8785865b
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from collections.abc import Callable
 import hashlib, math, os, time, warnings
@@ -25,7 +27,8 @@ from ..basics.dialogues import Batch, DataError, Dialogues, Splits, batch, batch
 from ..basics.files import load_sealed, save_sealed
 from ..basics.masking import sample
 from ..basics.method import Method, Stage
-from .replicas import Together, clip, side_by_side
+from .graphs import Tape, roomy
+from .replicas import Together, clip, rebuilt, side_by_side, tensors_of
 from .evaluation import evaluate_all, metric_names
 
 # %% ../../nbs/training/02_trainer.ipynb #beb38b29
@@ -34,14 +37,15 @@ def train_stage(
     options: 'Options',  # how: precision, progress, seconds between checkpoints
 ):
     "The training loop: one stage, until each replica is out of epochs or patience."
-    team = None
-    optimiser = one_adam(replicas)
+    team, play = None, None
+    optimiser = one_adam(replicas, options.graphs)
     with progress_bar(replicas, options) as bar:
         on_step = estimate(replicas, bar)  # prints how long it takes
         while busy := [r for r in replicas if r.busy]:
             team = regroup(team, busy)
+            play = play or recorded(team, busy[0].stage, optimiser, options)  # for a GPU
             clock = Stopwatch()
-            losses, trouble = next_epoch(team, busy, optimiser, options, on_step)
+            losses, trouble = next_epoch(team, busy, optimiser, options, on_step, play)
             clock('train')
             with averaged(busy):  # if a stage averages its weights
                 end_epoch(busy, trouble)  # such as DPFT
@@ -221,7 +225,7 @@ def gradients(
     team: Together,  # R models; the gradients are left in their parameters
     stage: str,
     b: Batch,  # [R B, L]
-    keys: list[int],  # R, of the noise
+    keys: list[int] | Tensor,  # R, of the noise
     active: list[bool],  # R: which replicas have dialogues in it
     precision: str,
 ) -> dict[str, Tensor]:  # the loss and each of its parts -> [R]
@@ -237,6 +241,24 @@ def gradients(
             team.backward(losses, active)
     return {'loss': losses, **parts}
 
+# %% ../../nbs/training/02_trainer.ipynb #625364e7
+def one_step(
+    team: Together,  # R models; their parameters are changed
+    stage: Stage,
+    optimiser,  # of all their trained parameters
+    precision: str,
+    b: Batch,  # [R B, L]
+    keys: list[int] | Tensor,  # R, of the noise
+    active: list[bool],  # R: which replicas have dialogues in it
+) -> tuple[list[str], Tensor]:  # K names: the loss, its parts, the length of the gradient; [K, R]
+    "Change the parameters once. Nothing is read from the device."
+    found = gradients(team, stage.name, b, keys, active, precision)
+    value = torch.stack(list(found.values())).detach()
+    seen = torch.cat([value, team.norms()[None]])
+    clip(team, stage)  # what was seen is the length before
+    optimiser.step()
+    return [*found, 'length of the gradient'], seen
+
 # %% ../../nbs/training/02_trainer.ipynb #5f37c91c
 def train_epoch(
     team: Together,  # R models; their parameters are changed
@@ -247,6 +269,7 @@ def train_epoch(
     precision: str = 'float32',  # see above
     # called after each step with how many are done, and of how many
     on_step: Callable = lambda done, of: None,
+    play: Callable | None = None,  # `recorded` steps; None: `one_step`
     # the loss and each of its parts -> [R] mean over the dialogues, on the device; and `unsound` of
     # these steps, to be called once the numbers may be read
 ) -> tuple[dict[str, Tensor], Callable]:
@@ -256,26 +279,23 @@ def train_epoch(
     # q changes only between epochs
     each = zip(team.methods, stages, trains, seeds)
     plans = [plan_epoch(d, s, m.q.cpu(), seed) for m, s, d, seed in each]
+    step = play or partial(one_step, team, stages[0], optimiser, precision)
     total, seen = 0.0, []
     with torch.random.fork_rng():  # for methods that draw from PyTorch's own stream
         torch.manual_seed(seeds[0])
-        for step in range(of := max(map(len, plans))):
-            rows, masks, keys = at_step(plans, step)
-            b = side_by_side(trains, rows, masks)
-            active = [len(r) > 0 for r in rows]
-            found = gradients(team, stages[0].name, b, keys, active, precision)
-            value = torch.stack(list(found.values())).detach()
-            seen.append(torch.cat([value, team.norms()[None]]))
-            clip(team, stages[0])  # what was seen is the length before
+        for n in range(of := max(map(len, plans))):
+            rows, masks, keys = at_step(plans, n)
+            b = side_by_side(trains, rows, masks, roomy if play else None)
+            names, numbers = step(b, keys, [len(r) > 0 for r in rows])
+            seen.append(numbers)
             share = torch.tensor(
                 [len(r) / len(d) for r, d in zip(rows, trains)], dtype=torch.float32
             )
-            share = onto(share, value.device)
-            total = total + torch.where(share > 0, value * share, 0)
-            optimiser.step()
-            on_step(step + 1, of)
-    names = [*found, 'length of the gradient']
-    return dict(zip(found, total)), lambda: unsound(torch.stack(seen), names, plans, trains)
+            share = onto(share, numbers.device)
+            total = total + torch.where(share > 0, numbers[:-1] * share, 0)
+            on_step(n + 1, of)
+    losses = dict(zip(names[:-1], total))
+    return losses, lambda: unsound(torch.stack(seen), names, plans, trains)
 
 # %% ../../nbs/training/02_trainer.ipynb #9a5332d0
 def train_one(
@@ -408,6 +428,7 @@ class Options:
     every: float
     watch: Callable
     on_epoch: Callable
+    graphs: bool = False
 
 # %% ../../nbs/training/02_trainer.ipynb #d8146cac
 def restore_adam(optimiser, trained: dict, tensors: dict):
@@ -422,7 +443,18 @@ def restore_adam(optimiser, trained: dict, tensors: dict):
             optimiser.state[p] = {k: v.to(p.device) for k, v in state.items()}
 
 
-def one_adam(replicas: list[Replica]) -> torch.optim.Adam:
+def moments(optimiser: torch.optim.Adam):
+    "Give parameters that made no step yet the zeros that Adam starts from."
+    for p in (p for group in optimiser.param_groups for p in group['params']):
+        if not optimiser.state[p]:
+            zeros = dict(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            optimiser.state[p] = dict(step=torch.zeros((), device=p.device), **zeros)
+
+
+def one_adam(
+    replicas: list[Replica],
+    recorded: bool = False,  # its steps are recorded on a GPU
+) -> torch.optim.Adam:
     "Adam over the trained parameters of all replicas, with their previous moments."
     groups: dict = {}
     for r in replicas:
@@ -431,10 +463,45 @@ def one_adam(replicas: list[Replica]) -> torch.optim.Adam:
     optimiser = torch.optim.Adam(
         [dict(params=ps, lr=lr, weight_decay=decay) for (lr, decay), ps in groups.items()],
         fused=True,
+        capturable=recorded and replicas[0].splits.train.present.is_cuda,
     )
     for r in replicas:
         restore_adam(optimiser, r.trained, r.adam)
+    if recorded:
+        moments(optimiser)
     return optimiser
+
+# %% ../../nbs/training/02_trainer.ipynb #366e2c94
+def recorded(
+    team: Together,
+    stage: Stage,
+    optimiser: torch.optim.Adam,  # with `moments`
+    options: Options,
+) -> Callable | None:  # (batch, keys, active) as `one_step` gives it; None: not asked for
+    "A step of one model, to be played back."
+    if not options.graphs or not team.one:
+        return None
+    now: dict = {}  # the batch of this step, and what its numbers are
+
+    def step(tensors):
+        b = rebuilt(now['batch'], tensors['batch'])
+        about = team, stage, optimiser, options.precision
+        now['names'], numbers = one_step(*about, b, tensors['keys'], [True])
+        return numbers
+
+    def changes():
+        adam = [x for state in optimiser.state.values() for x in state.values()]
+        return [*team.methods[0].state_dict().values(), *adam]
+
+    tape = Tape(step, changes)
+
+    def play(b, keys, active):
+        now['batch'] = b
+        keys = onto(torch.tensor(keys, dtype=torch.int32), b.valid.device)
+        numbers = tape(dict(batch=tensors_of(b), keys=keys))
+        return now['names'], numbers
+
+    return play
 
 # %% ../../nbs/training/02_trainer.ipynb #cfc76417
 def regroup(team: Together | None, busy: list[Replica]) -> Together:
@@ -453,6 +520,7 @@ def next_epoch(
     optimiser: torch.optim.Adam,
     options: Options,
     on_step: Callable,  # of `train_epoch`
+    play: Callable | None = None,  # of `train_epoch`
     # the loss and its parts -> R means over the dialogues; what `unsound` found, to be called
 ) -> tuple[dict[str, list[float]], Callable]:
     "Train one epoch of every replica."
@@ -464,6 +532,7 @@ def next_epoch(
         [epoch_seed(r.seed, r.stage.name, r.at['epoch']) for r in busy],
         options.precision,
         on_step,
+        play,
     )
     return {k: v.tolist() for k, v in losses.items()}, trouble
 
@@ -793,10 +862,11 @@ def fit_all(
     shared: list | None = None,  # R functions: name of a stage -> (file, key) that runs share
     # further entries for a line of the history: name -> number
     watch: Callable = lambda method, stage, epoch, train: {},
+    graphs: bool = False,  # of a model that trains alone, record a step once and play it back
     # R histories, one line per stage and epoch; or the error that a run ended with
 ) -> list[list[dict] | Exception]:
     "Train all stages of all replicas side by side."
-    options = Options(precision, progress, every, watch, on_epoch)
+    options = Options(precision, progress, every, watch, on_epoch, graphs)
     R = len(methods)
     files, stages = checkpoints or [None] * R, shared or [None] * R
     each = zip(methods, splits, seeds, files, keys or [''] * R, stages)
@@ -826,7 +896,7 @@ def fit(
     checkpoint=None,  # file to resume from and to write; None: no checkpoints
     key: str = '',  # a checkpoint of another key is not used
     on_epoch: Callable = lambda row: None,  # called with each line of the history
-    **kwargs,  # as `fit_all`: every, progress, precision
+    **kwargs,  # as `fit_all`: every, progress, precision, graphs
 ) -> list[dict]:  # history
     """Train one model. Raises `FloatingPointError` if a loss, a gradient or a weight becomes NaN or
     infinite, naming stage, epoch, step and dialogues."""

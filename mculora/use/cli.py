@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['app', 'data', 'Features', 'Table', 'Size', 'Model', 'Manifest', 'FeatureFolder', 'Layout', 'Audio', 'Text', 'Face',
            'Skip', 'ModelDevice', 'DataPath', 'FindingsAsJson', 'Methods', 'Folds', 'Seeds', 'SideBySide', 'Processes',
-           'MethodName', 'Twin', 'MethodOptions', 'StudyData', 'MethodsOrAll', 'Studies', 'OneFold', 'OneSeed', 'Done',
-           'AsStudy', 'OneMethod', 'Trials', 'TuningFolds', 'TuningSeeds', 'RunFolder', 'NewModel', 'DatasetOfRun',
-           'DataRootOfRun', 'FeaturesOfRun', 'Temperatures', 'Programs', 'Input', 'Output', 'FeaturesOfInput',
-           'TableOfInput', 'Nonfinite', 'HeadroomData', 'BenchDevice', 'Threads', 'BenchPrecision', 'BenchData',
-           'AsJson', 'results', 'extract', 'check', 'train', 'check_', 'study', 'tune_', 'export', 'predict', 'explore',
-           'headroom', 'bench', 'add_', 'list_', 'show', 'why', 'where', 'explore_results', 'pack_', 'verify_',
-           'report', 'rerun', 'reproduce']
+           'Graphs', 'MethodName', 'Twin', 'MethodOptions', 'StudyData', 'MethodsOrAll', 'Studies', 'OneFold',
+           'OneSeed', 'Done', 'AsStudy', 'OneMethod', 'Trials', 'TuningFolds', 'TuningSeeds', 'RunFolder', 'NewModel',
+           'DatasetOfRun', 'DataRootOfRun', 'FeaturesOfRun', 'Temperatures', 'Programs', 'Input', 'Output',
+           'FeaturesOfInput', 'TableOfInput', 'Nonfinite', 'HeadroomData', 'BenchDevice', 'Threads', 'BenchPrecision',
+           'BenchData', 'AsJson', 'results', 'extract', 'check', 'train', 'check_', 'study', 'tune_', 'export',
+           'predict', 'explore', 'headroom', 'bench', 'add_', 'list_', 'show', 'why', 'where', 'explore_results',
+           'pack_', 'verify_', 'report', 'rerun', 'reproduce']
 
 # %% ../../nbs/use/04_cli.ipynb #a20b62db
 from collections import Counter
@@ -318,6 +318,13 @@ Processes = Annotated[
         min=0,
     ),
 ]
+Graphs = Annotated[
+    bool,
+    _option(
+        'On a GPU, record a training step once and play it back, where a run trains alone. Not '
+        'yet tried on one.'
+    ),
+]
 
 # %% ../../nbs/use/04_cli.ipynb #6985ca79
 def _scores(result):  # one line for a run
@@ -422,6 +429,7 @@ def train(
     seed: Seeds = None,
     together: SideBySide = 0,
     processes: Processes = 0,
+    graphs: Graphs = False,
     **settings,
 ):
     """Train methods on folds and seeds. Exit code: 0 all finished, 1 a run has no result (its loss
@@ -438,7 +446,9 @@ def train(
             for s in seed or [66]
         ]
         configs = [read_settings(RunConfig, r, '') for r in runs]
-        out = run_all(configs, together=together or None, processes=processes or None)
+        out = run_all(
+            configs, together=together or None, processes=processes or None, graphs=graphs
+        )
     raise typer.Exit(_say(out))
 
 # %% ../../nbs/use/04_cli.ipynb #4e12a38b
