@@ -9,6 +9,7 @@ __all__ = ['side_by_side', 'alike', 'stack', 'stack_buffers', 'tensors_of', 'reb
 # %% ../../nbs/training/00_replicas.ipynb #7465f37b
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 from collections.abc import Callable, Iterable
 from typing import Any
 import torch
@@ -198,6 +199,7 @@ class Together:
         self.methods = methods
         self.one = len(methods) == 1
         self.params = {} if self.one else stack(methods)
+        self.own = [list(m.parameters()) for m in methods]  # looking for them takes time
 
     def __call__(
         self,
@@ -214,10 +216,8 @@ class Together:
 
     def backward(self, losses: Tensor, active: list[bool]):  # [R], and who has a step to make
         "Compute the gradient of each active model's own loss; the others' are None."
-        for p in self.params.values():
+        for p in chain(self.params.values(), *self.own):
             p.grad = None
-        for m in self.methods:
-            m.zero_grad(set_to_none=True)
         losses.sum().backward()
         if not self.one:
             hand_out(self.params, self.methods, active)
@@ -225,7 +225,7 @@ class Together:
     def norms(self) -> Tensor:  # [R]
         "Norm of each model's gradient over all its parameters, on the device."
         if self.one:
-            return gradient_norm(self.methods[0].parameters())
+            return gradient_norm(self.own[0])
         return gradient_norms(self.params.values())
 
     def leave(self):
@@ -250,6 +250,8 @@ def shorten(
 
 def clip(team: Together, stage: Stage):
     "Shorten the gradients, each model's by itself, as the stage says."
+    if stage.clip is None and stage.clip_value is None:
+        return
     own = team.params or dict(team.methods[0].named_parameters())
     if stage.clip is not None:
         for part in stage.parts:

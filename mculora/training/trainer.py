@@ -140,20 +140,22 @@ def thaw(
     return {n: p for n, p in method.named_parameters() if p.requires_grad}
 
 
+def _above(name):  # the modules that something is in: 'a.b.weight' -> '', 'a', 'a.b'
+    parts = name.split('.')
+    return ['.'.join(parts[:k]) for k in range(len(parts))]
+
+
 def train_mode(
     method: Method,
     noisy: tuple[str, ...] = (),  # of the stage
 ):
     "Training mode, but frozen modules stay in evaluation mode, except for those that are `noisy`."
-    for m in method.modules():
-        m.training = any(p.requires_grad for p in m.parameters()) or not any(
-            True for p in m.parameters()
-        )
-    for m in method.modules():
-        if not m.training:
-            m.eval()
+    own = list(method.named_parameters(remove_duplicate=False))
+    trained = {name for n, p in own if p.requires_grad for name in _above(n)}
+    frozen = {name for n, _ in own for name in _above(n)} - trained
     for name, m in method.named_modules():
-        m.training |= name.startswith(noisy)
+        asleep = frozen.intersection([name, *_above(name)])
+        m.training = not asleep or name.startswith(noisy)
 
 # %% ../../nbs/training/02_trainer.ipynb #4f48a847
 def to_be_had(
