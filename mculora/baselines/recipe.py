@@ -33,7 +33,7 @@ class Recipe(Settings):
     sampling: Literal['dialogue', 'batch', 'utterance'] = 'dialogue'
 
 
-TINY = dict(width=32, depth=1, epochs=15, lr=3e-3, batch_size=4)  # for tiny twins
+TINY = dict(width=32, depth=1, epochs=8, lr=3e-3, batch_size=4)  # for tiny twins
 
 # %% ../../nbs/baselines/01_recipe.ipynb #pres3t01
 class Presets(Method):

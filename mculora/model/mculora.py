@@ -405,7 +405,7 @@ class MCULoRA(Rebalances):
     @classmethod
     def recipe(cls, task, preset='fair'):
         if task.tiny:
-            return dict(width=32, depth=1, epochs=30, lr=3e-3, batch_size=4)
+            return dict(width=32, depth=1, epochs=10, lr=3e-3, batch_size=4)
         if task.release == 'mosei':
             return dict(batch_size=32, epochs=200, bounds=(0.4, 0.6))
         # not in the paper; batch and epochs of the released script
