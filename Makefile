@@ -195,7 +195,7 @@ release: dist ## dist/ as a release of the tag of this version, checked as PyPI 
 bench: $(STAMP) ## seconds, memory and share of the machine's ceiling, beside a plain version: [ARGS=--json]
 	@$(BIN)/mculora bench $(ARGS)
 
-gpu: $(STAMP) ## what only a GPU can tell, in some eight minutes; [ARGS="--part methods": all of Table 1 | --size tiny --device cpu]
+gpu: $(STAMP) ## what only a GPU can tell; [ARGS="--part methods": all of Table 1 | --size tiny --device cpu]
 	@$(BIN)/python workflow/gpu.py $(ARGS)
 
 export: $(STAMP) ## nbs/ -> mculora/

@@ -666,7 +666,7 @@ def test_the_script_for_a_gpu_compares_recorded_with_eager_steps(tmp_path):
 def test_the_script_for_a_gpu_runs_to_its_end(tmp_path):
     parts = ('quiet', 'bench', 'paper', 'methods')
     found = measured(tmp_path, *(x for p in parts for x in ('--part', p)), '--methods', 'gcnet')
-    assert found['quiet'] == dict(eager=True, recorded=True)
+    assert found['quiet'] == dict(eager=None, recorded=None)  # a CPU cannot tell
     assert len(found['bench']) > 5
     for part, method in (('paper', 'mculora'), ('methods', 'gcnet')):
         assert found[part][method]['runs'] == 2 and found[part][method]['failed'] == []

@@ -455,7 +455,7 @@ def moments(optimiser: torch.optim.Adam):
 
 def one_adam(
     replicas: list[Replica],
-    recorded: bool = False,  # its steps are recorded on a GPU
+    graphs: bool = False,  # its steps are recorded on a GPU
 ) -> torch.optim.Adam:
     "Adam over the trained parameters of all replicas, with their previous moments."
     groups: dict = {}
@@ -465,11 +465,11 @@ def one_adam(
     optimiser = torch.optim.Adam(
         [dict(params=ps, lr=lr, weight_decay=decay) for (lr, decay), ps in groups.items()],
         fused=True,
-        capturable=recorded and replicas[0].splits.train.present.is_cuda,
+        capturable=graphs and replicas[0].splits.train.present.is_cuda,
     )
     for r in replicas:
         restore_adam(optimiser, r.trained, r.adam)
-    if recorded:
+    if graphs:
         moments(optimiser)
     return optimiser
 
