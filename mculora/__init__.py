@@ -66,7 +66,16 @@ if TYPE_CHECKING:
     from mculora.use.prediction import Predictor as Predictor
 
 # %% ../nbs/00_start.ipynb #db7a8751
-import os
+import ctypes, os, sys
 
 if 'OMP_WAIT_POLICY' not in os.environ:
     os.environ.setdefault('GOMP_SPINCOUNT', '1000')
+
+# %% ../nbs/00_start.ipynb #46395fc7
+_LARGE = 2**19  # bytes
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+
+if sys.platform == 'linux' and 'MALLOC_MMAP_THRESHOLD_' not in os.environ:
+    os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')  # PyTorch asks for huge pages
+    # other C libraries have no such setting
+    getattr(ctypes.CDLL(None), 'mallopt', lambda *_: None)(_M_MMAP_THRESHOLD, _LARGE)

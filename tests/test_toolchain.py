@@ -448,6 +448,8 @@ STEPS = {
     'import mculora': HEAVY | {'torch', 'numpy', 'pydantic'},
     'from mculora.basics.method import methods\nmethods()\nimport mculora.training.trainer': HEAVY
     | {'scipy', 'pyarrow', 'psutil'},
+    'from mculora.basics.dialogues import random_dialogues, split\n'
+    'split(random_dialogues(lengths=(2,) * 20, parts=("Session1", "Session2")))': HEAVY | {'scipy'},
     'import pkgutil, importlib\n'
     'for m in pkgutil.walk_packages(mculora.__path__, "mculora."): '
     'importlib.import_module(m.name)': HEAVY,

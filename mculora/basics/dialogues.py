@@ -11,7 +11,7 @@ __all__ = ['DataError', 'Task', 'Unlabelled', 'has_label', 'Dialogues', 'by_dial
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from typing import Any, TypeVar, overload
-import hashlib, json, re, warnings
+import hashlib, json, re
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -597,6 +597,23 @@ def trained_on(
     "Dialogues of no test part and no official validation part."
     return ~np.isin(d.part, [*_official(d), name, 'val'])
 
+# %% ../../nbs/basics/01_dialogues.ipynb #cd7731de
+def _dealt(counts, n, seed):  # [G, C] of each label in a group -> [G] which of `n` parts it is in
+    drawn = np.random.RandomState(seed).permutation(len(counts))
+    held, part = np.zeros((n, counts.shape[1])), np.zeros(len(counts), int)
+    for g in drawn[np.argsort(-counts[drawn].std(1), kind='stable')]:
+        best, least, size = 0, np.inf, np.inf
+        for k in range(n):
+            more = held.copy()
+            more[k] += counts[g]
+            uneven = (more / counts.sum(0)).std(0).mean()
+            tied = np.isclose(uneven, least)
+            if uneven < least or (tied and held[k].sum() < size):
+                best, least, size = k, uneven, held[k].sum()
+        part[g] = best
+        held[best] += counts[g]
+    return part
+
 # %% ../../nbs/basics/01_dialogues.ipynb #deabed61
 def _strata(d):  # [N]
     if d.task.classes:
@@ -611,22 +628,17 @@ def _units(d):  # [K] what is held out whole: groups if there are several, else 
 
 
 def _held_out(d, n_val, seed, name):  # which dialogues to train on, and which are held out
-    # imported here: it takes a second
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    y, unit, row = _strata(d), _units(d), np.repeat(np.arange(len(d)), d.lengths.numpy())
-    n = min(n_val, len(set(unit)), int(np.unique(y, return_counts=True)[1].max()))
+    unit, (_, y, often) = _units(d), np.unique(_strata(d), return_inverse=True, return_counts=True)
+    n = min(n_val, len(set(unit)), int(often.max()))
     if n < 2:
         raise DataError(
             f'{d.task.name}: found no label twice outside {name!r}, expected enough '
             'utterances to hold some out for validation'
         )
-    parts = StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(row, y, unit[row])
-    with warnings.catch_warnings():
-        # a rare class cannot be in every part
-        warnings.filterwarnings('ignore', 'The least populated class')
-        fit, held = next(parts)
-    return np.unique(row[fit]), np.unique(row[held])
+    counts = np.zeros((unit.max() + 1, len(often)))
+    np.add.at(counts, (np.repeat(unit, d.lengths.numpy()), y), 1)
+    held = _dealt(counts, n, seed)[unit] == 0
+    return (~held).nonzero()[0], held.nonzero()[0]
 
 # %% ../../nbs/basics/01_dialogues.ipynb #6b0f684a
 def _held_session(d, name, seed):  # its name
