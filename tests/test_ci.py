@@ -197,7 +197,7 @@ def test_what_is_released_has_the_same_bytes_every_time(tmp_path):
         sums.append((clone / 'dist' / 'SHA256SUMS').read_text())
     assert sums[0] == sums[1]
     names = [line.split()[1] for line in sums[0].splitlines()]
-    assert [n.rpartition('.')[2] for n in names] == ['whl', 'gz', 'lock']
+    assert [n.rpartition('.')[2] for n in names] == ['whl', 'zip', 'lock']
 
 
 # --- containers ---
