@@ -161,6 +161,33 @@ def test_nothing_is_learnt_from_what_has_no_label(method, n_classes):
         torch.testing.assert_close(task['whole'], task['alone'])
 
 
+# what is fitted in one go, what trains, and what makes classes of scores
+UNITS = {'majority', 'logistic', 'mculora', 'mran-reading', 'dicmor'}
+
+
+@pytest.mark.parametrize(
+    'method', [m if m in UNITS else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
+)
+def test_the_units_of_scores_do_not_matter(method):
+    """Scores of 4 to 16 are learned as those of -3 to 3, and what is predicted is turned back. The
+    noise of rounding is all that differs."""
+    d = data('scores')
+    scale = dict(low=4.0, high=16.0, middle=10.0, shift=10.0, unit=2.0)
+    other = replace(d, task=replace(d.task, **scale), label=2 * d.label + 10)
+    found = {}
+    for name, x in dict(usual=d, other=other).items():
+        torch.manual_seed(0)
+        m = create(method, x.task, x.widths, known(method, SMALL | MORE.get(method, {})))
+        fit(m, split(x), 1, progress=False)
+        found[name] = m, predictions(m, x)
+    (m, y), (_, z) = found.values()
+    torch.testing.assert_close((z - 10) / 2, y, rtol=0, atol=5e-3)
+    # scored in their own units
+    before, after = evaluate(m, d)['all'], evaluate(found['other'][0], other)['all']
+    assert after['MAE'] == pytest.approx(2 * before['MAE'], abs=2e-3)
+    assert after['r'] == pytest.approx(before['r'], abs=2e-3)
+
+
 @pytest.mark.parametrize('n_classes', [3, 0])
 def test_context_is_read_and_not_scored(n_classes):
     d = random_dialogues((4, 6, 5), n_classes=n_classes, parts=('train', 'train', 'test'))

@@ -114,7 +114,7 @@ class Flow(nn.Module):
 # %% ../../nbs/baselines/11_dicmor.ipynb #7ac3a184
 def score_bins(task: Task) -> int:
     "How many priors a task has: its classes, or the whole numbers that a score may be rounded to."
-    return len(task.classes) or round(task.high - task.low) + 1
+    return len(task.classes) or round(task.to_learn.high - task.to_learn.low) + 1
 
 
 class ClassPrior(nn.Module):
@@ -127,7 +127,7 @@ class ClassPrior(nn.Module):
     ):
         super().__init__()
         self.n = score_bins(task)
-        self.low = 0 if task.classes else task.low
+        self.low = 0 if task.classes else task.to_learn.low
         self.mean = nn.Parameter(torch.zeros(self.n, width))  # mu_y
         self.log_sd = nn.Parameter(torch.zeros(self.n, width))  # log sigma_y
 

@@ -26,12 +26,15 @@ def word_of(
     task: Task,  # what is predicted
 ) -> Tensor:  # [...] long
     "Which anchor a label belongs to: its class, or the whole number nearest to its score."
-    return label if task.classes else (label.clamp(task.low, task.high) - task.low).round().long()
+    if task.classes:
+        return label
+    low, high = task.to_learn.low, task.to_learn.high
+    return (label.clamp(low, high) - low).round().long()
 
 
 def n_words(task: Task) -> int:
     "The number of anchors."
-    return len(task.classes) or round(task.high - task.low) + 1
+    return len(task.classes) or round(task.to_learn.high - task.to_learn.low) + 1
 
 
 def class_means(

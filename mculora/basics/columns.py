@@ -88,10 +88,9 @@ class Columns(Files):
     # test1, test2, ... is the test part of one fold
     split: str = 'split'
     folds: int = Field(5, ge=2)
-    # a column, such as that of a person or a place: dialogues with a common value are in the same
-    # of `folds` folds, and `split` is not read; the column of the dialogue: folds by dialogue.
-    # None: by `split` where it is there, else by `speaker` where people recur, else by dialogue.
-    # Empty, as in older results: as None, but nobody is kept apart
+    # a column, such as that of a person: dialogues with a common value are in one of `folds` folds,
+    # and `split` is not read; that of the dialogue: folds by dialogue. None: by `split`, else by
+    # `speaker` where people recur, else by dialogue. Empty, as in older results: nobody kept apart
     group: str | None = None
     # auto: scores are numbers with a fractional part, or whole numbers with more than 20 values;
     # everything else is classes
@@ -105,15 +104,16 @@ class Columns(Files):
     # of a score with two sides, such as sentiment: accuracy of the side leads; None: correlation
     # leads
     middle: float | None = None
+    # learn scores on a scale from -3 to 3; False, as in older results: as they are
+    rescale: bool = True
     # an utterance without a label: a problem, or context, which is read but neither learnt from nor
     # scored
     unlabelled: Literal['refuse', 'context'] = 'refuse'
-    # NaN and infinity in a vector
-    nonfinite: Literal['entry', 'modality', 'refuse'] = 'entry'
+    nonfinite: Literal['entry', 'modality', 'refuse'] = 'entry'  # NaN and infinity in a vector
 
     @classmethod
     def written(cls, said: dict) -> 'Columns':
         """Restore from `model_dump`, treating values at their default as not given. What does not
         know of `group` was made when nobody was kept apart, and stays so."""
-        older = {'group': ''} if said and 'group' not in said else {}
-        return cls(**cls(**said | older).model_dump(exclude_defaults=True))
+        older = {'group': '', 'rescale': False} if said else {}
+        return cls(**cls(**older | said).model_dump(exclude_defaults=True))

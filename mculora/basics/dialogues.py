@@ -23,7 +23,7 @@ class DataError(ValueError):
     """Unusable data. The message names the file or field, what was found and what was
     expected."""
 
-
+# %% ../../nbs/basics/01_dialogues.ipynb #a94e76d6
 @dataclass(frozen=True)
 class Task:
     "What is predicted, with everything that tables and pictures must mention."
@@ -41,11 +41,33 @@ class Task:
     # the release that this is, or is a twin of; its recipes apply: 'mosei', ...; None: neither
     release: str | None = None
     tiny: bool = False  # a tiny twin, for small models
+    shift: float = 0.0  # a score is learned as (score - shift) / unit
+    unit: float = 1.0
 
     @property
     def n_outputs(self) -> int:
         "C: one logit for each class, or one score."
         return len(self.classes) or 1
+
+    @property
+    def as_given(self) -> bool:
+        "Whether labels are learned as they are."
+        return (self.shift, self.unit) == (0, 1)
+
+    def learned(self, label):
+        "A label, or a tensor of labels, as methods learn it."
+        return label if self.as_given else (label - self.shift) / self.unit
+
+    def told(self, output):
+        "An output of a method, in the units of the labels."
+        return output if self.as_given else output * self.unit + self.shift
+
+    @property
+    def to_learn(self) -> 'Task':
+        "The same, as methods see it: scores on the scale on which they are learned."
+        ends = {k: self.learned(getattr(self, k)) for k in ('low', 'high')}
+        middle = None if self.middle is None else self.learned(self.middle)
+        return replace(self, **ends, middle=middle, shift=0.0, unit=1.0)
 
 # %% ../../nbs/basics/01_dialogues.ipynb #f942ff94
 @dataclass(frozen=True)
@@ -126,6 +148,13 @@ class Dialogues(Unlabelled):
     def unlabelled(self) -> Unlabelled:
         "What a method may see outside its loss."
         return Unlabelled(**{f.name: getattr(self, f.name) for f in fields(Unlabelled)})
+
+    @cached_property
+    def to_learn(self) -> 'Dialogues':
+        "With scores on the scale on which they are learned."
+        if self.task.as_given:
+            return self
+        return replace(self, task=self.task.to_learn, label=self.task.learned(self.label))
 
 # %% ../../nbs/basics/01_dialogues.ipynb #523132d1
 def by_dialogue(
@@ -364,9 +393,14 @@ def _groups(d):  # groups decide what is held out for validation
     return [d.group] if d.group else []
 
 
+def _scale(d):  # on which scores are learned
+    return [] if d.task.as_given else [[d.task.shift, d.task.unit]]
+
+
 def fingerprint(d: Dialogues) -> str:
     "Hash of everything that can change a number of a run, 16 hexadecimal digits."
-    names = [d.task.name, d.task.classes, d.modalities, d.ids, d.part, *_range(d), *_groups(d)]
+    names = [d.task.name, d.task.classes, d.modalities, d.ids, d.part]
+    names += [*_range(d), *_groups(d), *_scale(d)]
     h = hashlib.sha256(json.dumps(names).encode())
     for x in [*d.features.values(), d.present, d.speaker, d.label, d.offset]:
         h.update(np.ascontiguousarray(x.detach().cpu().numpy()).data)

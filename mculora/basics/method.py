@@ -165,7 +165,7 @@ class Method(Hooked):
         self,
         batch: Inputs,  # what is available
         stage: str | None = None,  # None: the finished model
-    ) -> Tensor:  # [B, L, C] logits, or [B, L, 1] scores
+    ) -> Tensor:  # [B, L, C] logits, or [B, L, 1] scores as they are learned
         raise NotImplementedError
 
 # %% ../../nbs/basics/04_method.ipynb #a51afde0

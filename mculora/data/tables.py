@@ -197,6 +197,8 @@ def read_labels_of(
         return Task(classes=c.classes or _between(c.cuts), **about), side, bad
     span = x[torch.from_numpy(~missing) & x.isfinite()]
     low, high = _end(c.low, span, torch.min), _end(c.high, span, torch.max)
+    if c.rescale:
+        about |= dict(shift=(low + high) / 2, unit=(high - low) / 6 or 1.0)
     return Task(low=low, high=high, middle=c.middle, **about), x, bad
 
 # %% ../../nbs/data/03_tables.ipynb #b2258f7c

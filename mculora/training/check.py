@@ -48,7 +48,7 @@ def noise(
     d = random_dialogues(lengths, dict(widths))
     n, C = len(d.utterances), len(task.classes)
     label = torch.arange(n) % C if C else torch.linspace(task.low, task.high, n)
-    return replace(d, task=task, label=label)
+    return replace(d, task=task, label=label).to_learn
 
 # %% ../../nbs/training/05_check.ipynb #c0de0007
 def moved_copy(

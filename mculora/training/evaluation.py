@@ -73,7 +73,7 @@ def predictions_of(
                 ]
             )
             place = torch.cat([torch.arange(n) + k * L for k, n in enumerate(length.tolist())])
-            out[r][:, at.to(device)] = y[r][:, place.to(device)]
+            out[r][:, at.to(device)] = d.task.told(y[r][:, place.to(device)])
     return out
 
 # %% ../../nbs/training/01_evaluation.ipynb #2dd457fc

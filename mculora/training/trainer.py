@@ -871,6 +871,7 @@ def fit_all(
     options = Options(precision, progress, every, watch, on_epoch, graphs)
     R = len(methods)
     files, stages = checkpoints or [None] * R, shared or [None] * R
+    splits = [replace(s, train=s.train.to_learn) for s in splits]
     each = zip(methods, splits, seeds, files, keys or [''] * R, stages)
     replicas = [Replica(k, *x) for k, x in enumerate(each)]
     with stoppable(replicas):

@@ -116,7 +116,9 @@ def readout(
     # [..., C] probabilities; or [..., 1] the score, cut to the range of the labels
 ) -> Tensor:
     "Predictions as reported to users."
-    return (y / temperature).softmax(-1) if task.classes else y.clamp(task.low, task.high)
+    if task.classes:
+        return (y / temperature).softmax(-1)
+    return task.told(y).clamp(task.low, task.high)
 
 # %% ../../nbs/use/01_artefact.ipynb #a425b6e7
 class Standalone(nn.Module):
