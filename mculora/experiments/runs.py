@@ -1085,7 +1085,7 @@ def _ours(configs, opened, progress, on_epoch, how):
     return results
 
 # %% ../../nbs/experiments/01_runs.ipynb #3d1394fd
-_EACH = 2 * 2**30  # bytes of memory for a process; the twin of CMU-MOSEI takes 1.3 GiB
+_EACH = 2 * 2**30  # bytes of memory for a process; the twin of CMU-MOSEI takes over 1 GiB
 
 
 def n_processes(
