@@ -8,9 +8,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-# two seconds to import; jsonschema does without, and no notebook here has web addresses
-sys.modules['rfc3987_syntax'] = None
-
 import hypothesis
 import pytest
 from xdist.scheduler import LoadFileScheduling

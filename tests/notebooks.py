@@ -165,7 +165,6 @@ def papermill(out, **parameters):
 
 
 def serve():
-    sys.modules['rfc3987_syntax'] = None  # as in conftest
     for name in PRELOAD:
         importlib.import_module(name)
     # the collector of a fork would touch, and so copy, all of this memory

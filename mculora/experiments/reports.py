@@ -934,6 +934,18 @@ def inputs_of(
     )
     return t
 
+# %% ../../nbs/experiments/03_reports.ipynb #stages01
+# method, task, widths and options -> its stages; the tables of one notebook have the same rows
+_STAGES: dict[str, list[Stage]] = {}
+
+
+def _stages_of(*made_with):
+    key = repr(made_with)
+    if key not in _STAGES:
+        with torch.device('meta'):
+            _STAGES[key] = create(*made_with).stages()
+    return _STAGES[key]
+
 # %% ../../nbs/experiments/03_reports.ipynb #rdupd002
 def updates_cells(
     found: 'pd.DataFrame',  # of `find`: what ran
@@ -947,9 +959,8 @@ def updates_cells(
     runs = [read_result(f) for f in mine.file.unique()]
     # the number of classes makes no difference here
     task = replace(sweep.task, classes=('x', 'y'))
-    with torch.device('meta'):
-        net = create(v.method, task, runs[0].data['widths'], sweep.options | v.options)
-    each, out = [updates_by_stage(r, net.stages()) for r in runs], {}
+    stages = _stages_of(v.method, task, runs[0].data['widths'], sweep.options | v.options)
+    each, out = [updates_by_stage(r, stages) for r in runs], {}
     for name in each[0]:
         kept, made = (sum(x[name][k] for x in each) / len(each) for k in (0, 1))
         out[f'updates, {name}'] = Cell(words=f'{kept:,.0f} of {made:,.0f}')

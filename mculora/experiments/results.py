@@ -330,11 +330,9 @@ def addresses(
 
 def _places(root):  # address of each result -> the file that holds it
     files = [root] if root.is_file() and root.name.endswith(STORE) else root.rglob(f'*{STORE}')
-    stored = {
-        store.with_name(store.name.removesuffix(STORE)) / run: store
-        for store in files
-        for run in lines_of(store)
-    }
+    stored = {}
+    for store in files:
+        stored |= _once(('places', store), store, lambda store=store: _places_in(store))
     folders = {p.parent: p for p in root.rglob('result.json')}
     if twice := [p for p in folders if p in stored]:
         store = stored[twice[0]]
@@ -343,6 +341,10 @@ def _places(root):  # address of each result -> the file that holds it
             f'{twice[0]}: found this run in {store}, line {n}, too, expected one of both'
         )
     return dict(sorted((folders | stored).items()))
+
+
+def _places_in(store):
+    return {store.with_name(store.name.removesuffix(STORE)) / run: store for run in lines_of(store)}
 
 # %% ../../nbs/experiments/00_results.ipynb #e0p20001
 def hash_of(
@@ -500,11 +502,12 @@ def _scores(path):  # of one run: its identifying fields, and its scores
     return run, [*map(_as_row, r.scores)]
 
 # %% ../../nbs/experiments/00_results.ipynb #5f7a6a6e
-def _scores_once(folder, file):  # the same, but notebooks of tables ask for it several times
-    if not file.name.endswith(STORE):
-        return _once('scores', file, lambda: _scores(file))
-    runs = _once('scores', file, lambda: {n: _scores(folder.with_name(n)) for n in lines_of(file)})
-    return runs[folder.name]
+def _scores_in(file):  # the same by address; notebooks of tables ask for it several times
+    def read():
+        runs = _places_in(file) if file.name.endswith(STORE) else [file.parent]
+        return {run: _scores(run) for run in runs}
+
+    return _once(('scores', file), file, read)
 
 # %% ../../nbs/experiments/00_results.ipynb #604ea280
 def collect(
@@ -516,16 +519,32 @@ def collect(
 ) -> 'pd.DataFrame':
     """All results below a folder, or some of them, as one table, empty if there are none. Raises
     `DataError` if the folder does not exist."""
+    if not Path(root).exists():
+        raise DataError(f'{root}: found no such folder, expected one with runs')
+    places = _places(Path(root))
+    held = {file: _scores_in(file) for file in dict.fromkeys(places.values())}
+    # the same contents are the same objects, which the table keeps alive
+    key = (protocol, repr(only), *map(id, held.values()))
+    if key not in _TABLES:
+        while len(_TABLES) > 3:  # each may be large
+            _TABLES.pop(next(iter(_TABLES)))
+        _TABLES[key] = held, _table(places, held, protocol, only)
+    return _TABLES[key][1].copy(deep=False)  # of which a change copies first
+
+
+# what was asked, of which contents -> these contents, and their table
+_TABLES: dict[tuple, tuple] = {}
+
+
+def _table(places, held, protocol, only):
     # imported here: pandas and SciPy take a second and 130 MB, and training needs neither
     import pandas as pd
 
-    if not Path(root).exists():
-        raise DataError(f'{root}: found no such folder, expected one with runs')
     names = list(Score.model_fields)
     found = [
         (run | dict(file=os.path.join(folder, 'result.json')), mine)
-        for folder, file in _places(Path(root)).items()
-        for run, scores in [_scores_once(folder, file)]
+        for folder, file in places.items()
+        for run, scores in [held[file][folder]]
         if all(run[k] == v for k, v in only.items())
         if (mine := [s for s in scores if s[names.index('protocol')] == protocol])
     ]
@@ -622,20 +641,24 @@ def summarise(
 def _differences(table, one, others, by):
     names = list(dict.fromkeys([one, *others]))
     one_version(table)
-    here = table.loc[table[by].isin(names), [by, 'fold', 'seed', 'value']]
-    _refuse_mixed(*(here[c].to_numpy() for c in ('fold', 'seed', by)))
-    runs = here.pivot(index=['fold', 'seed'], columns=by, values='value').reindex(columns=names)
-    for other in others if runs.isna().any(axis=None) else ():
-        gap = runs[[one, other]].dropna(how='all').isna()
-        if gap.any(axis=None):
+    here = table[table[by].isin(names)]
+    fold, seed, who, value = (here[c].tolist() for c in ('fold', 'seed', by, 'value'))
+    _refuse_mixed(fold, seed, who)
+    # by hand, since a table has hundreds of these: pandas takes ten times as long
+    runs = sorted(set(zip(fold, seed)))
+    row, column = ({x: k for k, x in enumerate(some)} for some in (runs, names))
+    x = np.full((len(runs), len(names)), np.nan)
+    x[[row[run] for run in zip(fold, seed)], [column[name] for name in who]] = value
+    lost = np.isnan(x)
+    for other in others:
+        both = lost[:, [column[one], column[other]]]
+        if gaps := np.argwhere(both & ~both.all(axis=1, keepdims=True)).tolist():
             raise DataError(
                 f'{one} and {other}: found no result of '
-                f'{[(m, *i) for i in gap.index for m in gap if gap.loc[i, m]]} ({by}, fold, '
-                'seed), expected the same runs of both'
+                f'{[((one, other)[k], *runs[i]) for i, k in gaps]} ({by}, fold, seed), expected '
+                'the same runs of both'
             )
-    return runs.index.get_level_values('fold').to_numpy(), runs[[one]].to_numpy(dtype=float) - runs[
-        list(others)
-    ].to_numpy(dtype=float)
+    return np.array([f for f, _ in runs]), x[:, [0]] - x[:, [column[o] for o in others]]
 
 # %% ../../nbs/experiments/00_results.ipynb #5491e5ad
 def holm(
