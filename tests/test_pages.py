@@ -191,7 +191,8 @@ def effect_of(claim):
     words = {d: words_of(r['effect'], r['corrected']) for d, r in own.items()}
 
     def where(word):
-        return ' and '.join(NAME[d] for d, said in words.items() if word in said)
+        *some, last = [NAME[d] for d, said in words.items() if word in said] or ['']
+        return ' and '.join([', '.join(some), last] if some else [last])
 
     said = [f'on {where("above zero")}'] * bool(where('above zero'))
     said += [f'below zero on {where("below zero")}'] * bool(where('below zero'))
@@ -439,11 +440,19 @@ def test_a_wrong_number_in_a_block_is_noticed():
 
 
 def test_claims_of_the_verdict():
-    """One effect of all differs from zero after Holm's correction. Where the paper prints a gain,
-    it lies outside the interval on IEMOCAP; MCULoRA never ran by the paper's schedule."""
+    """No effect of all differs from zero after Holm's correction; the closest is MCLA's, on
+    `mosei_video`. Where the paper prints a gain, it lies outside the interval on IEMOCAP; MCULoRA
+    never ran by the paper's schedule."""
     found = effects()
-    assert {k for k, r in found.items() if r['corrected'] < 0.05} == {('MCLA', 'mosei_video')}
+    assert all(r['corrected'] > 0.05 for r in found.values())
+    assert min(found, key=lambda k: found[k]['corrected']) == ('MCLA', 'mosei_video')
     assert found['MCLA', 'mosei_video']['mean'] > 0
+    small = [
+        data
+        for data in LEAD
+        if SMALL in effect_of('private') and NAME[data] in effect_of('private')
+    ]
+    assert small == list(LEAD)
     gains = printed_gains()
     assert set(gains) == {'ahead', 'MCLA', 'DPFT'}
     for claim, gain in gains.items():
