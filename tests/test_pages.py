@@ -550,6 +550,20 @@ def test_claims_of_what_is_small():
         assert PRINTED_SMALLER in verdicts['ahead of MoMKE']
 
 
+def test_claims_of_what_is_small_on_single_videos():
+    """MCLA gains less than a point over pre-training alone, in its own table; its adapters less
+    than half a point, private ones less than a tenth."""
+    said = {k.split(' (')[0]: row for k, row in sizes('mosei_video').items()}
+    whole, adapters = said['second stage with adapters'], said['adapters']
+    mean, half = map(float, whole['difference'].split(' ± '))
+    assert whole['verdict'] == 'above zero' and 0 < mean < 1 and half < mean
+    assert all('not distinguishable' in said[k]['verdict'] for k in ('second stage', 'adapters'))
+    within = adapters['P below / within / above ±0.5'].split(' / ')[1]
+    assert float(within) > 0.99 and sum(map(float, adapters['over dialogues'].split(' ± '))) < 0.5
+    private = said['private adapters']
+    assert SMALL in private['verdict'] and float(private['would have been seen'].split()[0]) < 0.1
+
+
 @pytest.mark.parametrize('data', [*LEAD, 'iemocap-simulated'])
 def test_a_question_has_one_corrected_p(data):
     "In both tables of Table 2; and a verdict names a sign where it is below .05, and only there."
