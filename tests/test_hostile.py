@@ -2,7 +2,8 @@
 time stay bounded, the message names the file. Every bad file is made here, and read in a process of
 its own that is watched."""
 
-import ast, fcntl, gc, hashlib, json, os, pickle, resource, socket, struct, subprocess, sys, time
+import ast, fcntl, gc, hashlib, json, os, pickle, resource, select, socket, struct
+import subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -73,36 +74,44 @@ def readers():
         'result': results.read_result,
         'control': lambda p: pickle.loads((p / 'x.pkl').read_bytes()),
         'control open': lambda p: (p / '..' / 'control' / 'x.pkl').read_bytes(),
+        'control death': lambda p: os.kill(os.getpid(), 9),
     }
 
 
-def watched(case, kind, read):
-    "Read one case, and say what happened: on a pipe, from a fork."
-    seen, inside = [], (os.path.realpath(case) + '/', f'{ROOT}/mculora/')
+SEEN, INSIDE = [], []  # of the case that is being read: what happened, and where it may look
 
-    def look(event, args):
-        if event.startswith(HARM):
-            seen.append(f'{event} {args!r:.80}')
-        elif (
-            event in EYES
-            and isinstance(args[0], (str, bytes))
-            and not f'{os.path.realpath(os.fsdecode(args[0]))}/'.startswith(inside)
-        ):
-            seen.append(f'{event} {args[0]!r:.80}')
 
+def look(event, args):
+    if event.startswith(HARM):
+        SEEN.append(f'{event} {args!r:.80}')
+    elif (
+        event in EYES
+        and isinstance(args[0], (str, bytes))
+        and not f'{os.path.realpath(os.fsdecode(args[0]))}/'.startswith(tuple(INSIDE))
+    ):
+        SEEN.append(f'{event} {args[0]!r:.80}')
+
+
+def limit(what, more):
+    "From what is used so far; the hard limit stays, since the next case needs another."
+    resource.setrlimit(what, (more, resource.getrlimit(what)[1]))
+
+
+def watched(case, read):
+    "Read one case, and say what happened."
     os.chdir(case)
+    INSIDE[:] = os.path.realpath(case) + '/', f'{ROOT}/mculora/'
     used = int(Path('/proc/self/statm').read_text().split()[0]) * os.sysconf('SC_PAGE_SIZE')
-    resource.setrlimit(resource.RLIMIT_AS, (used + 2**31,) * 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
+    limit(resource.RLIMIT_AS, used + 2**31)
+    limit(resource.RLIMIT_CPU, int(time.process_time()) + 31)
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    sys.addaudithook(look)
+    SEEN.clear()
     try:
         outcome, message = 'value', repr(type(read(Path(case))))
     except BaseException as e:
         outcome, message = type(e).__name__, str(e)[:4000]
-    events = list(seen)
+    events = list(SEEN)
     return dict(
-        kind=kind,
         outcome=outcome,
         message=message,
         events=events[:9],
@@ -111,9 +120,45 @@ def watched(case, kind, read):
     )
 
 
+def one_after_the_other(cases, read, to):
+    """In a fork: a line for each case, until one did something or took memory; the next ones are
+    then another fork's."""
+    sys.addaudithook(look)
+    for case in cases:
+        kind = (case / 'kind').read_text()
+        r = watched(case, read[kind])
+        to.write(json.dumps(r) + '\n')
+        to.flush()
+        if r['events'] or r['mb'] > 8:
+            break
+    os._exit(0)
+
+
 def worked(pid):
     "CPU time of a process so far, in ticks."
     return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[11:13]
+
+
+def answers(pid, r):
+    """What a fork says of its cases; at the end, of one that it did not survive. It hangs if it
+    does nothing: how long work takes is up to the machine, and limited in CPU seconds."""
+    nothing, before = dict(message='', events=[], seconds=90, mb=0), None
+    # without a buffer, which would hide lines from `select`
+    with open(r, 'rb', 0) as lines:
+        while True:
+            if not select.select([lines], [], [], 45)[0]:
+                if (now := worked(pid)) == before:
+                    os.kill(pid, 9)
+                    os.waitpid(pid, 0)
+                    yield dict(outcome='hangs', **nothing)
+                    return
+                before = now
+            elif line := lines.readline():
+                yield json.loads(line)
+            else:
+                if status := os.waitpid(pid, 0)[1]:
+                    yield dict(outcome=f'dies of {status}', **nothing)
+                return
 
 
 def worker(folder):
@@ -129,45 +174,17 @@ def worker(folder):
     read['layout'](Path(folder).parent / 'first' / 'sound')
     # the collector of a fork would touch, and so copy, all of it
     gc.freeze()
-    for case in sorted(Path(folder).iterdir()):
-        kind = (case / 'kind').read_text()
+    cases = sorted(Path(folder).iterdir())
+    while cases:
         r, w = os.pipe()
         if not (pid := os.fork()):
-            os.write(w, json.dumps(watched(case, kind, read[kind])).encode()[:60_000])
-            os._exit(0)
+            os.close(r)
+            one_after_the_other(cases, read, open(w, 'w'))
         os.close(w)
-        end, before = time.monotonic() + 45, None
-        # it hangs if it does nothing: how long work takes is up to the machine, and limited in CPU
-        # seconds
-        while not (done := os.waitpid(pid, os.WNOHANG))[0]:
-            if time.monotonic() > end:
-                if (now := worked(pid)) == before:
-                    break
-                end, before = time.monotonic() + 45, now
-            time.sleep(0.001)
-        if not done[0]:
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
-        said = os.read(r, 60_000)
-        os.close(r)
-        print(
-            json.dumps(
-                [
-                    case.name,
-                    json.loads(said)
-                    if said
-                    else dict(
-                        kind=kind,
-                        outcome='hangs' if not done[0] else f'dies of {done[1]}',
-                        message='',
-                        events=[],
-                        seconds=90,
-                        mb=0,
-                    ),
-                ]
-            ),
-            flush=True,
-        )
+        for said in answers(pid, r):
+            case = cases.pop(0)
+            kind = (case / 'kind').read_text()
+            print(json.dumps([case.name, dict(said, kind=kind)]), flush=True)
 
 
 if __name__ == '__main__':
@@ -1044,6 +1061,7 @@ for name, data in {
 
 pickled('os.system', b'cos\nsystem\n(S"touch harm"\ntR.', 'control')
 pickled('open', b'', 'control open')
+pickled('kill', b'', 'control death')
 
 
 def read_all(top, wanted):
@@ -1104,7 +1122,8 @@ def seen_every_way(tmp_path_factory):
 
 
 def test_the_watch_sees_code_and_eyes(seen):
-    "The same file, read without care, is seen: what follows can fail."
+    "The same file, read without care, is seen, and so is a death: what follows can fail."
+    assert seen['control death: kill']['outcome'] == 'dies of 9'
     loose, outside = seen['control: os.system'], seen['control open: open']
     assert (
         loose['harm']

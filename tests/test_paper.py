@@ -46,7 +46,8 @@ MADE_FROM = {
     'table8_choices': 'iemocap',
     'table9_nested': 'iemocap',
 }
-LONG = ('table4_cost',)  # counts the operations of every method: by `make test-all`
+# by `make test-all`: the first counts the operations of every method, the others draw for long
+LONG = ('table4_cost', 'fig4_convergence', 'fig7_inside')
 DEFAULT = [
     (nb, name) for nb, name in COMMITTED if MADE_FROM.get(nb, name) == name and nb not in LONG
 ]
