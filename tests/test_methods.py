@@ -412,6 +412,23 @@ def test_a_step_that_is_played_back_is_the_usual_one(method):
     assert losses(True) == pytest.approx(losses(False), abs=1e-4)
 
 
+@pytest.mark.slow
+@every
+def test_within_a_stage_weights_and_buffers_stay_where_they_are(method):
+    "What is recorded reads them at the addresses that they had."
+    d = random_dialogues(lengths=[3, 9, 2, 7, 4, 5] * 3, parts=('train', 'train', 'val', 'test'))
+    fields = methods()[method].Settings.model_fields
+    few = {k: v for k, v in dict(width=16, epochs=3, batch_size=4).items() if k in fields}
+    m, at = create(method, d.task, d.widths, few), {}
+
+    def note(row):
+        where = {n: x.data_ptr() for n, x in m.state_dict().items()}
+        assert at.setdefault(row['stage'], where) == where
+
+    fit(m, split(d), progress=False, on_epoch=note)
+    assert at or not m.stages()
+
+
 # what changes a prediction: an utterance's own features, a neighbour's, who shares a speaker, and
 # which number that one has
 READS = {

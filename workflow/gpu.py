@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +21,22 @@ from mculora.experiments.bench import bench, line
 from mculora.experiments.results import environment
 from mculora.experiments.runs import resolve_device, run_all
 from mculora.experiments.studies import ROWS
+from mculora.training.evaluation import predictions_of
 from mculora.training.options import RunConfig
 from mculora.training.replicas import Together
-from mculora.training.trainer import Options, fit, moments, recorded, thaw, train_epoch
+from mculora.training.trainer import (
+    Options,
+    fit,
+    moments,
+    recorded,
+    recorded_evaluation,
+    thaw,
+    train_epoch,
+)
 
 SMALL = dict(width=16, depth=1, batch_size=8)  # a model to see that it runs
+# what is timed -> its column of the history
+TIMED = {'an epoch': 'seconds/train', 'its evaluation': 'seconds/evaluate'}
 
 
 class Part(StrEnum):
@@ -49,8 +61,9 @@ def model(d: Splits, size: str, **options):
 
 
 def quiet(size: str, device: torch.device, say: Callable) -> dict:
-    """Where the host waits for the GPU after the first step of an epoch, eager or recorded: what
-    PyTorch says of it; '' is nowhere. None on a CPU, where nothing waits."""
+    """Where the host waits for the GPU after the first step of an epoch, or in predictions under
+    all conditions, eager or recorded: what PyTorch says of it; '' is nowhere. None on a CPU, where
+    nothing waits."""
     if device.type != 'cuda':
         say(f'does the host wait for the device? That is not to be told on {device}')
         return dict(eager=None, recorded=None)
@@ -67,11 +80,15 @@ def quiet(size: str, device: torch.device, say: Callable) -> dict:
         moments(optimiser)
         how = Options('float32', False, 0, None, None, graphs=name == 'recorded')
         team = Together([net])
-        play = recorded(team, stage, optimiser, how)
+        play, look = recorded(team, stage, optimiser, how), recorded_evaluation(team, stage, how)
         epoch = [team, [stage], [d.train], optimiser, [0], 'float32']
+        looks = partial(predictions_of, team, [d.val], stage=stage.name, play=look)
         train_epoch(*epoch, play=play)  # all shapes are recorded
+        looks()
         try:
             train_epoch(*epoch, strict, play)
+            torch.cuda.set_sync_debug_mode('error')
+            looks()
             found[name] = ''
         except RuntimeError as e:
             found[name] = str(e)
@@ -82,23 +99,24 @@ def quiet(size: str, device: torch.device, say: Callable) -> dict:
 
 
 def epochs(size: str, device: torch.device, say: Callable, n: int = 4) -> dict:
-    "Seconds of an epoch of one model, eager and recorded, and how far its losses are apart."
+    """Seconds of an epoch of one model and of its evaluation, eager and recorded, and how far its
+    losses are apart."""
     d, out = data(size, device), {}
     for graphs in (False, True):
         history = fit(model(d, size, epochs=n), d, schedule='paper', progress=False, graphs=graphs)
         out['recorded' if graphs else 'eager'] = [
-            {k: row[k] for k in ('stage', 'epoch', 'train/loss', 'seconds/train')}
+            {k: row[k] for k in ('stage', 'epoch', 'train/loss', *TIMED.values())}
             for row in history
         ]
     for stage in dict.fromkeys(row['stage'] for row in out['eager']):
         eager, played = ([r for r in out[k] if r['stage'] == stage] for k in ('eager', 'recorded'))
-        a, b = (min(r['seconds/train'] for r in rows[1:]) for rows in (eager, played))
         apart = max(abs(x['train/loss'] - y['train/loss']) for x, y in zip(eager, played))
-        out[stage] = dict(eager=a, recorded=b, ratio=a / b, apart=apart)
-        say(
-            f'{stage}: an epoch takes {a:.3f} s eager and {b:.3f} s recorded ({a / b:.1f}x); '
-            f'losses are {apart:.1g} apart'
-        )
+        out[stage] = dict(apart=apart)
+        for what, column in TIMED.items():
+            a, b = (min(r[column] for r in rows[1:]) for rows in (eager, played))
+            out[stage][what] = dict(eager=a, recorded=b, ratio=a / b)
+            say(f'{stage}: {what} takes {a:.3f} s eager and {b:.3f} s recorded ({a / b:.1f}x)')
+        say(f'{stage}: losses are {apart:.1g} apart')
     return out
 
 

@@ -6,10 +6,10 @@
 __all__ = ['SCHEDULES', 'QUICK', 'PRECISIONS', 'train_stage', 'resolve_schedule', 'scheduled', 'precisely', 'epoch_seed', 'thaw',
            'train_mode', 'to_be_had', 'plan_epoch', 'unsound', 'at_step', 'gradients', 'one_step', 'train_epoch',
            'train_one', 'encoded', 'earlier', 'save_checkpoint', 'load_checkpoint', 'resume', 'Replica', 'Options',
-           'restore_adam', 'moments', 'one_adam', 'recorded', 'regroup', 'next_epoch', 'running_mean', 'snapshot',
-           'put', 'averaged', 'not_finite', 'check', 'end_epoch', 'validate', 'chosen_by', 'keep_best', 'Stopwatch',
-           'record', 'progress_bar', 'show', 'estimate', 'adam_state', 'checkpoint', 'borrow', 'lend', 'begin', 'enter',
-           'finish', 'stoppable', 'fit_all', 'fit']
+           'restore_adam', 'moments', 'one_adam', 'recorded', 'recorded_evaluation', 'regroup', 'next_epoch',
+           'running_mean', 'snapshot', 'put', 'averaged', 'not_finite', 'check', 'end_epoch', 'validate', 'chosen_by',
+           'keep_best', 'Stopwatch', 'record', 'progress_bar', 'show', 'estimate', 'adam_state', 'checkpoint', 'borrow',
+           'lend', 'begin', 'enter', 'finish', 'stoppable', 'fit_all', 'fit']
 
 # %% ../../nbs/training/02_trainer.ipynb #8785865b
 from contextlib import contextmanager, nullcontext
@@ -27,9 +27,9 @@ from ..basics.dialogues import Batch, DataError, Dialogues, Splits, batch, batch
 from ..basics.files import load_sealed, save_sealed
 from ..basics.masking import sample
 from ..basics.method import Method, Stage
-from .graphs import Tape, roomy
-from .replicas import Together, clip, rebuilt, side_by_side, tensors_of
-from .evaluation import evaluate_all, metric_names
+from .graphs import roomy, taped
+from .replicas import Together, clip, side_by_side
+from .evaluation import evaluate_all, metric_names, under_all
 
 # %% ../../nbs/training/02_trainer.ipynb #beb38b29
 def train_stage(
@@ -37,20 +37,22 @@ def train_stage(
     options: 'Options',  # how: precision, progress, seconds between checkpoints
 ):
     "The training loop: one stage, until each replica is out of epochs or patience."
-    team, play = None, None
+    team, play, look = None, None, None
     optimiser = one_adam(replicas, options.graphs)
     with progress_bar(replicas, options) as bar:
         on_step = estimate(replicas, bar)  # prints how long it takes
         while busy := [r for r in replicas if r.busy]:
             team = regroup(team, busy)
-            play = play or recorded(team, busy[0].stage, optimiser, options)  # for a GPU
+            # for a GPU: steps and evaluations
+            play = play or recorded(team, busy[0].stage, optimiser, options)
+            look = look or recorded_evaluation(team, busy[0].stage, options)
             clock = Stopwatch()
             losses, trouble = next_epoch(team, busy, optimiser, options, on_step, play)
             clock('train')
             with averaged(busy):  # if a stage averages its weights
                 end_epoch(busy, trouble)  # such as DPFT
                 clock('end_epoch')
-                val, test = validate(team, busy, options)
+                val, test = validate(team, busy, options, look)
                 clock('evaluate')
                 keep_best(busy, val)
                 record(busy, losses, val, test, clock, options, bar)
@@ -483,27 +485,35 @@ def recorded(
     "A step of one model, to be played back."
     if not options.graphs or not team.one:
         return None
-    now: dict = {}  # the batch of this step, and what its numbers are
+    names: list[str] = []
 
-    def step(tensors):
-        b = rebuilt(now['batch'], tensors['batch'])
+    def step(b, keys):
         about = team, stage, optimiser, options.precision
-        now['names'], numbers = one_step(*about, b, tensors['keys'], [True])
+        names[:], numbers = one_step(*about, b, keys, [True])
         return numbers
 
     def changes():
         adam = [x for state in optimiser.state.values() for x in state.values()]
         return [*team.methods[0].state_dict().values(), *adam]
 
-    tape = Tape(step, changes)
+    played = taped(step, changes)
 
     def play(b, keys, active):
-        now['batch'] = b
-        keys = onto(torch.tensor(keys, dtype=torch.int32), b.valid.device)
-        numbers = tape(dict(batch=tensors_of(b), keys=keys))
-        return now['names'], numbers
+        numbers = played(b, onto(torch.tensor(keys, dtype=torch.int32), b.valid.device))
+        return names, numbers
 
     return play
+
+
+def recorded_evaluation(
+    team: Together,
+    stage: Stage,
+    options: Options,
+) -> Callable | None:  # `under_all` of this team and stage; None: not asked for
+    "A batch of one model under every condition, to be played back."
+    if not options.graphs or not team.one:
+        return None
+    return taped(partial(under_all, team=team, stage=stage.name))
 
 # %% ../../nbs/training/02_trainer.ipynb #cfc76417
 def regroup(team: Together | None, busy: list[Replica]) -> Together:
@@ -614,13 +624,17 @@ def end_epoch(
 
 # %% ../../nbs/training/02_trainer.ipynb #5a887eb7
 def validate(
-    team: Together, busy: list[Replica], options: Options
+    team: Together,
+    busy: list[Replica],
+    options: Options,
+    look: Callable | None = None,  # `recorded_evaluation`; None: called
 ) -> tuple[list[dict], list[dict]]:  # of R: condition -> metric -> value, on validation and test
     "All conditions on validation and on test."
     stage = busy[0].stage
     with precisely(options.precision, busy[0].splits.train.present.device):
-        val = evaluate_all(team, [r.data.val for r in busy], stage.name, stage.select)
-        test = evaluate_all(team, [r.data.test for r in busy], stage.name, stage.select)
+        how = stage.name, stage.select, look
+        val = evaluate_all(team, [r.data.val for r in busy], *how)
+        test = evaluate_all(team, [r.data.test for r in busy], *how)
     return val, test
 
 
