@@ -39,10 +39,10 @@ COMMITTED = [
 # test-all`
 MADE_FROM = {
     'table1_fixed': 'mosi',
-    'table2_ablation': 'mosei_video',
+    'table2_ablation': 'hazumi_online',
     'table3_random': 'iemocap-simulated',
     'table5_recipes': 'iemocap',
-    'fig3_rank': 'mosi',
+    'fig3_rank': 'mosei_video',
     'table8_choices': 'iemocap',
     'table9_nested': 'iemocap',
 }
