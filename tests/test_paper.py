@@ -507,6 +507,7 @@ DATA = {
     'iemocap': 'IEMOCAP, stand-in features',
     'mosi': 'CMU-MOSI, stand-in features',
     'mosei_video': 'mosei_video, a table of its own',
+    'hazumi_online': 'hazumi_online, a table of its own',
     'iemocap-simulated': 'Simulated twin of IEMOCAP',
     'mosei-simulated': 'Simulated twin of CMU-MOSEI',
     'premise-1.5-simulated': 'Simulated twins of the premise',

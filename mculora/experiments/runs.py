@@ -1247,7 +1247,7 @@ def run_all(
     # how many train side by side, each in a process of one thread; None: see `n_processes`. Scripts
     # that ask for it need `if __name__ == '__main__':`
     processes: int | None = 1,
-    graphs: bool = False,  # on a GPU, play a recorded step back where a run trains alone
+    graphs: bool = False,  # on a GPU, play recorded steps back where a run trains alone
     # results in the order of `configs`, or why there is none, and their folders
 ) -> list[tuple[Result | Exception, Path]]:
     """Run, resume or look up several configurations. Runs that differ only in fold and seed train

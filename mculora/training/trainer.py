@@ -878,7 +878,8 @@ def fit_all(
     shared: list | None = None,  # R functions: name of a stage -> (file, key) that runs share
     # further entries for a line of the history: name -> number
     watch: Callable = lambda method, stage, epoch, train: {},
-    graphs: bool = False,  # of a model that trains alone, record a step once and play it back
+    # of a model that trains alone, record steps and evaluations once and play them back
+    graphs: bool = False,
     # R histories, one line per stage and epoch; or the error that a run ended with
 ) -> list[list[dict] | Exception]:
     "Train all stages of all replicas side by side."

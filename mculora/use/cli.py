@@ -321,8 +321,8 @@ Processes = Annotated[
 Graphs = Annotated[
     bool,
     _option(
-        'On a GPU, record a training step once and play it back, where a run trains alone. Not '
-        'yet tried on one.'
+        'On a GPU, record training steps and evaluations once and play them back, where a run '
+        'trains alone. Not yet tried on one.'
     ),
 ]
 
