@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 from collections.abc import Callable
-import ctypes, errno, gc, inspect, json, os, re, shlex, shutil, socket, sys, time, warnings
+import ctypes, errno, inspect, json, os, re, shlex, shutil, socket, sys, time, warnings
 import torch
 import mculora
 from pydantic import Field
@@ -486,7 +486,6 @@ def peak_mb(
             torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.max_memory_allocated(device) / 2**20
     if reset and sys.platform == 'linux':
-        gc.collect()
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
         with suppress(OSError):
