@@ -20,6 +20,8 @@ hypothesis.settings.load_profile('suite')
 # --- who shares a process ---
 
 ALONE = ('test_notebooks.py', 'test_paper.py')  # notebooks share nothing
+# both start processes from one that has imported everything, which takes ten seconds to make
+FORK = ('test_faults.py', 'test_runs.py')
 
 
 # they read /proc, and lean on limits that Linux keeps
@@ -38,6 +40,8 @@ class ByFile(LoadFileScheduling):
 
     def _split_scope(self, nodeid):
         file = super()._split_scope(nodeid)
+        if Path(file).name in FORK:
+            return ' and '.join(FORK)
         return nodeid if Path(file).name in ALONE else file
 
 

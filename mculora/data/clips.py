@@ -692,6 +692,7 @@ def extractors(
     `ValueError` for a device that does not exist, `DataError` for a model that cannot be
     used."""
     device = resolve_device(device)
+    importlib.import_module('mculora.data.expression')  # it adds its extractor
     out = {}
     for m, what in dict(a=audio, t=text, v=face).items():
         if what in EXTRACTORS[m]:

@@ -567,13 +567,15 @@ def _usual_width(vectors):  # that of most
     return Counter(map(len, vectors)).most_common(1)[0][0] if vectors else 0
 
 
-# row -> vector: as [n, width] float32, and [n] bool: which rows have one of that width
-def _stacked(found, n, width):
-    x, present = torch.zeros(n, width), torch.zeros(n, dtype=torch.bool)
-    if good := [i for i, v in found.items() if len(v) == width]:
-        x[good] = torch.from_numpy(np.stack([found[i] for i in good]).astype(np.float32))
-        present[good] = True
-    return x, present
+# row -> vector, taken out one by one, so that they are in memory once: as [n, width] float32, and
+# [n] bool: which rows have one of that width; `to`: where each row goes
+def _stacked(found, n, width, to=None):
+    x, present = np.zeros((n, width), np.float32), np.zeros(n, bool)
+    for i in list(found):
+        v, at = found.pop(i), i if to is None else to[i]
+        if len(v) == width:
+            x[at], present[at] = v, True
+    return torch.from_numpy(x), torch.from_numpy(present)
 
 # %% ../../nbs/data/01_sources.ipynb #621cbd8a
 def read_features(

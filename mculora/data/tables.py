@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-import fnmatch, hashlib, json, os, re, sys, warnings
+import ctypes, fnmatch, hashlib, json, os, re, sys, warnings
 import numpy as np
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ def _mean(frames):  # [T, D] -> [D], over what was measured
 
 
 def _numbers(x):  # an array, a tensor or a list -> [D] float32, NaN where not measured
+    if isinstance(x, np.ndarray) and x.dtype == np.float32 and x.ndim == 1:
+        if len(x) and np.isfinite(x).all():
+            return x  # as it lies in the table: no copy of what may be gigabytes
     try:
         rows = [np.asarray(row, dtype=np.float64) for row in x] if len(x) and np.ndim(x[0]) else x
         y = np.array(rows, dtype=np.float64)
@@ -81,8 +84,10 @@ def _vector(x, base):
 def _measured(x, nonfinite, width=None):
     if width and len(x) != width:
         raise DataError(f'found width {len(x)}, expected {width}')
-    x = np.where(np.isfinite(x), x, np.nan)
-    n = int(np.isnan(x).sum())
+    there = np.isfinite(x)
+    n = int((~there).sum())
+    if n:
+        x = np.where(there, x, np.nan)
     if n and nonfinite == 'refuse':
         raise DataError(
             f'found NaN or infinity in {n} of {len(x)} entries, expected finite numbers'
@@ -90,7 +95,8 @@ def _measured(x, nonfinite, width=None):
     return None if n == len(x) or (n and nonfinite == 'modality') else x
 
 # %% ../../nbs/data/03_tables.ipynb #0f5bdd0a
-def _column(cells, where, name, base, nonfinite, width=None):  # [N, D], [N], problems
+# [N, D], [N], problems; `to`: where each row goes
+def _column(cells, where, name, base, nonfinite, width=None, to=None):
     found, bad = {}, []
     for i, cell in enumerate(cells):
         try:
@@ -107,7 +113,7 @@ def _column(cells, where, name, base, nonfinite, width=None):  # [N, D], [N], pr
         for i, x in found.items()
         if len(x) != width
     ]
-    vectors, present = _stacked(found, len(cells), width)
+    vectors, present = _stacked(found, len(cells), width, to)
     return vectors, present, bad
 
 # %% ../../nbs/data/03_tables.ipynb #6045b8a6
@@ -275,17 +281,24 @@ def _csv(path, c):
     return f
 
 # %% ../../nbs/data/03_tables.ipynb #g1veback
-def _give_back():  # pyarrow keeps the memory it read with, several times a table's size
+# pyarrow and the allocator keep the memory they read with, several times a table's size
+def _give_back():
     if arrow := sys.modules.get('pyarrow'):
         arrow.default_memory_pool().release_unused()
+    with suppress(OSError, AttributeError):  # not glibc's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _parquet(path, c):
     import pandas as pd
+    import pyarrow as pa
 
-    f = pd.read_parquet(path)
-    _give_back()
-    return f
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())  # the only one that gives back at once
+    try:
+        return pd.read_parquet(path, pre_buffer=False, buffer_size=2**20)
+    finally:
+        pa.set_memory_pool(usual)
 
 # %% ../../nbs/data/03_tables.ipynb #305925c0
 # a pandas frame of a file or of something like a table, and what it is called
@@ -719,7 +732,7 @@ def _read(f, name, base, c, features, task, widths):
     dialogue, place, order, where = _order(f, c)
     bad = _empty_cells(f, roles) + _misplaced(f, roles, dialogue, place, order, where)
     cols = {
-        m: _column(f[col].tolist(), where, col, base, c.nonfinite, widths.get(m))
+        m: _column(f[col].tolist(), where, col, base, c.nonfinite, widths.get(m), order.argsort())
         for m, col in columns.items()
     }
     if asked:
@@ -738,8 +751,8 @@ def _read(f, name, base, c, features, task, widths):
     at = torch.from_numpy(order.copy())
     d = Dialogues(
         task,
-        {m: x[at] for m, (x, _, _) in cols.items()},
-        torch.stack([p for _, p, _ in cols.values()], -1)[at],
+        {m: x for m, (x, _, _) in cols.items()},
+        torch.stack([p for _, p, _ in cols.values()], -1),
         torch.tensor(speaker),
         torch.tensor(offset),
         ids,

@@ -908,7 +908,7 @@ def inputs_of(
     found: 'pd.DataFrame',  # of `find`: what ran
     variants: Sequence[Variant],
     task: Task,  # what is predicted
-    options: dict,  # settings that all variants share
+    sweep: Sweep,  # what their runs have in common
 ) -> Table:
     "For each row that ran: what it reads, and its numbers of parameters and updates."
     t = Table(title, ['reads', 'parameters', 'updates'])
@@ -918,7 +918,7 @@ def inputs_of(
             continue
         runs = [read_result(f) for f in files]
         with torch.device('meta'):  # shapes, and no values
-            net = create(v.method, task, runs[0].data['widths'], options | v.options)
+            net = create(v.method, task, runs[0].data['widths'], sweep.given(v))
         n = sum(x.numel() for x in (list(net.parameters()) or net.state_dict().values()))
         each = [updates_of(r, net.stages()) for r in runs]
         updates = f'{sum(each) / len(each):,.0f}' if any(each) else '–'
@@ -959,7 +959,7 @@ def updates_cells(
     runs = [read_result(f) for f in mine.file.unique()]
     # the number of classes makes no difference here
     task = replace(sweep.task, classes=('x', 'y'))
-    stages = _stages_of(v.method, task, runs[0].data['widths'], sweep.options | v.options)
+    stages = _stages_of(v.method, task, runs[0].data['widths'], sweep.given(v))
     each, out = [updates_by_stage(r, stages) for r in runs], {}
     for name in each[0]:
         kept, made = (sum(x[name][k] for x in each) / len(each) for k in (0, 1))

@@ -10,10 +10,10 @@ __all__ = ['ABLATION', 'READINGS', 'TRIES', 'SPEAKERS', 'PLUS', 'CORE', 'EQUAL',
 # %% ../../nbs/experiments/02_studies.ipynb #4145fb50
 from typing import TYPE_CHECKING, Any, Literal, get_args
 import functools, json, operator
-from pydantic import Field
+from pydantic import Field, field_validator
 from ..basics.dialogues import Task
 from ..data.sources import described
-from ..basics.method import Settings, methods, settings_of
+from ..basics.method import Settings, method_of, methods, settings_of
 from ..beyond.plus import OFF
 from ..training.options import OfStudy, RunConfig, Shared
 from .results import as_text, one_version, read_result
@@ -279,8 +279,22 @@ class Sweep(OfStudy, _Named):
 
     folds: list[int] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
-    # settings that all variants share where they say nothing else, as for a user's own table
+    # settings of every method that has them, as for a user's own table
     options: dict[str, Any] = {}
+    by_method: dict[str, dict[str, Any]] = {}  # and of single methods
+
+    @field_validator('by_method')
+    @classmethod
+    def _are_methods(cls, by_method):
+        for name in by_method:
+            method_of(name)
+        return by_method
+
+    def given(self, v: Variant) -> dict[str, Any]:
+        "The settings of a variant: the shared ones that its method has, its method's, its own."
+        has = method_of(v.method).Settings.model_fields
+        shared = {k: x for k, x in self.options.items() if k in has}
+        return shared | self.by_method.get(v.method, {}) | v.options
 
     @property
     def alike(self) -> dict[str, str]:
@@ -289,12 +303,14 @@ class Sweep(OfStudy, _Named):
         return said | {k: as_text(getattr(self, k)) for k in Shared.model_fields}
 
     def configs(self, variants: list[Variant], **others) -> list[RunConfig]:
-        "The runs of some variants, each once; `others` as in `RunConfig`."
+        """The runs of some variants, each once; `others` as in `RunConfig`. Raises `ValueError` for
+        a setting that no method has."""
+        _some_have(self.options, variants)
         runs = [
             RunConfig(
                 dataset=self.dataset,
                 method=v.method,
-                options=self.options | v.options,
+                options=self.given(v),
                 fold=f,
                 seed=s,
                 schedule=self.schedule,
@@ -322,6 +338,16 @@ def _key(sweep, method, options, fold, seed):
         fold,
         seed,
     )
+
+
+def _some_have(options, variants):
+    names = {v.method for v in variants}
+    known = {k for name in names for k in method_of(name).Settings.model_fields}
+    for k in options:
+        if k not in known:
+            raise ValueError(
+                f'options: found {k!r}, expected a setting of {" or ".join(sorted(names))}'
+            )
 
 
 def _each_once(sweep, runs):
@@ -358,15 +384,17 @@ def find(
     variants: list[Variant],  # rows
     # the scores of these runs, with a column `variant`; variant -> its missing runs, in words
 ) -> tuple['pd.DataFrame', dict[str, list[str]]]:
-    "The results of a sweep. Raises `DataError` if runs of one table were made from different data."
+    """The results of a sweep. Raises `DataError` if runs of one table were made from different
+    data, `ValueError` for a setting that no method has."""
     import pandas as pd  # here: training needs no pandas
 
+    _some_have(sweep.options, variants)
     here = _of_sweep(table, sweep)
     known = newest_files(here)
     rows = here.groupby('file').indices if len(here) else {}
     out, names, missing = [], [], {}
     for v in variants:
-        method, options, *_ = _key(sweep, v.method, sweep.options | v.options, None, None)
+        method, options, *_ = _key(sweep, v.method, sweep.given(v), None, None)
         for fold in sweep.folds:
             for seed in sweep.seeds:
                 if file := known.get((method, options, fold, seed)):

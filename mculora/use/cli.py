@@ -20,7 +20,6 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Annotated, Literal, get_origin
 from dataclasses import asdict
-from importlib import import_module
 import inspect, json, os, shlex, tempfile, time, warnings
 import typer
 from typer.core import TyperCommand
@@ -217,7 +216,6 @@ def extract(
     clips, 1 some clips skipped, 2 invalid arguments or files."""
     from mculora.data.clips import extractors, read_manifest, to_layout, to_table
 
-    import_module('mculora.data.expression')  # it adds its extractor
     with _refusing(ImportError):
         clips = read_manifest(manifest, _aside, skip)
         by = extractors(audio, text, face, device)
