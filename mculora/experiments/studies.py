@@ -8,9 +8,9 @@ __all__ = ['ABLATION', 'READINGS', 'TRIES', 'SPEAKERS', 'PLUS', 'CORE', 'EQUAL',
            'find', 'validation_of']
 
 # %% ../../nbs/experiments/02_studies.ipynb #4145fb50
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import functools, json, operator
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 from ..basics.dialogues import Task
 from ..data.sources import described
 from ..basics.method import Settings, method_of, methods, settings_of
@@ -273,6 +273,22 @@ class _Named(Settings):  # a dataset, by its name
         "The size that a run is given: a twin is one even where the release is."
         return 'twin' if self.simulated and self.size == 'full' else self.size
 
+# %% ../../nbs/experiments/02_studies.ipynb #82afc2fb
+def _of_methods(by_method):  # raises for an unknown name
+    for name in by_method:
+        method_of(name)
+    return by_method
+
+
+def _some_have(options, variants):  # raises for a setting that no method has
+    names = {v.method for v in variants}
+    known = {k for name in names for k in method_of(name).Settings.model_fields}
+    for k in options:
+        if k not in known:
+            raise ValueError(
+                f'options: found {k!r}, expected a setting of {" or ".join(sorted(names))}'
+            )
+
 # %% ../../nbs/experiments/02_studies.ipynb #48fb12f0
 class Sweep(OfStudy, _Named):
     "The folds and seeds of a dataset on which to run every variant."
@@ -281,14 +297,8 @@ class Sweep(OfStudy, _Named):
     seeds: list[int] = Field(min_length=1)
     # settings of every method that has them, as for a user's own table
     options: dict[str, Any] = {}
-    by_method: dict[str, dict[str, Any]] = {}  # and of single methods
-
-    @field_validator('by_method')
-    @classmethod
-    def _are_methods(cls, by_method):
-        for name in by_method:
-            method_of(name)
-        return by_method
+    # and of single methods, by name
+    by_method: Annotated[dict[str, dict[str, Any]], AfterValidator(_of_methods)] = {}
 
     def given(self, v: Variant) -> dict[str, Any]:
         "The settings of a variant: the shared ones that its method has, its method's, its own."
@@ -338,16 +348,6 @@ def _key(sweep, method, options, fold, seed):
         fold,
         seed,
     )
-
-
-def _some_have(options, variants):
-    names = {v.method for v in variants}
-    known = {k for name in names for k in method_of(name).Settings.model_fields}
-    for k in options:
-        if k not in known:
-            raise ValueError(
-                f'options: found {k!r}, expected a setting of {" or ".join(sorted(names))}'
-            )
 
 
 def _each_once(sweep, runs):
