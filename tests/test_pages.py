@@ -82,8 +82,9 @@ def differences(data, metric):
 
 def sweep(data):
     said = CONFIG[data]
-    options = said.get('parameters', {}).get('table2_ablation', {}).get('options', {})
-    return Sweep(data=data, folds=said['folds'], seeds=said['seeds'], options=options)
+    own = said.get('parameters', {}).get('table2_ablation', {})
+    shared = {k: own.get(k, {}) for k in ('options', 'by_method')}
+    return Sweep(data=data, folds=said['folds'], seeds=said['seeds'], **shared)
 
 
 LEAD = {'iemocap': 'WA', 'mosi': 'ACC', 'mosei_video': 'r', 'hazumi_online': 'r'}

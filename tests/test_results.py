@@ -80,9 +80,10 @@ def methods_on(data, protocol='fixed', seeds=None, names=None):
     """The committed results of the rows of Table 1 (all methods with their default settings, and
     heads by speaker) whose runs (on the seeds of the tables) are all there."""
     said = yaml.safe_load((ROOT / 'workflow' / 'config.yaml').read_text())['committed'][data]
+    own = said.get('parameters', {}).get('table1_fixed', {})
     found, missing = find(
         collected_of(data, protocol),
-        Sweep(data=data, folds=said['folds'], seeds=seeds or said['seeds']),
+        Sweep(data=data, folds=said['folds'], seeds=seeds or said['seeds'], **own),
         [v for v in [*studies()['methods'], SPEAKERS] if v.name in (names or [v.name])],
     )
     return found[~found.variant.isin(missing)].assign(method=lambda t: t.variant)

@@ -476,7 +476,8 @@ const STUDIES = {
   methods: 'methods of Table 1', ablation: 'ablation (Table 2)', rank: 'ranks (Fig. 3)',
   plus: 'MCULoRA+ and its parts', speakers: 'heads by speaker', grid: 'learning rates (Table 5)',
   readings: 'readings (Table 8)', 'more-readings': 'later readings (Table 8)',
-  tries: 'additions (Table 8)', map: 'when adapters help (Fig. 8)',
+  tries: 'additions (Table 8)', bases: 'other encoders (Table 10)',
+  map: 'when adapters help (Fig. 8)',
   published: 'published recipes (Table 5)', new: 'other methods'};
 const AVERAGE = {incomplete: 'mean of the incomplete', all: 'mean of all',
   mean: 'mean of the rates'};

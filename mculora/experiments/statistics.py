@@ -276,10 +276,9 @@ def fixed_rows(
     """The fixed comparisons whose runs are all there, two or more of each row, on every seed that
     both have, in the leading metric; of data that the plan does not name, none."""
     plan = read_plan()
-    # settings that all rows of a table share are MCULoRA's
-    variants = ABLATION if report.options else [*ABLATION, *studies()['methods']]
     wanted = {n for c in plan.comparisons.values() for n in (c.one, c.other)}
-    variants = [v for v in variants if v.name in wanted] if report.data in plan.data else []
+    variants = [v for v in [*ABLATION, *studies()['methods']] if v.name in wanted]
+    variants = variants if report.data in plan.data else []
     found, missing = report.find(variants)
     _, wide, whole = report.further(variants)
     known, out = {v.name for v in variants} - set(missing), {}

@@ -72,6 +72,13 @@ def must_fit(s: MCULoRASettings):
             "adapter_form: found 'literal' with adapter_place 'linear', expected "
             "'residual': chained products without the frozen map get no gradient"
         )
+    for name in [s.encoder] if isinstance(s.encoder, str) else s.encoder.values():
+        kinds = len(ENCODERS[name].kinds)
+        if s.depth < kinds:
+            raise ValueError(
+                f'depth: found {s.depth}, expected {kinds} or more: the encoder {name!r} has '
+                f'{kinds} kinds of blocks in turn'
+            )
 
 # %% ../../nbs/model/06_mculora.ipynb #cd641d19
 def new_adapters(
