@@ -685,6 +685,19 @@ def test_claims_of_other_encoders():
     assert all(6 < size['gcnet'] / size[name] < 9 for name in ('Transformer', 'LSTM', 'graph'))
 
 
+def test_claims_of_more_people():
+    "Each method gains from more people, none measurably more than MCULoRA; of readers GCNet most."
+    gain, more = (
+        cells_of('hazumi_online', 'fig9_curves', f'Fig. 9, what {what}')
+        for what in ('more people give', 'they give more')
+    )
+    assert all(float(row['p']) < 0.05 and row['difference'][0] != '-' for row in gain.values())
+    assert len(more) == 4 and all(float(row['p']) > 0.05 for row in more.values())
+    mean = {k: float(row['difference'].split(' ± ')[0]) for k, row in gain.items()}
+    del mean['logistic-per-condition']
+    assert max(mean, key=mean.get) == 'gcnet'
+
+
 def test_claims_with_a_common_error():
     "Heads by speaker: ahead of ten of fourteen by the pooled error, else of none; MCULoRA: never."
     title = 'Table 1, WA: {} minus each other that reads the dialogue'
