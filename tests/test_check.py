@@ -19,6 +19,7 @@ from mculora.basics.method import Method, Settings, Stage, create, methods
 from mculora.experiments.results import addresses, read_result
 from mculora.experiments.runs import RunConfig, run
 from mculora.experiments.studies import presets, studies
+from mculora.model.encoders import ENCODERS
 from mculora.model.losses import task_loss
 from mculora.training.check import (
     PROPERTIES,
@@ -453,7 +454,9 @@ def test_every_variant_trains_parameters_that_it_has():
     "With settings that leave a part out, no stage names it. The learning rate trains the same."
     d, seen = noise(TASKS['classes'], WIDTHS), set()
     for v in chain(*studies().values()):
+        kinds = ENCODERS[v.options.get('encoder', 'transformer')].kinds
         options = small(v.method) | {k: x for k, x in v.options.items() if k != 'lr'}
+        options |= dict(depth=2) if len(kinds) > 1 else {}
         if (key := (v.method, json.dumps(options, sort_keys=True))) not in seen:
             method = create(v.method, TASKS['classes'], WIDTHS, options)
             found = list(PROPERTIES['trained parameters'](Case(method, d)))
