@@ -48,8 +48,8 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
 		while IFS='|' read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done
 
-# pip knows of builds of torch that uv does not look for (a CPU build in find-links), and of mirrors; uv is five times as fast.
-# Of 20,000 files one in seven is ever imported: importing once compiles these, and takes a fifth of the time that all take.
+# pip knows of builds of torch that uv does not look for (a CPU build in find-links), and of mirrors; uv is faster.
+# Most files of these packages are never imported, so nothing is compiled on installing: importing once compiles the rest.
 pinned = "$$(grep -o '^$(1)==[^ ]*' requirements.txt)"
 
 setup: $(STAMP) ## an environment in .venv with exactly the pinned versions (needs Python 3.11 or newer)

@@ -25,6 +25,8 @@ def _said(problem, known):  # one line for one problem of pydantic
         expected = f'one of the known names ({known})'
     else:
         expected = problem['msg'].removeprefix('Input should be ').removeprefix('Value error, ')
+    if not problem['loc']:  # of several settings together: the message names them
+        return expected
     where = '.'.join(map(str, problem['loc']))
     return f'{where}: found {problem["input"]!r}, expected {expected}'
 

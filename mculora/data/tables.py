@@ -58,13 +58,17 @@ def _nothing(x):  # is a cell empty?
     return np.isscalar(x) and (x != x or (isinstance(x, str) and not x))
 
 # %% ../../nbs/data/03_tables.ipynb #8b364d8e
+_IN_JSON = {'nan': 'NaN', 'inf': 'Infinity'}
+
+
 # a cell -> [D] float32, NaN where not measured; None if empty
 def _vector(x, base):
     if _nothing(x):
         return None
     if isinstance(x, str) and x.lstrip().startswith('['):
         with suppress(ValueError, RecursionError):
-            x = json.loads(x)
+            # as Python and NumPy write them
+            x = json.loads(re.sub(r'\b(nan|inf)\b', lambda m: _IN_JSON[m[0]], x))
     if not isinstance(x, str):
         return _numbers(x)
     if not x.endswith('.npy'):
@@ -443,7 +447,7 @@ def _is_vector(x):  # a list or an array; or text that is one, or the name of a 
     if not isinstance(x, str):
         return isinstance(x, (list, tuple, np.ndarray))
     # words may begin with a bracket too
-    numbers = re.match(r'\s*\[[\s\[]*([-.\d\]]|null|NaN|Infinity)', x)
+    numbers = re.match(r'\s*\[[\s\[]*([-.\d\]]|(null|NaN|nan|Infinity|inf)\b)', x)
     return x.endswith('.npy') or bool(numbers)
 
 

@@ -7,8 +7,8 @@ __all__ = ['NAMES', 'FOCUS', 'PAPER', 'SIDECAR', 'PRINTED', 'HELD', 'CONTRADICTE
            'features_of', 'describe_data', 'Cell', 'sources_of', 'with_sources', 'cell', 'cell_of', 'band', 'marks',
            'Table', 'Made', 'made_of', 'sources_as_text', 'csv_of', 'keep_tables', 'keep_nothing', 'keep_figure',
            'shown', 'say_missing', 'table_of', 'how', 'of_paper', 'odd_cells', 'printed', 'paired', 'judged',
-           'say_runs', 'verdict', 'Origin', 'why', 'Way', 'where', 'updates_by_stage', 'updates_of', 'inputs_of',
-           'updates_cells', 'add_updates', 'read_runs', 'tables_of_runs', 'metrics_of_runs', 'draw_curves',
+           'say_runs', 'verdict', 'table_of_gains', 'Origin', 'why', 'Way', 'where', 'updates_by_stage', 'updates_of',
+           'inputs_of', 'updates_cells', 'add_updates', 'read_runs', 'tables_of_runs', 'metrics_of_runs', 'draw_curves',
            'draw_conditions', 'pictures']
 
 # %% ../../nbs/experiments/03_reports.ipynb #7f09ef5c
@@ -34,7 +34,7 @@ from mculora.experiments.results import (
     read_result,
 )
 from .runs import said_missing
-from ..basics.dialogues import DataError, Task
+from ..basics.dialogues import DataError
 from ..basics.files import write_atomically
 from ..basics.method import Stage, create, methods, settings_of
 from .studies import Sweep, Variant, find, newest_files
@@ -788,6 +788,29 @@ def verdict(
     )
     return '\n'.join(textwrap.fill(line, 100) for line in [*lines, runs])
 
+# %% ../../nbs/experiments/03_reports.ipynb #8b2eebe6
+def table_of_gains(
+    title: str,
+    gains: dict[str, dict[str, Sequence[float]]],  # column -> of `paired`
+    found: 'pd.DataFrame',  # of `find`
+    rows: dict[str, Sequence[str]],  # effect -> the rows that it is made of
+    corner: str = 'difference',  # what the rows are
+) -> Table:
+    "Effects with their intervals, and p of the first column after Holm over the rows."
+    first = next(iter(gains))
+    out = Table(title, [*gains, f'p, {first}'], corner=corner)
+    by_column = {c: judged(x) for c, x in gains.items()}
+    for name in by_column[first].index:
+        at = {c: d.loc[name] for c, d in by_column.items()}
+        row = {c: Cell(d['mean'], d['half'], digits=2) for c, d in at.items()}
+        row[f'p, {first}'] = Cell(words=f'{at[first]["p"]:.3f}')
+        out.rows[name] = with_sources(row, sources_of(found[found.variant.isin(rows[name])]))
+    out.notes.append(
+        'Paired by fold and seed, seeds of a fold averaged first; 95 % intervals; p of the t-test '
+        f'after Holm over {len(out.rows)} rows.'
+    )
+    return out
+
 # %% ../../nbs/experiments/03_reports.ipynb #c4a10d05
 def _one_of(what, asked, known):  # or the nearest names
     if asked in known:
@@ -907,7 +930,6 @@ def inputs_of(
     title: str,
     found: 'pd.DataFrame',  # of `find`: what ran
     variants: Sequence[Variant],
-    task: Task,  # what is predicted
     sweep: Sweep,  # what their runs have in common
 ) -> Table:
     "For each row that ran: what it reads, and its numbers of parameters and updates."
@@ -918,7 +940,7 @@ def inputs_of(
             continue
         runs = [read_result(f) for f in files]
         with torch.device('meta'):  # shapes, and no values
-            net = create(v.method, task, runs[0].data['widths'], sweep.given(v))
+            net = create(v.method, sweep.task, runs[0].data['widths'], sweep.given(v))
         n = sum(x.numel() for x in (list(net.parameters()) or net.state_dict().values()))
         each = [updates_of(r, net.stages()) for r in runs]
         updates = f'{sum(each) / len(each):,.0f}' if any(each) else '–'

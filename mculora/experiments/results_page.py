@@ -7,7 +7,6 @@ __all__ = ['ONE', 'OTHER', 'GREY', 'ELEMENTS', 'SCRIPT', 'alike', 'names_of', 's
 
 # %% ../../nbs/experiments/11_results_page.ipynb #e0x00003
 from collections.abc import Iterator
-from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from ..basics.masking import PROTOCOLS, highest_rate
 from ..basics.method import create, methods, settings_of
 from ..basics.modalities import labels
 from ..data.clips import need
-from ..data.sources import LAYOUTS, described
+from ..data.sources import described
 from .reports import _caption, _rows_of, _said, shown
 from mculora.experiments.results import (
     STORE,
@@ -149,9 +148,7 @@ def names_of(
 # %% ../../nbs/experiments/11_results_page.ipynb #e0x0000e
 def _task(data, metrics):  # None: its number of classes is not known
     task = described(data)
-    if task.release in LAYOUTS:
-        return replace(task, classes=LAYOUTS[task.release].classes)
-    return task if 'WA' not in metrics else None
+    return task if task.classes or 'WA' not in metrics else None
 
 
 def _facts(method, options, r, task):  # of a row, by one of its runs

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ABLATION', 'READINGS', 'TRIES', 'SPEAKERS', 'PLUS', 'CORE', 'EQUAL', 'BASES', 'ROWS', 'RANKS', 'WIDE', 'MAP',
            'MAP_RANKS', 'MAP_ORT', 'MAP_DPFT', 'MORE_READINGS', 'Variant', 'presets', 'grid_of', 'studies', 'Sweep',
-           'newest_files', 'find', 'validation_scores', 'validation_of', 'choose_nested']
+           'newest_files', 'find', 'validation_scores', 'validation_of', 'choose_nested', 'with_choice']
 
 # %% ../../nbs/experiments/02_studies.ipynb #4145fb50
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -335,6 +335,17 @@ class Sweep(OfStudy, _Named):
         said = dict(dataset=self.data, schedule=self.schedule, size=self.size)
         return said | {k: as_text(getattr(self, k)) for k in Shared.model_fields}
 
+    def misfits(self, variants: list[Variant]) -> dict[str, str]:
+        """Variants that these data's own settings leave no room for, such as two kinds of blocks in
+        a tiny model of depth 1, and why."""
+        out = {}
+        for v in variants:
+            try:
+                settings_of(v.method, self.task, self.given(v))
+            except ValueError as e:
+                out[v.name] = str(e)
+        return out
+
     def configs(self, variants: list[Variant], **others) -> list[RunConfig]:
         """The runs of some variants, each once; `others` as in `RunConfig`. Raises `ValueError` for
         a setting that no method has."""
@@ -460,3 +471,15 @@ def choose_nested(
     "In each fold the candidate with the highest mean over seeds; at a tie the first of them."
     mean = score.pivot_table(index='fold', columns='variant', values='score')
     return mean[candidates].idxmax(axis=1).to_dict()
+
+
+def with_choice(
+    runs: 'pd.DataFrame',  # of `find`
+    chosen: dict[int, str],  # fold -> variant
+    name: str,  # of the new row
+) -> 'pd.DataFrame':
+    "With the runs of each fold's choice once more, as a row of its own."
+    import pandas as pd
+
+    own = [runs[(runs.fold == k) & (runs.variant == v)] for k, v in chosen.items()]
+    return pd.concat([runs, *(x.assign(variant=name) for x in own)], ignore_index=True)

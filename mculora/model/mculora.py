@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from ..basics.modalities import members
 from ..basics.dialogues import Inputs, Task, batch, batches, flat, keep, unflat
 from ..basics.masking import from_modalities
@@ -61,6 +61,11 @@ class MCULoRASettings(Settings):
     lr: float = Field(1e-4, gt=0)
     lr_B: float = Field(1.0, gt=0)  # learning rate of every B in eq. 1, as a multiple of lr
     batch_size: int = Field(16, ge=1)
+
+    @model_validator(mode='after')
+    def _fit(self):
+        must_fit(self)
+        return self
 
 # %% ../../nbs/model/06_mculora.ipynb #6d0125d2
 def must_fit(s: MCULoRASettings):
@@ -116,7 +121,6 @@ class Built(Method):
     ):
         super().__init__(task, widths, settings)
         s, M, N, C = settings, len(widths), len(self.q), task.n_outputs
-        must_fit(s)
         self.chosen = encoder_names(s.encoder, widths)
         self.encoders = nn.ModuleDict({m: self.encoder(m, w) for m, w in widths.items()})  # E_m
         self.unimodal = unimodal_heads(widths, s.width, C, s.dropout)  # C_m

@@ -554,6 +554,9 @@ def study(
         sweep = read_settings(Sweep, given, '')
         variants = _variants(of, method)
         _as_named(sweep, where['data_root'])
+        for name, why in (none := sweep.misfits(variants)).items():
+            typer.echo(f'left out: {name}: {why}', err=True)
+        variants = [v for v in variants if v.name not in none]
         configs = [c.model_copy(update=observe) for c in sweep.configs(variants, **where)]
         out = run_all(configs, progress=False, processes=processes or None)
     for c, (result, folder) in zip(configs, out):
