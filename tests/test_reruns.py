@@ -60,6 +60,15 @@ def typed(command, monkeypatch):
     return asked
 
 
+def test_a_study_leaves_out_what_its_data_have_no_room_for(monkeypatch, capsys):
+    "A tiny model has one block, and an encoder of two kinds needs two; the other encoders run."
+    asked = typed('mculora study mosei-simulated-tiny --study bases', monkeypatch)
+    said = capsys.readouterr().err
+    assert len(asked) == 8 and all(c.options.get('encoder') != 'lstm-graph' for c in asked)
+    assert said.count('left out: LSTM and graph') == 2
+    assert 'depth: found 1, expected 2 or more' in said
+
+
 def test_every_committed_record_has_a_command_that_sets_what_it_says(monkeypatch):
     """The command line itself reads it, once for each dataset, method and settings: it gives the
     record's configuration, option for option, and names nobody's folder."""
