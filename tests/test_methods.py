@@ -434,6 +434,7 @@ def test_within_a_stage_weights_and_buffers_stay_where_they_are(method):
 READS = {
     'nothing': [False, False, False, False],
     'utterance': [True, False, False, False],
+    'utterance, numbered speakers': [True, False, True, True],
     'dialogue': [True, True, False, False],
     'dialogue, speakers': [True, True, True, False],
     'dialogue, numbered speakers': [True, True, True, True],

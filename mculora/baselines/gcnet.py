@@ -107,6 +107,9 @@ class GCNetSettings(Recipe):
     future: int = Field(2, ge=-1)  # utterances after
     reconstruction: float = Field(1.0, ge=0)  # lambda
     attention: bool = False  # over the dialogue, behind the second BiLSTM
+    # False: no BiLSTM carries anything from one utterance to the next, with the same weights
+    memory: bool = True
+    speakers: bool = True  # False: the speaker graph takes all for one speaker
     # True: recurrences read the padding, as published
     padding_leaks: bool = False
 
@@ -117,11 +120,13 @@ class GCNetBuild(Baseline):
     Settings = GCNetSettings
     choices = {'no dropout of H': dict(head_dropout=0.0)}
     tuned = {'iemocap': 5e-4}
-    before = {'head_dropout': None}
+    before = dict(head_dropout=None, memory=True, speakers=True)
 
     # not only who shares a speaker: also who is the host, on IEMOCAP always the woman
     def reads(self):
-        return 'dialogue, numbered speakers'
+        s = self.settings
+        alone = not s.memory and s.past == 0 and s.future == 0
+        return ('utterance' if alone else 'dialogue') + ', numbered speakers' * s.speakers
 
     @classmethod
     def published(cls, task):
@@ -185,10 +190,11 @@ class GCNetReads(GCNetBuild):
     ) -> Tensor:  # [B, L, 2 width] H^0
         "H^0 = BiLSTM(X)"
         ends = self._ends(b)
-        (h,) = both_ways(ends, (self.read[0], turned(self._first(b), ends)))
+        memory = self.settings.memory
+        (h,) = both_ways(ends, (self.read[0], turned(self._first(b), ends)), memory=memory)
         for f in self.read[1:]:
             h = self.dropout(h, b.place)
-            (h,) = both_ways(ends, (f, f.products(h, ends)))
+            (h,) = both_ways(ends, (f, f.products(h, ends)), memory=memory)
         return h
 
 # %% ../../nbs/baselines/09_gcnet.ipynb #50ecdf0e
@@ -201,8 +207,10 @@ class GCNetGraphs(GCNetReads):
         b: Inputs,  #
     ) -> list[Tensor]:  # of each graph [B, L, 2.5 width] [G'; H^0]
         "One exchange of messages in both graphs."
-        near = window(b.valid, self.settings.past, self.settings.future)
-        relation = temporal(near.shape[-1], near.device), spoken(b.speaker)
+        s = self.settings
+        near = window(b.valid, s.past, s.future)
+        speaker = b.speaker if s.speakers else torch.zeros_like(b.speaker)
+        relation = temporal(near.shape[-1], near.device), spoken(speaker)
         return [
             g.nodes(h, near, shares(near, r, len(g.W))) * b.valid[..., None]
             for g, r in zip((self.temporal, self.speaker), relation)
@@ -219,7 +227,8 @@ class GCNetGraphs(GCNetReads):
             if k:
                 x = [self.dropout(v, b.place) for v in x]
             layers = [g.read[k] for g in graphs]
-            x = both_ways(ends, *((f, f.products(v, ends)) for f, v in zip(layers, x)))
+            read = [(f, f.products(v, ends)) for f, v in zip(layers, x)]
+            x = both_ways(ends, *read, memory=self.settings.memory)
         return self.head_dropout(sum(g.end(v, b.valid) for g, v in zip(graphs, x)), b.place)
 
 # %% ../../nbs/baselines/09_gcnet.ipynb #49a35230

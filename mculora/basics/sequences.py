@@ -51,9 +51,13 @@ def both_ways(
     # LSTMs of two directions and the same H, each with its `U` [2, H, 4H], and what each takes
     # from its input, `turned`: [2, B, L, 4H]
     *what: tuple[Any, Tensor],
+    memory: bool = True,  # False: h_{l-1} and c_{l-1} are zero in every step
 ) -> list[Tensor]:  # of each, [B, L, 2H]
     "Several bidirectional LSTMs in one loop; the directions are concatenated."
-    h = recur(torch.cat([p for _, p in what]), torch.cat([f.U for f, _ in what])).split(2)
+    p, U = torch.cat([p for _, p in what]), torch.cat([f.U for f, _ in what])
+    # without memory each step is a dialogue of its own
+    steps = p if memory else p.flatten(1, 2)[:, :, None]
+    h = recur(steps, U).view(*p.shape[:-1], -1).split(2)
     return [torch.cat([x[0], reverse(x[1], valid)], -1) for x in h]
 
 # %% ../../nbs/basics/06_sequences.ipynb #5eq00012
