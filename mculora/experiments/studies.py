@@ -135,7 +135,6 @@ GCNET = [
         'no speakers': dict(speakers=False),
         'no reconstruction': dict(reconstruction=0.0),
         'a draw per utterance': dict(sampling='utterance'),
-        'one layer': dict(depth=1),
     }.items()
 ]
 # an encoder under the adapters -> MCULoRA on it, and its control
