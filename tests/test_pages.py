@@ -697,6 +697,24 @@ def test_claims_of_other_encoders():
     assert all(6 < size['gcnet'] / size[name] < 9 for name in ('Transformer', 'LSTM', 'graph'))
 
 
+def test_claims_of_the_parts_of_gcnet():
+    "Only without memory and neighbours together it is measurably worse."
+    title = 'Table 12, what each part gives'
+    rows = cells_of('hazumi_online', 'table12_gcnet', title)
+    rows = {k.removeprefix('GCNet − '): x for k, x in rows.items()}
+    assert {k for k, row in rows.items() if float(row['p, incomplete']) < 0.05} == {'neither'}
+    gain = {
+        k: {c: [*map(float, x.split(' ± '))] for c, x in row.items() if ' ± ' in x}
+        for k, row in rows.items()
+    }
+    for part in ('speakers', 'reconstruction', 'neighbours', 'memory'):
+        assert gain['neither']['incomplete'][0] > 1.5 + gain[f'no {part}']['incomplete'][0]
+    whole = gain['the whole dialogue']
+    assert max(whole, key=lambda c: whole[c][0]) == 'v' and whole['incomplete'][0] > 5
+    mean, half = gain['a draw per utterance']['incomplete']
+    assert mean > half
+
+
 def test_claims_of_one_model_near_the_top():
     "MCULoRA on LSTMs: first on IEMOCAP, second on the others; its parameters beside GCNet's."
     for data, rank in (('iemocap', 1), ('mosi', 2), ('hazumi_online', 2)):
