@@ -724,6 +724,13 @@ def test_claims_of_one_model_near_the_top():
         size = {n: int(rows[n]['parameters'].replace(',', '')) for n in ('mculora, LSTM', 'gcnet')}
         assert size['mculora, LSTM'] / size['gcnet'] < (1.25 if rank == 1 else 1)
         assert rows['mculora, LSTM']['reads'] == 'dialogue'
+        minus = cells_of(data, 'table11_single', 'Table 11, mculora, LSTM minus')
+        assert all(float(row['p, incomplete']) > 0.05 for row in minus.values())
+        above = {}
+        for name in ('gcnet', 'mculora'):
+            mean, half = map(float, minus[f'mculora, LSTM − {name}']['incomplete'].split(' ± '))
+            above[name] = mean > half
+        assert above == dict(gcnet=data != 'iemocap', mculora=data == 'mosi')
 
 
 def test_claims_of_a_choice_among_single_models():
