@@ -227,6 +227,8 @@ def test_bfloat16_is_not_told_from_float32():
         & (t.selection == 'validation')
         & (t.metric == 'ACC')
     ]
+    # two versions ran it, with the same scores
+    t = t.drop_duplicates(['fold', 'seed', 'precision', 'condition', 'value'])
     for condition in ('at', 'incomplete', 'all'):
         w = t[t.condition == condition].pivot(
             index=['fold', 'seed'], columns='precision', values='value'
@@ -499,8 +501,9 @@ def test_claims_where_mculora_plus_and_heads_by_speaker_lead():
     m = t[t.condition != 'all'].pivot_table(
         index=['seed', 'selection', 'metric', 'condition'], columns='method', values='value'
     )
-    # monologues
-    assert (m[SPEAKERS.name] == m['mculora']).all()
+    # monologues; of what both recorded
+    both = m[[SPEAKERS.name, 'mculora']].dropna()
+    assert len(both) > 100 and (both[SPEAKERS.name] == both['mculora']).all()
     assert told(
         compare(
             t[(t.metric == 'ACC') & (t.selection == 'validation') & (t.condition == 'all')],
@@ -842,7 +845,8 @@ def test_the_report_has_every_metric_of_what_ran_and_a_floor():
     floor = {m: t.rows[FLOOR]['all'].mean for m, t in whole.items()}
     assert floor['r'] == 0 and floor['MAE'] > whole['MAE'].rows['late-fusion']['all'].mean > 0
     # the training mean is on the smaller side of the middle
-    assert f'has {100 - floor["ACC"]:.1f}' in whole['ACC'].notes[-1] and floor['ACC'] < 50
+    assert f'has {100 - floor["ACC"]:.1f}' in ' '.join(whole['ACC'].notes) and floor['ACC'] < 50
+    assert 'validation' in whole['ACC'].columns and 'validation' not in whole['F1'].columns
     assert all('Not simulated; folds 1; seeds' in t.notes[0] for t in tables)
 
 

@@ -1138,7 +1138,7 @@ def _notes(scores, percent):
         *_uneven(scores),
     ]
 
-
+# %% ../../nbs/experiments/03_reports.ipynb #68f1d3db
 def tables_of_runs(
     runs: 'pd.DataFrame',  # of `read_runs`
 ) -> list[Table]:  # for each metric all folds together and, where there are several, each by itself

@@ -328,9 +328,7 @@ def _some_have(options, variants):  # raises for a setting that no method has
             )
 
 # %% ../../nbs/experiments/02_studies.ipynb #48fb12f0
-class Sweep(OfStudy, _Named):
-    "The folds and seeds of a dataset on which to run every variant."
-
+class _Given(OfStudy, _Named):  # folds, seeds and settings
     folds: list[int] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
     # settings of every method that has them, as for a user's own table
@@ -343,6 +341,10 @@ class Sweep(OfStudy, _Named):
         has = method_of(v.method).Settings.model_fields
         shared = {k: x for k, x in self.options.items() if k in has}
         return shared | self.by_method.get(v.method, {}) | v.options
+
+# %% ../../nbs/experiments/02_studies.ipynb #00185fa8
+class Sweep(_Given):
+    "The folds and seeds of a dataset on which to run every variant."
 
     @property
     def alike(self) -> dict[str, str]:
