@@ -34,7 +34,7 @@ from mculora.experiments.results import (
 )
 from .runs import command_of
 from .statistics import read_plan, tallies, value_of
-from .studies import newest_files, studies
+from .studies import newest_files, studies, why_not
 from ..training.evaluation import AVERAGES
 
 if TYPE_CHECKING:  # annotations alone need it here
@@ -120,9 +120,10 @@ def _named_by(method, task, base):  # options -> [study, name], if all rows had 
     out = {}
     for study, variants in studies().items():
         for v in variants:
-            if v.method == method:
-                at = out.setdefault(_key(method, task, given | v.options), [])
-                at.append([study, v.name])
+            options = given | v.options
+            # small models have no room for some
+            if v.method == method and not why_not(method, task, options):
+                out.setdefault(_key(method, task, options), []).append([study, v.name])
     return out
 
 

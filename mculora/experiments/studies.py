@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ABLATION', 'READINGS', 'TRIES', 'SPEAKERS', 'PLUS', 'CORE', 'EQUAL', 'GCNET', 'BASES', 'ROWS', 'RANKS', 'WIDE', 'MAP',
-           'MAP_RANKS', 'MAP_ORT', 'MAP_DPFT', 'MORE_READINGS', 'Variant', 'presets', 'grid_of', 'studies', 'Sweep',
-           'newest_files', 'find', 'validation_scores', 'validation_of', 'choose_nested', 'with_choice']
+           'MAP_RANKS', 'MAP_ORT', 'MAP_DPFT', 'MORE_READINGS', 'Variant', 'presets', 'grid_of', 'studies', 'why_not',
+           'Sweep', 'newest_files', 'find', 'validation_scores', 'validation_of', 'choose_nested', 'with_choice']
 
 # %% ../../nbs/experiments/02_studies.ipynb #4145fb50
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -312,6 +312,19 @@ class _Named(Settings):  # a dataset, by its name
         return 'twin' if self.simulated and self.size == 'full' else self.size
 
 # %% ../../nbs/experiments/02_studies.ipynb #82afc2fb
+def why_not(
+    method: str,
+    task: Task,  # what is predicted
+    options: dict[str, Any],  # settings that differ from the defaults
+) -> str:  # '' if they fit
+    "Why settings are refused, such as two kinds of blocks in a tiny model of depth 1."
+    try:
+        settings_of(method, task, options)
+    except ValueError as e:
+        return str(e)
+    return ''
+
+
 def _of_methods(by_method):  # raises for an unknown name
     for name in by_method:
         method_of(name)
@@ -353,15 +366,9 @@ class Sweep(_Given):
         return said | {k: as_text(getattr(self, k)) for k in Shared.model_fields}
 
     def misfits(self, variants: list[Variant]) -> dict[str, str]:
-        """Variants that these data's own settings leave no room for, such as two kinds of blocks in
-        a tiny model of depth 1, and why."""
-        out = {}
-        for v in variants:
-            try:
-                settings_of(v.method, self.task, self.given(v))
-            except ValueError as e:
-                out[v.name] = str(e)
-        return out
+        "Variants whose settings are refused on these data, and why."
+        why = {v.name: why_not(v.method, self.task, self.given(v)) for v in variants}
+        return {name: said for name, said in why.items() if said}
 
     def configs(self, variants: list[Variant], **others) -> list[RunConfig]:
         """The runs of some variants, each once; `others` as in `RunConfig`. Raises `ValueError` for
