@@ -27,7 +27,6 @@ class LogisticParts(Method):
     "Build: the buffers of a linear model, or of one per condition."
 
     Settings = LogisticSettings
-    per_condition = False
 
     def reads(self):
         return 'utterance'

@@ -98,6 +98,7 @@ class OnePerCondition(Baseline):
 
     base: type[Baseline]
     grid = ()  # the learning rate of `base`
+    per_condition = True
 
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)

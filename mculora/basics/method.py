@@ -67,6 +67,7 @@ class Configured(nn.Module):
 
     name: str  # as registered
     listed: bool  # part of `mculora study` by default
+    per_condition: bool = False  # has a model for each condition, so is no single model
     q: Tensor  # [N] probability of each combination in training
     settings: Any  # an instance of `Settings`, which each method extends
     Settings: type[BaseModel] = Settings  # the settings of the method

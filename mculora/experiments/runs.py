@@ -970,6 +970,7 @@ def _alike(j):  # what runs that train side by side have in common
             j.config.precision,
             j.config.observe,
             j.device,
+            j.key if j.method.gives_up() else '',  # trains alone
         )
     )
 

@@ -45,7 +45,7 @@ class Fusion(nn.Module):
         n_modalities: int,  # M
         width: int,  # d
         heads: int = 2,  # of the cross-attention
-        dropout: float = 0.5,  # on the representations and inside the MLP
+        dropout: float = 0.5,  # on the representations and after the MLP
     ):
         super().__init__()
         self.heads, self.dropout = heads, Dropout(dropout)

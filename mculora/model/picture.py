@@ -263,7 +263,7 @@ def dpft() -> list[str]:
         if y > 78:
             out += [line((LOOP, y - 27), (LOOP, y - 73))]
     for k, (i, x) in enumerate(COLUMNS.items()):
-        h = (30, 22, 38, 30, 22, 38, 22)[k]  # three go up, three down
+        h = (30, 22, 38, 38, 22, 38, 22)[k]  # one stays, three go up, three down
         out += [box(x, 90 - h / 2, 24, h, *((ORANGE, INK) if i == DRAWN else (PALE, GREY)))]
         out += [symbols(x, 106, i)]
     out += [

@@ -156,8 +156,8 @@ def draw_reliability(
     "A reliability diagram."
     n, sure, right = (x.numpy() for x in reliability(probability, label, bins))
     at, there = (torch.arange(bins) + 0.5).numpy() / bins, n > 0
-    ax.bar(at[there], right[there], 0.9 / bins, color='C0', alpha=0.7, label='right')
-    ax.plot([0, 1], [0, 1], color='.4', lw=1, ls='--', label='as sure as right')
+    ax.bar(at[there], right[there], 0.9 / bins, color='C0', alpha=0.7, label='accuracy')
+    ax.plot([0, 1], [0, 1], color='.4', lw=1, ls='--', label='perfect calibration')
     ax.plot(sure[there], right[there], 'o', ms=3, color='C3', label='mean confidence')
     for x, k, r in zip(at[there], n[there], right[there]):
         ax.annotate(int(k), (x, r), (0, 4), textcoords='offset points', ha='center', fontsize=6)
@@ -165,6 +165,6 @@ def draw_reliability(
         xlim=(0, 1),
         ylim=(0, 1.08),
         xlabel='confidence',
-        ylabel='share that is right',
+        ylabel='accuracy',
         title=f'{title}\nECE {100 * ece(probability, label, bins):.1f} %',
     )

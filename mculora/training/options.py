@@ -44,8 +44,8 @@ class Shared(Settings):
     speaker_noise: float = Field(0.0, ge=0, lt=1)
     'Share of utterances, in every part, attributed to another speaker of the dialogue.'
     train_groups: int = Field(0, ge=0)
-    """Train on so many of the training sessions only (on so many dialogues, where there is one
-    training part); fewer are among more. 0: on all."""
+    """Train on this many of the training sessions (or dialogues, if there is a single training
+    part). A smaller selection is contained in every larger one. 0: on all."""
 
 # %% ../../nbs/training/06_options.ipynb #a5e60961
 def _dataset(name):

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'QUICK', 'PRECISIONS', 'train_stage', 'resolve_schedule', 'scheduled', 'precisely', 'epoch_seed', 'thaw',
            'train_mode', 'to_be_had', 'plan_epoch', 'unsound', 'at_step', 'gradients', 'one_step', 'train_epoch',
-           'train_one', 'encoded', 'earlier', 'save_checkpoint', 'load_checkpoint', 'resume', 'Replica', 'Options',
-           'restore_adam', 'moments', 'one_adam', 'recorded', 'recorded_evaluation', 'regroup', 'next_epoch',
-           'running_mean', 'snapshot', 'put', 'averaged', 'not_finite', 'check', 'end_epoch', 'validate', 'chosen_by',
-           'keep_best', 'Stopwatch', 'record', 'progress_bar', 'show', 'estimate', 'adam_state', 'checkpoint', 'borrow',
-           'lend', 'begin', 'enter', 'finish', 'stoppable', 'fit_all', 'fit']
+           'encoded', 'earlier', 'save_checkpoint', 'load_checkpoint', 'resume', 'Replica', 'Options', 'restore_adam',
+           'moments', 'one_adam', 'recorded', 'recorded_evaluation', 'regroup', 'next_epoch', 'running_mean',
+           'snapshot', 'put', 'averaged', 'not_finite', 'check', 'end_epoch', 'validate', 'chosen_by', 'keep_best',
+           'Stopwatch', 'record', 'progress_bar', 'show', 'estimate', 'adam_state', 'checkpoint', 'borrow', 'lend',
+           'begin', 'enter', 'finish', 'stoppable', 'fit_all', 'fit']
 
 # %% ../../nbs/training/02_trainer.ipynb #8785865b
 from contextlib import contextmanager, nullcontext
@@ -28,7 +28,7 @@ from ..basics.files import load_sealed, save_sealed
 from ..basics.masking import sample
 from ..basics.method import Method, Stage
 from .graphs import roomy, taped
-from .replicas import Together, clip, side_by_side
+from .replicas import Together, clip, side_by_side, trains_alone
 from .evaluation import evaluate_all, metric_names, under_all
 
 # %% ../../nbs/training/02_trainer.ipynb #beb38b29
@@ -300,14 +300,6 @@ def train_epoch(
             on_step(n + 1, of)
     losses = dict(zip(names[:-1], total))
     return losses, lambda: unsound(torch.stack(seen), names, plans, trains)
-
-# %% ../../nbs/training/02_trainer.ipynb #9a5332d0
-def train_one(
-    method: Method, stage: Stage, train: Dialogues, optimiser, seed: int
-) -> dict[str, float]:
-    "An epoch of one model: the means as numbers."
-    losses, _ = train_epoch(Together([method]), [stage], [train], optimiser, [seed])
-    return {k: v[0].item() for k, v in losses.items()}
 
 # %% ../../nbs/training/02_trainer.ipynb #5e498f75
 @torch.no_grad()
@@ -884,6 +876,8 @@ def fit_all(
 ) -> list[list[dict] | Exception]:
     "Train all stages of all replicas side by side."
     options = Options(precision, progress, every, watch, on_epoch, graphs)
+    if graphs:
+        trains_alone(methods[0], 'recorded steps')
     R = len(methods)
     files, stages = checkpoints or [None] * R, shared or [None] * R
     splits = [replace(s, train=s.train.to_learn) for s in splits]

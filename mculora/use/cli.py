@@ -490,7 +490,7 @@ Studies = Annotated[
     list[str] | None,
     _option(
         'Study to run; repeatable: methods, ablation, rank, readings, more-readings, map, tries, '
-        'speakers, bases, published, grid. Default: the first three, which are the paper.',
+        'speakers, bases, gcnet, published, grid. Default: the first three, which are the paper.',
         '--study',
     ),
 ]
