@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from small import reported
 from typer.testing import CliRunner
 
-from mculora.basics.dialogues import folds, random_dialogues, split
+from mculora.basics.dialogues import DataError, folds, random_dialogues, split
 from mculora.data.sources import fit_scale, scale
 from mculora.data.tables import Columns, read_mmsa, read_table
 from mculora.data.traps import Seen, examine, findings, shared_people
@@ -62,9 +62,9 @@ def seen(name, **columns):
     'name, trap, count, says',
     [
         ('07_class_only_in_test.parquet', 'lacking classes', 3, "class 'neutral', fold test"),
-        ('09_same_speaker_all_splits.parquet', 'shared people', 1, '1 of 1 speakers'),
+        ('09_same_speaker_all_splits.parquet', 'shared people', 1, '1 of 1 speaker is in'),
         ('16_label_in_features.parquet', 'telling entries', 1, 'v: 1 of 2 entries'),
-        ('21_integer_scores.parquet', 'integer scores', 5, 'read as 5 classes; scores: task=score'),
+        ('21_integer_scores.parquet', 'integer scores', 5, 'read as 5 classes'),
         ('39_mmsa_text_bert_only.pkl', 'reading', 1, 'token ids alone'),
         ('class_names_nearly_equal.parquet', 'alike classes', 3, "'NEG', 'neg', 'neg '"),
         ('modality_as_text.parquet', 'vectors as text', 72, "column 'audio': 72 texts look like"),
@@ -227,7 +227,7 @@ def test_an_entry_that_is_the_label(seed, n_classes, at, scale):
     f = named(t)['telling entries']
     assert (
         f.count == 1
-        and f'audio: 1 of 4 entries predict the label alone, such as number {at}' in f.said
+        and f'audio: 1 of 4 entries predicts the label alone, such as number {at}' in f.said
     )
 
 
@@ -321,7 +321,7 @@ def test_text_that_is_ids_alone(tmp_path, n):
 def test_whole_numbers_that_may_be_scores(seed, n, lowest):
     t = sound(seed)
     t['label'] = [lowest + i % n for i in np.random.default_rng(seed).permutation(len(t))]
-    assert f'read as {n} classes; scores: task=score' in named(t)['integer scores'].said
+    assert f'read as {n} classes' in named(t)['integer scores'].said
     assert all('integer scores' not in named(t, Columns(task=x)) for x in ('classes', 'score'))
 
 
@@ -364,6 +364,39 @@ def test_entries_far_away(seed, n, value):
 
 
 @few
+@given(seeds, st.integers(1, 120))
+def test_vectors_of_zeros(seed, n):
+    t = sound(seed)
+    rows = np.random.default_rng(seed).permutation(len(t))[:n].tolist()
+    t['audio'] = [[0.0] * 4 if i in rows else x for i, x in enumerate(t.audio)]
+    f = named(t)['zero vectors']
+    assert f.count == n and f.said.startswith(f'audio: {n} of 120 vectors all zeros')
+
+
+@few
+@given(seeds, st.sampled_from([{}, {'cuts': (99.0,)}, {'task': 'score'}]))
+def test_labels_that_do_not_differ_are_refused(seed, how):
+    "They would be predicted without fault."
+    t = sound(seed, n_classes=0)
+    t['label'] = t.label if 'cuts' in how else 2.5 if how else 'happy'
+    d, bad = read_table(t, Columns(**how))
+    value = d.task.classes[0] if 'cuts' in how else '2.5' if how else 'happy'
+    assert f"column 'label': found one value, {value!r}, in all 120 labels, expected at" in bad[0]
+
+
+def test_a_fold_that_leaves_nothing_to_train_on_is_a_problem(tmp_path):
+    "As training says it."
+    t = sound(0, K=4)
+    t['split'] = ['train'] * 4 + ['val'] * 4 + ['test'] * 8
+    t.to_parquet(tmp_path / 'few.parquet')
+    d, found = examine(tmp_path / 'few.parquet', 'few')
+    said = [f.said for f in found if f.severity == 'problem']
+    assert said == ["fold 'test': found 1 dialogue outside it, expected at least 2 to train on"]
+    with pytest.raises(DataError, match='found 1 dialogue outside'):
+        split(d)
+
+
+@few
 @given(seeds, st.integers(1, 5), st.sampled_from([np.nan, np.inf, -np.inf]))
 def test_entries_that_are_no_numbers(seed, n, value):
     t = sound(seed)
@@ -401,6 +434,15 @@ def test_warnings_do_not_fail_and_problems_do(tmp_path):
         'lacking modalities'
     }
     assert set(one['findings'][0]) == {'trap', 'said', 'do', 'count', 'severity'}
+
+
+def test_training_names_the_traps_first(tmp_path):
+    "Not only `data check`, which one may never have run."
+    words = ['--options', '{"width": 8, "epochs": 1}', '--out-dir', tmp_path, '--no-check']
+    words = ['train', '--dataset', reported('modality_as_text.parquet'), '--fold', 1, *words]
+    done = CliRunner().invoke(cli.app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    assert "Warning: column 'audio': 72 texts look like vectors" in done.stderr
 
 
 def test_a_table_with_problems_is_still_looked_at(tmp_path):

@@ -9,14 +9,14 @@ __all__ = ['Coupling', 'Flow', 'score_bins', 'ClassPrior', 'bits', 'Gated', 'Ref
            'Transferring', 'DiCMoR', 'conditional']
 
 # %% ../../nbs/baselines/11_dicmor.ipynb #5f880239
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from math import log, pi
 from typing import Literal
 import torch
 from torch import Tensor, nn
 from pydantic import Field
-from ..basics.modalities import labels
+from ..basics.modalities import labels, named_like
 from ..basics.dialogues import Batch, Inputs, Task, flat, unflat
 from ..model.encoders import attention_mask
 from ..model.losses import targets, task_loss
@@ -398,10 +398,11 @@ class RecoveringSettings(Recipe):
 # %% ../../nbs/baselines/11_dicmor.ipynb #rates006
 def rates_of(
     s: RecoveringSettings,  #
-    modalities: Iterable[str],  # in their order
+    modalities: Collection[str],  # in their order
 ) -> Rates:
     "Dropout by place, as the settings say."
-    each = dict(a=s.attention_dropout_a, v=s.attention_dropout_v)
+    own = dict(a=s.attention_dropout_a, v=s.attention_dropout_v)
+    each = {named_like(m, modalities): rate for m, rate in own.items()}
     return Rates(
         block=s.dropout,
         embedding=s.dropout if s.embedding_dropout is None else s.embedding_dropout,
@@ -436,10 +437,10 @@ class Projecting(Baseline):
 
     def __init__(self, task, widths, settings):
         super().__init__(task, widths, settings)
-        s = settings
+        s, text = settings, named_like('t', widths)
         # W_m
         self.inputs = nn.ModuleDict(
-            {m: Projection(w, s.width, s.text_dropout * (m == 't')) for m, w in widths.items()}
+            {m: Projection(w, s.width, s.text_dropout * (m == text)) for m, w in widths.items()}
         )
         for m, w in widths.items():
             self.register_buffer(f'mean_{m}', torch.zeros(w))

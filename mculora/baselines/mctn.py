@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from pydantic import Field
 from ..basics.method import register
+from ..basics.modalities import named_like
 from ..basics.randomness import Dropout
 from ..basics.sequences import recur, reverse
 from ..model.losses import targets, task_loss
@@ -29,7 +30,7 @@ class MCTNSettings(Recipe):
     # squared norm of the last linear map's weight
     penalty: float = Field(0.01, ge=0)
     dropout: float = Field(0.0, ge=0, lt=1)  # on the source; the original has none
-    # the strongest modality first; those not named follow in the order of the data
+    # the strongest modality first, by name or its first letters; others follow as in the data
     order: tuple[str, ...] = Field(('t', 'a', 'v'), strict=False)
     # nothing is missing: all are the source and nothing is translated, or the first of `order` is
     # the source and the others are targets
@@ -100,7 +101,8 @@ class MCTNParts(Baseline):
         super().__init__(task, widths, settings)
         s, M, H = settings, len(widths), settings.width
         # strongest first
-        self.order = [m for m in s.order if m in widths] + [m for m in widths if m not in s.order]
+        known = [named_like(m, widths) for m in s.order]
+        self.order = list(dict.fromkeys([m for m in known if m] + list(widths)))
         self.at = [list(widths).index(m) for m in self.order]
         self.project = nn.ModuleDict({m: nn.Linear(w, s.space) for m, w in widths.items()})  # P_m
         self.source = nn.Linear(M * (s.space + 1), s.space)  # W_s

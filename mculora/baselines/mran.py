@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from pydantic import Field
-from ..basics.modalities import combination_index
+from ..basics.modalities import combination_index, named_like
 from ..basics.dialogues import Inputs, Task, flat, has_label, unflat
 from ..basics.randomness import Dropout
 from ..model.losses import targets, task_loss
@@ -86,7 +86,7 @@ class MRANSettings(Recipe):
     # longest gradient of each part of the network; None: as it is
     clip: float | None = Field(None, gt=0)
     teacher_clip: float | None = Field(None, gt=0)  # the same while the teacher is trained
-    text: str = 't'  # which modality is the text
+    text: str = 't'  # which modality is the text, by name or its first letters
     index: Literal['pattern', 'bits', 'none'] = 'pattern'
     reconstructor: Literal['mlp', 'cra'] = 'mlp'
     target: Literal['teacher', 'own'] = 'teacher'
@@ -140,7 +140,7 @@ class MRANBuild(Imagining):
         super().__init__(task, widths, settings)
         s, M, N = settings, len(widths), len(self.q)
         d, h, words = s.width, self.hidden_width, n_words(task)
-        self.text = s.text if s.text in widths else next(iter(widths))
+        self.text = named_like(s.text, widths) or next(iter(widths))
         self.text_at = list(widths).index(self.text)
         self.teacher_head = Mlp(h, d, d, task.n_outputs)
         self.start('teacher')

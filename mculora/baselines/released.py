@@ -152,7 +152,7 @@ class ReleasedSettings(Recipe):
 
 # %% ../../nbs/baselines/08_released.ipynb #51c885ad
 class ReleasedParts(Baseline):
-    "Build: MoMKE's backbone without routers, and a pair for each of its maps."
+    "Build: MoMKE's backbone without routers, and pairs for all its maps but attention's."
 
     Settings = ReleasedSettings
 

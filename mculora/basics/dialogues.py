@@ -710,8 +710,8 @@ def split(
     rest = trained_on(d, name).nonzero()[0]
     if len(rest) < 2:
         raise DataError(
-            f'fold {fold} of {d.task.name}: found {len(rest)} dialogues outside {name!r}, '
-            'expected at least 2 to train on'
+            f'fold {fold} of {d.task.name}: found {len(rest)} dialogue{"s" * (len(rest) != 1)} '
+            f'outside {name!r}, expected at least 2 to train on'
         )
     if hold == 'session':
         own = part == _held_session(d, name, seed)

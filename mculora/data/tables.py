@@ -728,6 +728,17 @@ def _check_name(name):  # a user's dataset may not have the name of a release
         )
 
 # %% ../../nbs/data/03_tables.ipynb #69e4afb5
+def _one_value(d, c):  # a problem: labels that do not differ
+    known = d.label[d.labelled]
+    if not len(known) or len(known.unique()) > 1:
+        return []
+    said = d.task.classes[int(known[0])] if d.task.classes else f'{float(known[0]):g}'
+    return [
+        f'column {c.label!r}: found one value, {said!r}, in all {len(known)} labels, expected at '
+        'least two'
+    ]
+
+
 # the dialogues of a frame, and its problems; `task`: of a model, None: read labels
 def _read(f, name, base, c, features, task, widths):
     asked = task is not None
@@ -766,6 +777,7 @@ def _read(f, name, base, c, features, task, widths):
     )
     if asked:
         return d, bad
+    bad += _one_value(d, c)
     d, more = _parted(d, f, roles, c, order)
     # what has no label is refused above, if it is
     return d, bad + more + problems(d, holes=True, context=True)

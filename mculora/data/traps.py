@@ -7,7 +7,7 @@ __all__ = ['RECORDINGS', 'MOST', 'TELLS', 'GAP', 'LARGEST', 'PERSON', 'FAR', 'TR
            'shared_people', 'shared_recordings', 'shared_utterances', 'shared_rows', 'lacking_classes',
            'lacking_modalities', 'telling_entries', 'readout', 'readout_gaps', 'telling_position', 'unused_columns',
            'vectors_as_text', 'token_ids', 'integer_scores', 'alike_classes', 'two_names', 'far_entries',
-           'unmeasured_entries', 'findings', 'examine', 'counted']
+           'zero_vectors', 'unmeasured_entries', 'findings', 'examine', 'counted']
 
 # %% ../../nbs/data/07_traps.ipynb #72a90003
 from collections import Counter
@@ -103,9 +103,10 @@ def shared_people(s: Seen) -> Iterator[Finding]:
     both = _several(_of_parts(s.d), s.d.who)
     if both:
         name, some = next(iter(both.items()))
+        who, are = _count(len(set(s.d.who)), 'speaker'), 'is' if len(both) == 1 else 'are'
         said = (
-            f'column {s.columns.speaker!r}: {len(both)} of {len(set(s.d.who))} speakers are in '
-            f'several parts, such as {name!r} in {" and ".join(some)}'
+            f'column {s.columns.speaker!r}: {len(both)} of {who} {are} '
+            f'in several parts, such as {name!r} in {" and ".join(some)}'
         )
         yield Finding('shared people', said, _advice(s), len(both))
 
@@ -263,7 +264,8 @@ def telling_entries(s: Seen) -> Iterator[Finding]:
             best = int(tells.argmax())
             how = 'agreement of neighbours' if s.d.task.classes else 'rank correlation'
             said = (
-                f'{m}: {len(found)} of {len(tells)} entries predict the label alone, such as '
+                f'{m}: {len(found)} of {_count(len(tells), "entry", "entries")} '
+                f'predict{"s" * (len(found) == 1)} the label alone, such as '
                 f'number {best} ({how} {tells[best]:.2f} on {len(rows)} training utterances)'
             )
             do = 'the label, or what was made of it, is among the features: take it out'
@@ -354,9 +356,10 @@ def telling_position(s: Seen) -> Iterator[Finding]:
     known = s.d.labelled.numpy()
     place = np.concatenate([np.arange(n) for n in s.d.lengths.tolist()])[known]
     # as many utterances for each position, at least; else it fits by chance
-    if len(place) < 5 * (place.max() + 1) or not place.any():
+    y = s.d.label.numpy()[known]
+    if len(place) < 5 * (place.max() + 1) or not place.any() or len(np.unique(y)) < 2:
         return
-    told, most = _by_place(place, s.d.label.numpy()[known], bool(s.d.task.classes))
+    told, most = _by_place(place, y, bool(s.d.task.classes))
     if told > 0.9 > most + 0.1:
         rest = f', the most frequent class {most:.0%}' if s.d.task.classes else ' of their variance'
         what = 'of them' if s.d.task.classes else ''
@@ -397,7 +400,7 @@ def vectors_as_text(s: Seen) -> Iterator[Finding]:
         vector = re.compile(rf'\s*[\[(]?\s*{_NUMBER}(?:[\s,;|]+{_NUMBER})+\s*[\])]?\s*', re.I)
         if text and vector.fullmatch(text[0]):
             count = sum(bool(vector.fullmatch(x)) for x in text)
-            said = f'column {col!r}: {count} texts look like vectors, such as {text[0]!r:.40}'
+            said = f'column {col!r}: {count} texts look like vectors, such as {text[0][:38]!r}'
             do = 'it is not read; a vector is a list, in text a list in JSON: "[0.1, -2]"'
             yield Finding('vectors as text', said, do, count)
 
@@ -426,8 +429,8 @@ def integer_scores(s: Seen) -> Iterator[Finding]:
     if f is None or c.task != 'auto' or c.classes or n < 3 or not _whole_numbers(f[c.label]):
         return
     some = ', '.join(s.d.task.classes[:8]) + ', ...' * (n > 8)
-    said = f'labels: whole numbers ({some}) are read as {n} classes; scores: task=score'
-    do = '--table \'{"task": "score"}\'; if they are classes, "classes" instead'
+    said = f'labels: whole numbers ({some}) are read as {n} classes'
+    do = 'if they are scores, --table \'{"task": "score"}\'; if classes, "classes" in place of it'
     yield Finding('integer scores', said, do, n)
 
 
@@ -517,6 +520,20 @@ def far_entries(s: Seen) -> Iterator[Finding]:
             yield Finding('far entries', said, do, int(far.sum()))
 
 
+def zero_vectors(s: Seen) -> Iterator[Finding]:
+    "Vectors of zeros, which look like a measurement."
+    for k, (m, x) in enumerate(s.d.features.items()):
+        here = s.d.present[:, k]
+        zero = here & (x == 0).all(1)
+        if zero.any():
+            n, first = int(zero.sum()), s.d.utterances[int(zero.nonzero()[0])]
+            said = (
+                f'{m}: {n} of {_count(int(here.sum()), "vector")} all zeros, such as in {first!r}'
+            )
+            do = 'if that means missing, leave the cell empty'
+            yield Finding('zero vectors', said, do, n)
+
+
 def unmeasured_entries(s: Seen) -> Iterator[Finding]:
     "NaN and infinity in vectors."
     for m, x in s.d.features.items():
@@ -549,6 +566,7 @@ TRAPS: tuple[Callable[[Seen], Iterator[Finding]], ...] = (
     integer_scores,
     alike_classes,
     far_entries,
+    zero_vectors,
     unmeasured_entries,
 )
 
@@ -558,6 +576,15 @@ def findings(s: Seen) -> list[Finding]:
     return [x for trap in TRAPS for x in trap(s)]
 
 # %% ../../nbs/data/07_traps.ipynb #72a90041
+def _untrainable(d):  # folds that leave too little to train on
+    rest = {k: int(trained_on(d, k).sum()) for k in folds(d)}
+    return [
+        f'fold {k!r}: found {_count(n, "dialogue")} outside it, expected at least 2 to train on'
+        for k, n in rest.items()
+        if n < 2
+    ]
+
+
 def examine(
     path,  # your own file, or the folder of a release
     dataset: str,  # which release, or any name of a file
@@ -577,6 +604,7 @@ def examine(
                 frame, columns, features = r.frame, r.columns, r.features
         except (DataError, OSError) as e:
             d, bad = None, [str(e)]
+    bad += _untrainable(d) if d is not None else []
     out = [Finding('reading', p, severity='problem') for p in bad]
     out += [Finding('reading', str(w.message)) for w in told if w.category is UserWarning]
     if d is not None and len(d) > 1 and not problems(d, holes=True, context=True):

@@ -361,7 +361,8 @@ def parts_in_words(
     said = f'{about["name"]}: parts by {parts["by"]}'
     if 'people' in parts:
         n, seen = parts['people']['test'], parts['seen']['test']
-        said += f'; the test part has {n} speakers, {seen or "none"} of them in training too'
+        many = 's' * (n != 1)
+        said += f'; the test part has {n} speaker{many}, {seen or "none"} of them in training too'
     # for those who have older results of this table
     new = c.table.group is None and parts['by'] == c.table.speaker
     return said + '; results of version 0.5 are by dialogue (--table \'{"group": ""}\')' * new

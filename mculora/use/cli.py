@@ -369,7 +369,8 @@ def _utterances(result):  # how many each condition covers; '' if all cover the 
 def _caveats(about):  # what a score does not say by itself; `about`: `data` of a result
     people = about.get('parts', {}).get('people')
     if people and (seen := about['parts']['seen']['test']):
-        yield f'  {seen} of {people["test"]} speakers of the test part are in training too'
+        are = 'is' if seen == 1 else 'are'
+        yield f'  {seen} of {people["test"]} speakers of the test part {are} in training too'
     for name, n in about.get('never_trained', {}).items():
         yield f'  class {name!r}, {n} of the test utterances: never in training; UA counts it'
 
@@ -384,6 +385,18 @@ def _all_folds(c):  # 1, 2, ...
     root = c.data_root and repo_root() / c.data_root
     d = open_data(c.dataset, root, c.size, c.features, c.table)
     return list(range(1, len(folds(d)) + 1))
+
+
+def _warn(c):  # of a user's own data: what training takes, and what may make a score meaningless
+    from mculora.data.traps import examine
+
+    if not is_own(c.dataset):
+        return
+    root = repo_root() / (c.data_root or '')
+    found = examine(root / Path(c.dataset).expanduser(), c.dataset, c.table, c.features)[1]
+    for f in found:
+        if f.severity == 'warning' and f.trap != 'reading':  # the reader's are said when it reads
+            typer.echo(f'Warning: {f}', err=True)
 
 
 def _draw(folders):  # beside the results, which do not depend on it
@@ -444,6 +457,7 @@ def train(
             for s in seed or [66]
         ]
         configs = [read_settings(RunConfig, r, '') for r in runs]
+        _warn(configs[0])
         out = run_all(
             configs, together=together or None, processes=processes or None, graphs=graphs
         )
@@ -691,8 +705,8 @@ def export(
 Input = Annotated[
     Path,
     _argument(
-        'Table (.parquet, .csv, .jsonl) as for training, with labels or without: dialogue, '
-        'position, a column of vectors per modality; or the folder of a feature release.'
+        f'File ({", ".join(FILES)}) or folder as for training, with labels or without; or the '
+        'folder of a feature release.'
     ),
 ]
 Output = Annotated[
@@ -786,8 +800,8 @@ def explore(
     table: Annotated[str | None, _option('As for predict.')] = None,
 ):
     """Write a page with the predictions under every combination. It contains all that it shows,
-    including a release's labels: mind who may see it. Exit code: 0 written, 2 invalid arguments or
-    data."""
+    including a release's labels (not those of a table): mind who may see it. Exit code: 0 written,
+    2 invalid arguments or data."""
     from mculora.basics.dialogues import select
     from mculora.basics.files import write_atomically
     from mculora.data.sources import find_all
@@ -807,8 +821,8 @@ def explore(
 HeadroomData = Annotated[
     str,
     _argument(
-        'iemocap, iemocap6, mosi, mosei, or a file of your own (.parquet, .csv, .jsonl, .pkl), '
-        'relative to the repository.'
+        f'iemocap, iemocap6, mosi, mosei, or a file of your own ({", ".join(FILES)}), relative to '
+        'the repository.'
     ),
 ]
 

@@ -84,7 +84,7 @@ def explore(
     def name(y):
         return classes[int(y)] if classes else round(float(y), 3)
 
-    known = d.labelled.tolist()
+    known, told = d.labelled.tolist(), 'probabilities' if classes else 'scores'
     true = [name(y) if truth and has else None for y, has in zip(d.label, known)]
     return dict(
         model=a.method.name,
@@ -94,8 +94,11 @@ def explore(
         combinations=names,
         classes=classes,
         range=[a.task.low, a.task.high],
-        by='representation' if _points(ask, d) is not None else 'probabilities',
-        utterances=[dict(w, true=t, speaker=s) for w, t, s in zip(where, true, d.speaker.tolist())],
+        by='representation' if _points(ask, d) is not None else told,
+        utterances=[
+            dict(dialogue=w['dialogue'], position=w['position'], true=t, speaker=s)
+            for w, t, s in zip(where, true, d.speaker.tolist())
+        ],
         shown=shown,
     )
 
@@ -248,7 +251,7 @@ def page(
     "The self-contained page."
     title = f'{shown["model"]} on {shown["data"]}' + ' (simulated)' * shown['simulated']['model']
     # no </script> inside
-    data = json.dumps(shown).replace('<', '\\u003c')
+    data = json.dumps(shown, allow_nan=False).replace('<', '\\u003c')
     notes = dict(
         model='The model was trained on simulated data: what it says is not about people.',
         data='The dialogues are simulated: nobody said or felt any of this.',

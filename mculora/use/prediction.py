@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from ..basics.modalities import combination_index, labels
 from ..basics.dialogues import DataError, Dialogues, Inputs, Task, batch, batches, select
+from ..basics.columns import FILES
 from ..basics.files import write_atomically
 from ..data.sources import described, find_all, read_layout, scale
 from mculora.data.tables import (
@@ -340,7 +341,7 @@ def _truth(task, f, c):  # N labels as the model would say them, None where empt
         try:
             y = None if _nothing(x) else _class_of(x, c) if task.classes else float(x)
         except (TypeError, ValueError, OverflowError):  # no number, where one is expected
-            y = str(x) if task.classes else math.nan
+            y = str(x)
         out.append(y)
     return out
 
@@ -394,8 +395,8 @@ def read_input(
         return d, [dict(dialogue=i, position=j, truth=x) for (i, j), x in zip(at, y)]
     if not path.exists():
         raise DataError(
-            f'{path}: found no such file or folder, expected a table ({", ".join(KINDS)}) '
-            'or a feature release'
+            f'{path}: found no such file or folder, expected a file ({", ".join(FILES)}), '
+            'a folder of files or a feature release'
         )
     folder = str(a.trained.get('data', {}).get('file', '')).endswith('/')
     r = table_of(path, columns or a.table, features, folder, some=features is None)
@@ -461,7 +462,11 @@ def _known(task, row):  # can it be scored?
     truth = row.get('truth')
     if not row['combination'] or truth is None:
         return False
-    return truth in task.classes if task.classes else math.isfinite(truth)
+    return (
+        truth in task.classes
+        if task.classes
+        else not isinstance(truth, str) and math.isfinite(truth)
+    )
 
 
 def _left_out(task, rows):  # a sentence on rows that are not scored; none: nothing
