@@ -510,8 +510,8 @@ def test_claims_of_the_nested_choice():
 DATA = {
     'iemocap': 'IEMOCAP, stand-in features',
     'mosi': 'CMU-MOSI, stand-in features',
-    'mosei_video': 'mosei_video, a table of its own',
-    'hazumi_online': 'hazumi_online, a table of its own',
+    'mosei_video': 'mosei_video, own table',
+    'hazumi_online': 'hazumi_online, own table',
     'iemocap-simulated': 'Simulated twin of IEMOCAP',
     'mosei-simulated': 'Simulated twin of CMU-MOSEI',
     'premise-1.5-simulated': 'Simulated twins of the premise',

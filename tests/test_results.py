@@ -536,14 +536,14 @@ def test_a_tuning_study_is_whole(path):
 
 
 def page(data):
-    """Of one dataset, what is true of MCULoRA: question -> mean on the incomplete conditions, and
+    """Of one dataset, every question of Table 2: question -> mean on the incomplete conditions, and
     where its interval has no zero."""
     (text,) = [
         t
         for t in re.split(
             r'\n(?=\*\*)', (ROOT / 'figures' / data / f'table2_ablation-{data}.md').read_text()
         )
-        if 'what is true of MCULoRA' in t
+        if 'every question on one page' in t
     ]
     rows = [
         [x.strip() for x in line.strip('|').split('|')]

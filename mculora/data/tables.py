@@ -738,7 +738,7 @@ def _one_value(d, c):  # a problem: labels that do not differ
         'least two'
     ]
 
-
+# %% ../../nbs/data/03_tables.ipynb #4faef240
 # the dialogues of a frame, and its problems; `task`: of a model, None: read labels
 def _read(f, name, base, c, features, task, widths):
     asked = task is not None

@@ -519,7 +519,7 @@ def far_entries(s: Seen) -> Iterator[Finding]:
             do = 'a sentinel for a missing value, as it seems: leave the cell or the entry empty'
             yield Finding('far entries', said, do, int(far.sum()))
 
-
+# %% ../../nbs/data/07_traps.ipynb #ac146486
 def zero_vectors(s: Seen) -> Iterator[Finding]:
     "Vectors of zeros, which look like a measurement."
     for k, (m, x) in enumerate(s.d.features.items()):

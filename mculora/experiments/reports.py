@@ -6,13 +6,14 @@
 __all__ = ['NAMES', 'FOCUS', 'PAPER', 'SIDECAR', 'PRINTED', 'HELD', 'CONTRADICTED', 'UNCLEAR', 'FLOOR', 'CHOOSE', 'FORMATS',
            'Report', 'features_of', 'describe_data', 'Cell', 'sources_of', 'with_sources', 'cell', 'cell_of', 'band',
            'marks', 'Table', 'Made', 'made_of', 'sources_as_text', 'csv_of', 'keep_tables', 'keep_nothing',
-           'keep_figure', 'shown', 'say_missing', 'table_of', 'how', 'over_rates', 'of_paper', 'odd_cells', 'printed',
-           'paired', 'judged', 'say_runs', 'verdict', 'table_of_gains', 'Origin', 'why', 'Way', 'where',
-           'updates_by_stage', 'updates_of', 'inputs_of', 'updates_cells', 'add_updates', 'read_runs', 'tables_of_runs',
-           'metrics_of_runs', 'draw_curves', 'draw_conditions', 'pictures']
+           'keep_figure', 'shown', 'complete_of', 'with_unit', 'in_points', 'say_missing', 'table_of', 'how',
+           'over_rates', 'of_paper', 'odd_cells', 'printed', 'paired', 'judged', 'say_runs', 'verdict',
+           'table_of_gains', 'Origin', 'why', 'Way', 'where', 'updates_by_stage', 'updates_of', 'inputs_of',
+           'updates_cells', 'add_updates', 'read_runs', 'tables_of_runs', 'metrics_of_runs', 'draw_curves',
+           'draw_conditions', 'pictures']
 
 # %% ../../nbs/experiments/03_reports.ipynb #7f09ef5c
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -175,7 +176,7 @@ def describe_data(
     if len(few) == 1 and (n := json.loads(few[0])):
         said += f', trained on {n} group' + 's' * (n > 1)
     if not task.release:
-        return f'{data}, a table of its own{said}'
+        return f'{data}, own table{said}'
     name = title_of(task.release)
     if task.simulated:
         return f'simulated twin of {name}' + ', tiny' * task.tiny + said
@@ -565,6 +566,23 @@ def shown(
     ]
 
 
+def complete_of(
+    conditions: Iterable[str],  # in the order of tables
+) -> str:  # '' if there is none
+    "The condition in which everything is there."
+    return next((c for c in reversed(list(dict.fromkeys(conditions))) if c not in AVERAGES), '')
+
+
+def with_unit(metric: str) -> str:
+    "A metric in the head of a table, where it is times a hundred: WA (%), r (hundredths)."
+    return f'{metric} (%)' if in_percent(metric) else f'{metric} (hundredths)'
+
+
+def in_points(metric: str) -> str:
+    "What its differences are in: points WA, hundredths of r."
+    return f'points {metric}' if in_percent(metric) else f'hundredths of {metric}'
+
+
 def say_missing(
     missing: dict[str, list[str]],  # of `find`
     most: int = 6,  # how many are named
@@ -602,13 +620,15 @@ def table_of(
         for c, column in here.groupby('condition', sort=False):
             for n, what in marks(column, whole, higher).items():
                 out.rows[n][c] = out.rows[n][c]._replace(mark=what)
-        out.notes.append(how(here[here.variant.isin(whole)]))
+        marked = any(x.mark for row in out.rows.values() for x in row.values())
+        out.notes.append(how(here[here.variant.isin(whole)], marked))
     out.notes += say_missing(missing)
     return out
 
 # %% ../../nbs/experiments/03_reports.ipynb #8d0f246e
 def how(
     found: 'pd.DataFrame',  # scores of a table
+    marked: bool = False,  # has a cell a mark?
 ) -> str:
     "The note of a table on its runs."
 
@@ -629,16 +649,22 @@ def how(
         if len(machines) > 1
         else ''
     )
-    return (
-        f'Per cent; mean and 95 % interval over {unit}; folds '
+    said = (
+        f'{"Per cent" if all(map(in_percent, n("metric"))) else "Hundredths"}; mean and 95 % '
+        f'interval over {unit}; folds '
         f'{", ".join(map(str, n("fold")))}, seeds {", ".join(map(str, n("seed")))}, '
-        f'schedule {", ".join(n("schedule"))}, epochs chosen on validation.{made} Bold: '
-        'better than each other row with numbers; italic (underlined in print): second to '
-        'it, and better than each such row below (paired t-tests, Holm, p < 0.05).'
-    ) + (
-        (' Methods without randomness do not vary over seeds: between two of them no test is made.')
-        if len(n('fold')) == 1
-        else ''
+        f'schedule {", ".join(n("schedule"))}, epochs chosen on validation.{made}'
+    )
+    if not marked:
+        return said
+    alike = (
+        ' Methods without randomness do not vary over seeds: between two of them no test is made.'
+    )
+    return (
+        f'{said} Bold: better than each other row with numbers; italic (underlined in print): '
+        'second to it, and better than each such row below (paired t-tests, Holm, p < 0.05).'
+        + alike
+        * (len(n('fold')) == 1)
     )
 
 # %% ../../nbs/experiments/03_reports.ipynb #4b33b84b
@@ -744,7 +770,9 @@ HELD, CONTRADICTED, UNCLEAR = 'held', 'contradicted', 'not distinguishable from 
 
 def judged(
     effects: dict[str, Sequence[float]],  # effect -> one value for each fold, or seed
-) -> 'pd.DataFrame':  # effect -> mean, half, p (after Holm's correction), word
+    # effect -> p as it was corrected elsewhere; None: by Holm over these effects
+    corrected: dict[str, float] | None = None,
+) -> 'pd.DataFrame':  # effect -> mean, half, p after correction, word
     """Which effects are above zero, all tested together. A single value, or values without spread,
     decide nothing."""
     import pandas as pd
@@ -756,7 +784,7 @@ def judged(
         varied = len(x) > 1 and max(x) - min(x) > 1e-9
         p = stats.ttest_1samp(list(x), 0).pvalue if varied else 1.0
         out.loc[effect] = mean[0], half[0], p
-    out['p'] = holm(out.p)
+    out['p'] = holm(out.p) if corrected is None else pd.Series(corrected, dtype=float)
     sure = out.p < 0.05
     out['word'] = UNCLEAR
     out.loc[sure & (out['mean'] > 0), 'word'] = HELD
@@ -783,7 +811,7 @@ def say_runs(
         f'{schedule} schedule.'
     )
 
-
+# %% ../../nbs/experiments/03_reports.ipynb #a97cdfe0
 def verdict(
     claim: str,  # of the paper, with its place
     effects: dict[str, Sequence[float]],  # as for `judged`; the claim says that all are above zero
@@ -791,9 +819,10 @@ def verdict(
     unit: str = 'points',
     digits: int = 2,
     most: int = 6,  # effects of a kind that are named one by one
+    corrected: dict[str, float] | None = None,  # as for `judged`
 ) -> str:
     "The paper's claim, our outcome, and the number of runs it rests on."
-    found, lines = judged(effects), [f'Claim: {claim}']
+    found, lines = judged(effects, corrected), [f'Claim: {claim}']
     p = ['p < 0.001' if x < 0.0005 else f'p = {x:.3f}' for x in found.p]
     for word, rows in found.assign(said=p).sort_values('mean').groupby('word', sort=False):
         each = [
@@ -804,6 +833,7 @@ def verdict(
         named = '; '.join(each) if len(each) <= most else f'from {each[0]} to {each[-1]}'
         lines.append(f'Here {word}, {len(each)} of {len(found)}: {named}.')
     holm_over = f', p after Holm over {len(found)}' if len(found) > 1 else ''
+    holm_over = ', p corrected as in the tables above' if corrected else holm_over
     lines.append(
         f'In {unit}; 95 % intervals, t-tests{holm_over}.' if len(found) else 'Here: no verdict yet.'
     )

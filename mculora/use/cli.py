@@ -398,7 +398,7 @@ def _warn(c):  # of a user's own data: what training takes, and what may make a 
         if f.severity == 'warning' and f.trap != 'reading':  # the reader's are said when it reads
             typer.echo(f'Warning: {f}', err=True)
 
-
+# %% ../../nbs/use/04_cli.ipynb #18e06fd4
 def _draw(folders):  # beside the results, which do not depend on it
     from mculora.basics.files import brief
     from mculora.experiments import reports

@@ -55,6 +55,10 @@ def neighbours(
     return [first(row) for row in near]
 
 # %% ../../nbs/use/03_explorer.ipynb #fc9c1559
+def _rounded(row):
+    return [round(v, 4) for v in row]
+
+# %% ../../nbs/use/03_explorer.ipynb #df314e64
 def explore(
     ask: Predictor,  # the model
     d: Dialogues,  # some dialogues, raw features
@@ -65,16 +69,13 @@ def explore(
     a, invented, d = ask.a, d.task.simulated, ask.fitted(d)
     classes, names, shown = a.task.classes, labels(a.modalities), {}
 
-    def rounded(row):
-        return [round(v, 4) for v in row]
-
     for c, row in zip(names, members(len(a.modalities))):
         one = drop(d, row.expand(len(d.utterances), -1))
         y, index, w = ask.outputs(one)
         shown[c] = dict(
-            told=[rounded(r) for r in y.tolist()],
+            told=[_rounded(r) for r in y.tolist()],
             has=index.tolist(),
-            private=None if w is None else rounded(w.tolist()),
+            private=None if w is None else _rounded(w.tolist()),
             near=neighbours(_points(ask, one), y, index),
         )
     where = where or [

@@ -480,7 +480,7 @@ def _left_out(task, rows):  # a sentence on rows that are not scored; none: noth
         said += f'; {len(odd)} with labels such as {odd[0]["truth"]!r:.40}, expected {expected}'
     return [said]
 
-
+# %% ../../nbs/use/02_prediction.ipynb #8879424c
 def scored(
     task: Task,  # of the model
     rows: list[dict],  # of `as_rows`
