@@ -242,7 +242,7 @@ def calibration(folder, **new):
             ),
             'found the temperatures',
         ),
-        (lambda f: weights(f, poison), 'found NaN or infinity in fusion.splice.bias'),
+        (lambda f: weights(f, poison), 'found NaN in fusion.splice.bias'),
         (lambda f: weights(f, other), 'do not agree on'),
         (
             lambda f: weights(f, lambda p: p.write_bytes(struct.pack('<Q', 2) + b'{}')),
@@ -375,3 +375,18 @@ def test_whoever_mistypes_a_run_is_told_which_there_are(tmp_path, monkeypatch):
     # what is kept in results/ has no weights
     kept = addresses(ROOT / 'results')[0]
     assert f'  mculora rerun {kept} --out-dir runs' in said(kept)
+
+
+def test_a_program_takes_what_was_not_measured_for_the_mean():
+    "As the model does with `nonfinite='entry'`; a NaN must not reach the answer."
+    a, d = new('mculora', 'four')
+    label = labels(a.modalities)[-1]
+    x = {m: d.features[m][:3].clone() for m in a.modalities}
+    for v in x.values():
+        v[1, 0] = float('nan')
+    rows = [{m: v[i].tolist() for m, v in x.items()} for i in range(3)]
+    want = Predictor(a, nonfinite='entry')(rows)
+    said, _ = Standalone(a, label)({m: v[None] for m, v in x.items()}, torch.ones(1, 3, dtype=bool))
+    assert said.isfinite().all()
+    for p, q in zip(want, said[0]):
+        assert torch.tensor(list(p.probability.values())).allclose(q, atol=1e-5)

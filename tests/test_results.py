@@ -882,3 +882,12 @@ def test_a_place_without_runs_is_refused(tmp_path):
     ):
         with pytest.raises(DataError, match=says):
             read_runs([ROOT / 'results' / 'mosi', place])
+
+
+def test_runs_on_features_as_they_are_have_a_table_of_their_own(tmp_path):
+    "Two runs that differ in a shared setting are no two seeds of one row."
+    t = read_runs([ROOT / 'results' / 'mosi' / 'majority.runs.jsonl'])
+    raw = t.assign(standardise='false', value=0.25)
+    titles = [x.title for x in tables_of_runs(pd.concat([t, raw]))]
+    marked = [x for x in titles if x.endswith('features as they are')]
+    assert len(titles) == 2 * len(marked) > 0

@@ -808,3 +808,16 @@ def test_documents_name_only_what_exists(name):
         m for s in spans + blocks for m in re.findall(r'(?:^|[\n;&]\s*|\$ )make ([a-z][a-z-]*)', s)
     }
     assert makes <= TARGETS
+
+
+def test_text_files_name_their_encoding():
+    "The machine's own is another one on Windows: a name such as colère would not come back."
+    bare = []
+    for path in sorted((ROOT / 'mculora').rglob('*.py')):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                said = ast.unparse(node)
+                of_text = node.func.attr in ('read_text', 'write_text')
+                if of_text and "'utf-8'" not in said and '/proc/' not in said:
+                    bare.append(f'{path.name}:{node.lineno}: {said}')
+    assert not bare

@@ -130,6 +130,6 @@ class Logistic(Standardised):
 # %% ../../nbs/baselines/00_logistic.ipynb #8f513474
 @register('logistic-per-condition')
 class LogisticPerCondition(Logistic):
-    "Seven logistic regressions, each trained and used under one condition."
+    "A logistic regression for each condition, trained and used under it."
 
     per_condition = True

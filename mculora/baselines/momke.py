@@ -375,6 +375,6 @@ class MoMKEComplete(MoMKE):
 
 @register('momke-per-condition')
 class MoMKEPerCondition(Specialists):
-    "Seven MoMKEs, one per condition: as released."
+    "A MoMKE per condition: as released."
 
     base = MoMKE

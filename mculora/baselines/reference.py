@@ -367,6 +367,6 @@ class DropoutTransformer(Baseline):
 # %% ../../nbs/baselines/02_reference.ipynb #cc0d26c2
 @register('dropout-transformer-per-condition')
 class DropoutTransformerSpecialists(Specialists):
-    "Seven independent modality-dropout transformers, one per condition."
+    "Independent modality-dropout transformers, one per condition."
 
     base = DropoutTransformer

@@ -593,14 +593,14 @@ def batches(
 
 
 def _cut(group, lengths, max_dialogues, max_utterances):  # batches, in the order of `group`
-    out, start, longest = [], 0, 0
+    out, start, longest, long = [], 0, 0, lengths[group].tolist()
     for i in range(len(group)):
-        longest = max(longest, int(lengths[group[i]]))
+        longest = max(longest, long[i])
         full = i - start >= max_dialogues
         wide = max_utterances and (i - start + 1) * longest > max_utterances
         if i > start and (full or wide):
             out.append(group[start:i])
-            start, longest = i, int(lengths[group[i]])
+            start, longest = i, long[i]
     return [*out, group[start:]]
 
 # %% ../../nbs/basics/01_dialogues.ipynb #561d3c24
@@ -713,6 +713,8 @@ def split(
             f'fold {fold} of {d.task.name}: found {len(rest)} dialogue{"s" * (len(rest) != 1)} '
             f'outside {name!r}, expected at least 2 to train on'
         )
+    if hold not in ('dialogues', 'session'):
+        raise DataError(f'hold: found {hold!r}, expected dialogues or session')
     if hold == 'session':
         own = part == _held_session(d, name, seed)
         val, rest = own.nonzero()[0], rest[~own[rest]]

@@ -114,7 +114,7 @@ def load_mask(
     """Read a mask. Raises `DataError` if the file is damaged, or made for other utterances or
     modalities."""
     if not Path(path).is_file():
-        raise DataError(f'mask file {path}: not found')
+        raise DataError(f'mask file {path}: found no such file, expected one of `save_mask`')
     try:
         with safe_open(str(path), 'pt') as f:
             mask, meta = f.get_tensor('keep'), f.metadata()

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 from ..basics.dialogues import DataError, Dialogues, Task, resolve_device
-from ..basics.files import brief, shown, write_atomically
+from ..basics.files import brief, shown, write_atomically, write_text
 from .sources import layout, listed, read_labels, require, write_layout
 from .sources import _count, _plain
 
@@ -920,7 +920,7 @@ def _digest(x, source):  # of all that a feature depends on
 def _journal(path):  # utterance -> digest of the last line about it; a torn line is no line
     out = {}
     with suppress(FileNotFoundError):
-        for line in path.read_text(errors='replace').splitlines():
+        for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
             with suppress(ValueError, KeyError, TypeError):
                 r = json.loads(line)
                 out[r['utterance']] = r['digest']
@@ -1031,7 +1031,7 @@ def extract(
         due, absent = _due(x, clips, top, _journal(journal))
         bad += absent
         _say_long(x, due, say)
-        with open(journal, 'a') as log:
+        with open(journal, 'a', encoding='utf-8') as log:
             for c, digest in tqdm(due, desc=x.name, disable=not progress, delay=1, leave=False):
                 u = c.utterance
                 try:
@@ -1135,7 +1135,7 @@ def to_layout(
     with tempfile.TemporaryDirectory(dir=folder, prefix='.labels') as part:
         labels = _write_labels(Path(part), d, l)
         about = json.dumps({m: json.loads(x.key) for m, x in by.items()}, indent=1)
-        write_atomically(folder / 'clips.json', lambda p: p.write_text(about))
+        write_text(folder / 'clips.json', about)
         # no dataset until everything is there
         (folder / l.labels).unlink(missing_ok=True)
         bad = extract(clips, by, folder, progress, say)

@@ -718,7 +718,8 @@ def _check_tensors(d, path):  # that names and tensors of loaded dialogues fit e
         raise DataError(f'{path}: found tensors and names of different lengths or types')
     if not N or d.offset[0] != 0 or d.offset[-1] != N or (d.lengths < 1).any():
         raise DataError(
-            f'{path}: found offsets that are not those of {K} dialogues of {N} utterances'
+            f'{path}: found offsets from {d.offset[:1].tolist()} to {d.offset[-1:].tolist()}, '
+            f'expected those of {K} dialogues of {N} utterances'
         )
 
 # %% ../../nbs/data/01_sources.ipynb #cf3d6792
@@ -732,7 +733,7 @@ def load_dialogues(
     try:
         meta = _Meta.model_validate(said)
         if note not in (None, meta.note):
-            raise DataError(f'{path}: found data of another version or origin')
+            raise DataError(f'{path}: found data of {meta.note!r}, expected those of {note!r}')
         d = Dialogues(
             meta.task,
             {m: tensors[f'features/{m}'] for m in meta.modalities},

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from ..basics.modalities import labels, members
 from ..basics.dialogues import DataError, Dialogues, Task, by_dialogue, folds
 from ..basics.dialogues import select, split
-from ..basics.files import write_atomically
+from ..basics.files import write_atomically, write_text
 from ..basics.columns import file_name, is_own
 from ..data.clips import need
 from ..data.sources import fit_scale, scale
@@ -676,9 +676,7 @@ def headroom(
     found = measure(c)
     folder = output_folder(place / f'{found.data["name"]}-{found.config_hash[:8]}', 2**20)
     text = json.dumps(json.loads(found.model_dump_json()), ensure_ascii=False, indent=1)
-    write_atomically(
-        folder / 'headroom.json', lambda tmp: tmp.write_text(text + '\n', encoding='utf-8')
-    )
+    write_text(folder / 'headroom.json', text + '\n')
     return found, folder
 
 # %% ../../nbs/experiments/07_headroom.ipynb #hdrm0064

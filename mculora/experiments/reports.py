@@ -23,6 +23,7 @@ from pydantic import field_validator
 from ..basics.masking import highest_rate
 from ..training.evaluation import AVERAGES, in_percent, with_averages
 from mculora.experiments.results import (
+    ALIKE,
     Result,
     against,
     STORE,
@@ -1057,8 +1058,6 @@ def add_updates(
     )
 
 # %% ../../nbs/experiments/03_reports.ipynb #c4a10d09
-# runs that share a table agree in these
-_ALIKE = 'dataset schedule size precision missing hold speaker_noise train_groups'.split()
 # in this order; the first one that is there orders the rows
 _METRICS = ('WA', 'UA', 'ACC', 'F1', 'r', 'MAE')
 FLOOR = 'majority'  # no other method should score below it
@@ -1156,6 +1155,7 @@ def _caption(here):  # what the titles say beside the metric
     one = here.iloc[0]
     said = [describe_data(here, one.dataset), f'schedule {one.schedule}']
     said += [f'{one.precision}'] * (one.precision != 'float32')
+    said += ['features as they are'] * (not json.loads(one.standardise))
     return ', '.join(said + ['validation on a session'] * (one.hold == 'session'))
 
 
@@ -1176,7 +1176,7 @@ def tables_of_runs(
     two versions of a dataset."""
     one_version(runs)
     out = []
-    for _, alike in runs.groupby(_ALIKE, sort=False):
+    for _, alike in runs.groupby(ALIKE, sort=False):
         here = _as_rows(alike[alike.selection == 'validation'])
         there, what = list(dict.fromkeys(here.metric)), _caption(here)
         others = [m for m in there if m not in _METRICS and not m.startswith('ECE')]
@@ -1205,7 +1205,7 @@ def metrics_of_runs(
 ) -> list[Table]:  # one for each dataset and setting
     "Every metric that the runs recorded, as its mean over all conditions, in one table."
     out = []
-    for _, alike in runs.groupby(_ALIKE, sort=False):
+    for _, alike in runs.groupby(ALIKE, sort=False):
         here = _as_rows(alike[(alike.selection == 'validation') & (alike.condition == 'all')])
         there = list(dict.fromkeys(here.metric))
         units = {m: f'{m} (%)' if in_percent(m) else m for m in there}

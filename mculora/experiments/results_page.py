@@ -15,11 +15,11 @@ import torch
 from ..basics.dialogues import DataError, Task
 from ..basics.masking import PROTOCOLS, highest_rate
 from ..basics.method import create, methods, settings_of
-from ..basics.modalities import labels
 from ..data.clips import need
 from ..data.sources import described
 from .reports import _caption, _rows_of, _said, shown
 from mculora.experiments.results import (
+    ALIKE,
     STORE,
     Shared,
     as_text,
@@ -41,7 +41,6 @@ if TYPE_CHECKING:  # annotations alone need it here
     import pandas as pd
 
 # %% ../../nbs/experiments/11_results_page.ipynb #e0x00006
-_ALIKE = ['dataset', 'schedule', 'size', *Shared.model_fields]
 _COLUMN = ['protocol', 'selection', 'metric', 'condition']
 
 
@@ -68,7 +67,7 @@ def alike(
     if found.empty:
         raise DataError(f'{root}: found no run, expected a folder of results')
     one_version(found)
-    for _, here in found.groupby(_ALIKE, sort=False):
+    for _, here in found.groupby(ALIKE, sort=False):
         here = here[here.file.isin(newest_files(here).values()) & here.metric.isin(shown(here))]
         fixed = here[here.protocol == 'fixed']
         n = len(set(fixed.condition) - set(AVERAGES)).bit_length()  # of 2^M - 1 conditions
@@ -156,7 +155,6 @@ def _facts(method, options, r, task):  # of a row, by one of its runs
     out = dict(reads='not known', parameters=None, command=r.command)
     if method not in methods():
         return out
-    labels(r.data['widths'])  # keeps its table of combinations, which needs values
     with torch.device('meta'):  # shapes, and no values
         net = create(method, task or described(r.data['name']), r.data['widths'], options)
     out['reads'] = net.reads()

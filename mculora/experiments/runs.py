@@ -38,7 +38,7 @@ from mculora.basics.dialogues import (
     to,
 )
 from ..basics.columns import Columns, file_name, is_own
-from ..basics.files import OutputError, brief, write_atomically
+from ..basics.files import OutputError, brief, write_atomically, write_text
 from ..data.sources import described, fit_scale, scale
 from ..data.twins import repo_root
 from ..data.own import open_data
@@ -105,7 +105,7 @@ def output_folder(
     try:
         path.mkdir(parents=True, exist_ok=True)
         # another process may have been faster
-        write_atomically(path / '.writable', lambda tmp: tmp.write_text('yes'))
+        write_text(path / '.writable', 'yes')
         (path / '.writable').unlink(missing_ok=True)
     except OSError as e:
         raise OutputError(f'out_dir: cannot write to {path} ({e}); nothing was started') from e
@@ -533,12 +533,13 @@ class _Header(Settings):  # of a model file
 @contextmanager
 def _at_most(n):
     "Within, modules cannot have more than n weights: a header may ask for a terabyte of them."
+    room = n
 
     def count(module, name, x):
         nonlocal n
         n -= 0 if x is None else x.numel()
         if n < 0:
-            raise DataError('asks for more weights than it holds')
+            raise DataError(f'found {room} numbers, expected enough for the weights it asks for')
 
     hooks = [
         register_module_parameter_registration_hook(count),
@@ -570,7 +571,7 @@ def load_method(
                 f'found {len(h.widths)} modalities and {len(tensors["model.q"])} combinations'
             )
         if nan := [k for k, x in tensors.items() if x.isnan().any()]:
-            raise ValueError(f'found NaN or infinity in {nan[0].removeprefix("model.")}')
+            raise ValueError(f'found NaN in {nan[0].removeprefix("model.")}')
         # twice: some are registered anew
         with _at_most(2 * sum(x.numel() for x in tensors.values())):
             options = as_made(h.method, h.options)
@@ -822,7 +823,7 @@ def _note_place(j):
         said = dict(dataset=f'{file.resolve()}{slash}')
     if said:
         text = json.dumps(said) + '\n'
-        write_atomically(j.folder / WHERE, lambda tmp: tmp.write_text(text, encoding='utf-8'))
+        write_text(j.folder / WHERE, text)
 
 
 def place_of(

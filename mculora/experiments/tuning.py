@@ -19,7 +19,7 @@ from ..basics.method import create, method_of, settings_of
 from ..training.options import OfStudy, Shared
 from .results import at_default, config_hash
 from .runs import load_method, locked, output_folder, prepare, run_all
-from ..basics.files import write_atomically
+from ..basics.files import write_text
 from .studies import Sweep, Variant
 from ..data.twins import repo_root
 
@@ -219,8 +219,8 @@ def tune(
         table = trials_of(study).head(t.trials)
         trials = table.to_csv(index=False)
         text = json.dumps(about | dict(trials=len(table)), indent=1) + '\n'
-        write_atomically(folder / 'trials.csv', lambda tmp: tmp.write_text(trials))
-        write_atomically(folder / 'study.json', lambda tmp: tmp.write_text(text))
+        write_text(folder / 'trials.csv', trials)
+        write_text(folder / 'study.json', text)
     return table, folder
 
 # %% ../../nbs/experiments/04_tuning.ipynb #0495ee07

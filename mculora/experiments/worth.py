@@ -12,7 +12,8 @@ import torch
 from ..basics.modalities import labels, members
 from ..training.evaluation import in_percent
 from .reports import FLOOR, Table, cell
-from .reports import _ALIKE, _as_rows, _caption, _notes, _order
+from .results import ALIKE
+from .reports import _as_rows, _caption, _notes, _order
 
 if TYPE_CHECKING:  # annotations alone need it here
     import pandas as pd
@@ -106,7 +107,7 @@ def tables_of_worth(
 ) -> list[Table]:  # one for each dataset and setting with two modalities or more
     "For each method and modality, what is lost without it under each condition, and its worth."
     out = []
-    for _, alike in runs.groupby(_ALIKE, sort=False):
+    for _, alike in runs.groupby(ALIKE, sort=False):
         here = alike[(alike.selection == 'validation') & (alike.metric == alike.metric.iloc[0])]
         here, modalities = _as_rows(here), list(json.loads(here.views.iloc[0]))
         metric, floors = here.metric.iloc[0], _floors(here)

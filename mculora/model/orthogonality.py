@@ -6,6 +6,7 @@
 __all__ = ['over_present', 'orthogonality_as_printed', 'orthogonality']
 
 # %% ../../nbs/model/02_orthogonality.ipynb #d0231c50
+from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 def over_present(
     term: Tensor,  # [..., M]
     present: Tensor,  # [..., M] bool
-    reduction: str = 'mean',  # or 'sum'
+    reduction: Literal['mean', 'sum'] = 'mean',
 ) -> Tensor:  # scalar
     "Mean or sum over present entries; 0 if there are none."
     total = (term * present).sum()
@@ -27,7 +28,7 @@ def orthogonality_as_printed(
     frozen: Tensor,  # [..., M, d] R of the pre-trained encoder
     present: Tensor,  # [..., M] bool: present modalities; others are ignored
     squared: bool = False,  # square the first cosine: its minimum is then a right angle
-    reduction: str = 'mean',  # over the terms; or 'sum', as printed
+    reduction: Literal['mean', 'sum'] = 'mean',  # over the terms; 'sum' as printed
 ) -> Tensor:  # scalar
     "L_ort (eq. 3)."
     cos, power = F.cosine_similarity, 2 if squared else 1
@@ -41,7 +42,7 @@ def orthogonality(
     frozen: Tensor,  # [..., M, d] R of the pre-trained encoder
     present: Tensor,  # [..., M] bool: present modalities; others are ignored
     squared: bool = False,  # square the first cosine: its minimum is then a right angle
-    reduction: str = 'mean',  # over the terms; or 'sum', as printed
+    reduction: Literal['mean', 'sum'] = 'mean',  # over the terms; 'sum' as printed
 ) -> Tensor:  # scalar
     "The same as `orthogonality_as_printed`, faster (eq. 3)."
     dot = torch.linalg.vecdot

@@ -133,9 +133,11 @@ def calibration_report(
     # `possible`; absent if there is none); combinations that do not occur are left out
 ) -> dict[str, dict[str, float]]:
     "The effect of the temperatures on other data."
+    if not test.task.classes:  # scores have no probabilities
+        return {}
     out, y = {}, test.label.cpu().clamp(min=0)
     for k, (z, h) in zip(labels(test.modalities), zip(predictions(method, test), having(test))):
-        if not h.any() or not test.task.classes:
+        if not h.any():
             continue
         both = {'before': 1.0, 'after': c.temperature[k]}
         out[k] = dict(utterances=int(h.sum())) | {

@@ -66,7 +66,8 @@ class _Run(Settings):
     model_config = ConfigDict(use_attribute_docstrings=True)
     dataset: Annotated[str, AfterValidator(_dataset)] = 'iemocap'
     """iemocap, iemocap6, mosi, mosei, premise-1.5 (a twin in which the premise holds, of any
-    strength), or a file of your own (.parquet, .csv, .jsonl, .pkl)."""
+    strength), or a file of your own (.parquet, .csv, .jsonl, .npz, .h5, .pkl, ...), or a folder of
+    such files with a slash at its end."""
     method: str = 'mculora'
     'Name of the method.'
     seed: int = Field(66, ge=0)

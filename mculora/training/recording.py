@@ -60,7 +60,7 @@ def conflict(
 
 
 def watching(method: Method, stage: str, epoch: int, train: Dialogues) -> dict[str, float]:
-    "For `fit_all(watch=...)`: the cosines after every fifth epoch."
+    "For `fit_all(watch=...)`: the cosines after epochs 1, 6, 11, ..."
     return conflict(method, train, stage) if epoch % EVERY == 1 else {}
 
 # %% ../../nbs/training/04_recording.ipynb #dcd8b728

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from ..basics.modalities import labels
 from ..basics.dialogues import DataError, Task
-from ..basics.files import OutputError, write_atomically
+from ..basics.files import OutputError, write_atomically, write_text
 from ..data.tables import Columns
 from ..data.own import FILES
 from ..data.twins import repo_root
@@ -155,7 +155,10 @@ class Standalone(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         if self.scaled:
             features = {m: self.standardised(m, features[m]) for m in self.merged.names}
-        shown = {m: x.masked_fill(~there[..., None], 0.0) for m, x in features.items()}
+        # what was not measured is zero after scaling: the mean
+        shown = {
+            m: x.masked_fill(~(there[..., None] & x.isfinite()), 0.0) for m, x in features.items()
+        }
         y, w = self.merged(shown, there)
         return readout(self.task, y, self.temperature), w
 
@@ -350,7 +353,7 @@ def save(
     for label in compiled:
         write_program(a, label, folder / f'{label}.pt2')
     written = ['model.safetensors', *(f'{label}.pt2' for label in compiled)]
-    write_atomically(folder / 'README.md', lambda tmp: tmp.write_text(card(a)))
+    write_text(folder / 'README.md', card(a))
     calibrated = _Calibrated(
         temperature=c.temperature,
         utterances=c.utterances,
@@ -366,9 +369,7 @@ def save(
         trained=a.trained,
         files={f: file_hash(folder / f) for f in written},
     )
-    write_atomically(
-        folder / 'config.json', lambda tmp: tmp.write_text(config.model_dump_json(indent=1) + '\n')
-    )
+    write_text(folder / 'config.json', config.model_dump_json(indent=1) + '\n')
     return folder
 
 # %% ../../nbs/use/01_artefact.ipynb #2537bd9e
@@ -384,7 +385,7 @@ def _config(path):  # a checked configuration
             'with: mculora export RUN MODEL)'
         )
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding='utf-8'))
         if isinstance(raw, dict) and raw.get('format', FORMAT) != FORMAT:
             raise DataError(
                 f'{path}: found format {raw["format"]!r}, expected {FORMAT}: written by '

@@ -503,8 +503,8 @@ MethodsOrAll = Annotated[list[str] | None, _option('Method to run; repeatable. D
 Studies = Annotated[
     list[str] | None,
     _option(
-        'Study to run; repeatable: methods, ablation, rank, readings, more-readings, map, tries, '
-        'speakers, bases, gcnet, published, grid. Default: the first three, which are the paper.',
+        'Study to run; repeatable: methods, ablation, plus, rank, new, readings, more-readings, '
+        'map, tries, speakers, bases, gcnet, published, grid. Default: the first five.',
         '--study',
     ),
 ]
@@ -537,10 +537,10 @@ def _variants(of, method):  # variants in these studies and of these methods
 
 
 def _finished(done, out):  # write the list of results that the workflow waits for
-    from mculora.basics.files import write_atomically
+    from mculora.basics.files import write_text
 
     lines = ''.join(f'{folder / "result.json"}\n' for _, folder in out)
-    write_atomically(repo_root() / done, lambda tmp: tmp.write_text(lines))
+    write_text(repo_root() / done, lines)
 
 # %% ../../nbs/use/04_cli.ipynb #c1d86db2
 @app.command()
@@ -803,7 +803,7 @@ def explore(
     including a release's labels (not those of a table): mind who may see it. Exit code: 0 written,
     2 invalid arguments or data."""
     from mculora.basics.dialogues import select
-    from mculora.basics.files import write_atomically
+    from mculora.basics.files import write_text
     from mculora.data.sources import find_all
     from mculora.use.explorer import explore as explored, page
     from mculora.use.prediction import Predictor, read_input
@@ -814,7 +814,7 @@ def explore(
         some = select(d, range(min(most, len(d))))
         labelled = bool(find_all(input)) and d.task.classes == ask.a.task.classes
         answers = explored(ask, some, labelled, where[: len(some.utterances)])
-        write_atomically(html, lambda tmp: tmp.write_text(page(answers)))
+        write_text(html, page(answers))
     typer.echo(f'{html}: {len(some)} of {len(d)} dialogues')
 
 # %% ../../nbs/use/04_cli.ipynb #hdrmcl01

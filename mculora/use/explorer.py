@@ -72,11 +72,12 @@ def explore(
     for c, row in zip(names, members(len(a.modalities))):
         one = drop(d, row.expand(len(d.utterances), -1))
         y, index, w = ask.outputs(one)
+        points = _points(ask, one)
         shown[c] = dict(
             told=[_rounded(r) for r in y.tolist()],
             has=index.tolist(),
             private=None if w is None else _rounded(w.tolist()),
-            near=neighbours(_points(ask, one), y, index),
+            near=neighbours(points, y, index),
         )
     where = where or [
         dict(dialogue=i, position=j) for i, n in zip(d.ids, d.lengths.tolist()) for j in range(n)
@@ -95,7 +96,7 @@ def explore(
         combinations=names,
         classes=classes,
         range=[a.task.low, a.task.high],
-        by='representation' if _points(ask, d) is not None else told,
+        by='representation' if points is not None else told,
         utterances=[
             dict(dialogue=w['dialogue'], position=w['position'], true=t, speaker=s)
             for w, t, s in zip(where, true, d.speaker.tolist())

@@ -68,6 +68,9 @@ def _speaker(s):  # 0, 1, ...
 def _speakers(speakers, n):  # [n]; a single speaker by default
     if not speakers:
         return torch.zeros(n, dtype=torch.long)
+    if odd := [d for d in speakers if not isinstance(d, Sequence)]:
+        said = 'expected whole numbers from 0, one for each utterance'
+        raise DataError(f'speakers: found {odd[0]!r:.40}, {said}')
     who = torch.tensor([_speaker(s) for d in speakers for s in d])
     if len(who) != n:
         raise DataError(f'speakers: found {len(who)}, expected one for each of {n} utterances')
@@ -214,6 +217,8 @@ class Predictor:
         # NaN and infinity in vectors given in Python
         nonfinite: Literal['refuse', 'entry', 'modality'] = 'refuse',
     ):
+        if nonfinite not in (known := ('refuse', 'entry', 'modality')):
+            raise DataError(f'nonfinite: found {nonfinite!r}, expected one of {", ".join(known)}')
         self.a, self.nonfinite = model if isinstance(model, Artefact) else load(model), nonfinite
 
     def __call__(
@@ -453,7 +458,9 @@ def write_rows(
     how = {
         '.parquet': lambda p: f.to_parquet(p, index=False),
         '.csv': lambda p: f.to_csv(p, index=False),
-        '.jsonl': lambda p: p.write_text(''.join(json.dumps(r) + '\n' for r in rows)),
+        '.jsonl': lambda p: p.write_text(
+            ''.join(json.dumps(r) + '\n' for r in rows), encoding='utf-8'
+        ),
     }
     write_atomically(path, how[path.suffix])
 
