@@ -42,7 +42,7 @@ AUDIT = pip-audit==2.10.1
 TWINE = twine==7.0.0
 VERSION = $(shell sed -n 's/^version = //p' settings.ini)
 
-.PHONY: help setup setup-locked lock audit train reproduce test test-notebooks test-unpinned test-lowest test-newest test-all test-faults test-order test-mutants coverage lint paper lab html publish dist release bench gpu export clean-notebooks hooks
+.PHONY: help setup setup-locked lock audit train reproduce test test-notebooks test-unpinned test-lowest test-newest test-all test-faults test-order try-readme test-mutants coverage lint paper lab html publish dist release bench gpu export clean-notebooks hooks
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -132,6 +132,10 @@ test-all: $(STAMP) ## the same and what is slow and rarely breaks: every kind of
 test-faults: $(STAMP) ## the campaign of faults: kills, full disks, damaged and hostile files, minutes long; prints what came of it
 	@$(PYTEST) --dist worksteal -m 'faults or not slow' tests/test_faults.py tests/test_hostile.py tests/test_degenerate.py $(ARGS)
 
+try-readme: ## the README's other commands at their smallest: minutes
+	@$(MAKE) --no-print-directory train SIZE=tiny
+	@$(MAKE) --no-print-directory paper SIZE=tiny
+
 test-order: $(STAMP) ## the tests in a random order, which the first line names: ARGS="--randomly-seed=N" repeats one
 	@$(PYTEST) --dist loadfile -p randomly $(ARGS)
 
@@ -171,7 +175,8 @@ html: $(STAMP) ## the whole companion as HTML: _site/index.html
 	@echo "the whole companion as HTML: $(SITE)/index.html"
 
 # On branch gh-pages, which has nothing else; GH_TOKEN and GITHUB_REPOSITORY come from the workflow.
-publish: html ## the same, as the public site: for the workflow
+publish: ## what `make html` made, as the public site: for the workflow
+	@test -d $(SITE) || { echo "$(SITE): found no such folder, expected what make html writes" >&2; exit 1; }
 	@touch $(SITE)/.nojekyll && cd $(SITE) && git init --quiet --initial-branch gh-pages && git add --all && \
 	git -c user.name=site -c user.email=site@users.noreply.github.com commit --quiet --message 'The site' && \
 	git -c credential.helper='!f() { echo username=x; echo "password=$$GH_TOKEN"; }; f' \

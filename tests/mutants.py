@@ -187,6 +187,8 @@ def attempt(copy, notebook, tests, out):
         code = pytest.main(
             ['-x', '-q', '-p', 'no:cacheprovider', *shlex.split(file)], plugins=[first]
         )
+        if code == pytest.ExitCode.NO_TESTS_COLLECTED:
+            raise RuntimeError(f'{file}: found no test, expected some that may notice')
         if code:
             Path(out).write_text(first.failed or f'{file}: exit status {code}')
             return

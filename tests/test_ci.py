@@ -148,7 +148,14 @@ def test_what_must_run_runs():
         'reproduce',
         'audit',
         'test-newest',
+        'test-order',
+        'try-readme',
     }
+
+
+def test_nothing_but_what_says_so_may_fail():
+    free = {(f, n) for f, n, job in JOBS if job.get('continue-on-error') or 'if' in job}
+    assert free == {('ci', 'windows'), ('nightly', 'reproduce'), ('nightly', 'newest')}
 
 
 def test_every_python_that_the_package_names_is_tested():

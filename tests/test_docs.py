@@ -228,6 +228,7 @@ CHECKED = {  # how; why it is not run here
     'git': check_git,
     'pip': check_pip,  # would change this environment
     'docker': check_docker,  # needs Docker, and the network
+    'python': lambda words: (ROOT / words[1]).is_file() or pytest.fail(words[1]),
     # of a shell; there is nothing more to it
     'source': lambda words: words[1:] == ['.venv/bin/activate'] or pytest.fail(words[1]),
 }

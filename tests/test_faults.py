@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -129,6 +129,15 @@ def kind(call):
     what = call.split(' ', 1)[1]
     what = re.sub(r'/\.(?=[^/]+\.[0-9a-f]{32}$)', '/', what)  # a temporary name
     return next((k for k, part in KINDS.items() if part in what), 'a folder')
+
+
+def test_a_new_name_is_flushed_with_its_folder(alone):
+    "Else a power cut may lose the newest result."
+    renamed = [(c, then) for c, then in pairwise(alone.calls) if c.startswith('replace ')]
+    assert renamed
+    for call, then in renamed:
+        if not then.startswith('replace '):
+            assert then == f'fsync {Path(call.removeprefix("replace ")).parent}'
 
 
 def killed(place, *before, **more):

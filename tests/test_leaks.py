@@ -312,7 +312,9 @@ def first_stage(name, options, s):
 
     def weights():
         fit(method, s, 1, progress=False)
-        return {n: p for n, p in method.named_parameters() if n.startswith(stage.trainable)}
+        own = [(n, p) for n, p in method.named_parameters() if n.startswith(stage.trainable)]
+        own += [(n, x) for n, x in method.named_buffers() if '.' not in n]
+        return dict(own)
 
     return method.depends(stage.name), weights
 

@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 import mculora
 from mculora.__main__ import main
 from mculora.use.cli import app
-from mculora.basics.dialogues import DataError, Task, random_dialogues
+from mculora.basics.dialogues import DataError, Task, random_dialogues, split
 from mculora.training import graphs
 from mculora.training.evaluation import metric_names
 from mculora.training.graphs import Tape
@@ -45,6 +45,7 @@ from mculora.experiments.runs import (
     OutputError,
     RunConfig,
     _full,
+    incomplete,
     load_method,
     locked,
     n_processes,
@@ -688,6 +689,42 @@ def several(out, *rates, **options):
     few = dict(width=8, depth=1, rank=2, epochs=2, batch_size=16) | options
     at = dict(TINY, device='cpu', check=False, out_dir=str(out))
     return [RunConfig(**at, seed=66 + k, options=few | dict(lr=lr)) for k, lr in enumerate(rates)]
+
+
+OTHER = dict(options=dict(beta=1.0)), dict(precision='bf16'), dict(observe=True)
+
+
+@pytest.mark.parametrize('other', [*OTHER, dict(schedule='paper')])
+def test_only_runs_that_differ_in_fold_and_seed_are_one_program(tmp_path, other):
+    "As one program all are trained by the settings of the first."
+    (c,) = several(tmp_path, 1e-3)
+    if 'options' in other:
+        other = dict(options=c.options | other['options'])
+    one, two, seed = (runs._alike(ready(c.model_copy(update=u))) for u in ({}, other, dict(seed=7)))
+    assert one == seed != two
+
+
+def test_a_run_has_the_precision_that_its_record_names(tmp_path, monkeypatch):
+    "In training and in evaluation."
+    used, true = [], runs.precisely
+    monkeypatch.setattr(runs, 'precisely', lambda p, d: used.append(p) or true(p, d))
+    losses = []
+    for precision in ('float32', 'bf16'):
+        (c,) = several(tmp_path, 1e-3)
+        used.clear()
+        _, folder = run(c.model_copy(update=dict(precision=precision)), progress=False)
+        losses.append(pd.read_parquet(folder / 'curves.parquet')['train/loss'].iloc[0])
+        assert set(used) == {precision}
+    assert losses[0] != losses[1]
+
+
+def test_gaps_that_are_added_leave_an_utterance_something_that_it_has():
+    d = random_dialogues([6] * 12, missing=0.4, parts=('train',) * 4 + ('val', 'test'))
+    s = split(d)
+    with_gaps, _ = incomplete(s, 0.4, 1)
+    for part in ('train', 'val'):
+        before, after = (getattr(x, part).present for x in (s, with_gaps))
+        assert torch.equal(before.any(-1), after.any(-1)) and (after < before).any()
 
 
 def by_two(configs, **more):
