@@ -605,10 +605,7 @@ class Recovering(TwoStages):
         raise NotImplementedError
 
     def _task(self, y, b):  # L_task
-        if self.task.classes or self.settings.score_loss == 'mse':
-            return task_loss(y, b.label, b.valid)
-        label, counts = targets(b.label, b.valid)
-        return ((y[..., 0] - label).abs() * counts).sum() / counts.sum().clamp(min=1)
+        return task_loss(y, b.label, b.valid, self.settings.score_loss)
 
     def loss(self, batch, stage):
         full, b = flat(batch.complete or batch), flat(batch)

@@ -14,7 +14,7 @@ from pydantic import Field
 from ..basics.dialogues import flat, unflat
 from ..basics.method import register
 from ..basics.randomness import Dropout, random_integers
-from ..model.losses import targets, task_loss
+from ..model.losses import task_loss
 from .recipe import GRID, Baseline, Recipe
 
 # %% ../../nbs/baselines/07_euar.ipynb #26ff272f
@@ -226,7 +226,4 @@ class EUAR(EUARMixtures):
         return loss + s.kl * parts['kl'] + s.uncertainty * parts['uncertainty'], parts
 
     def _task(self, y, b):
-        if self.settings.score_loss == 'mae' and not self.task.classes:
-            label, counts = targets(b.label, b.valid)
-            return mean_over((y[..., :1] - label[..., None]).abs(), counts)[0]
-        return task_loss(y, b.label, b.valid)
+        return task_loss(y, b.label, b.valid, self.settings.score_loss)

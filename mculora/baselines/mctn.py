@@ -15,7 +15,7 @@ from ..basics.method import register
 from ..basics.modalities import named_like
 from ..basics.randomness import Dropout
 from ..basics.sequences import recur, reverse
-from ..model.losses import targets, task_loss
+from ..model.losses import task_loss
 from .recipe import Baseline, Recipe, Specialists
 
 # %% ../../nbs/baselines/03_mctn.ipynb #6c5613e2
@@ -204,10 +204,7 @@ class MCTN(MCTNFourLoops):
     tuned = {'iemocap': 5e-4}
 
     def _task(self, y, b):
-        if b.label.is_floating_point() and self.settings.score_loss == 'mae':
-            label, counts = targets(b.label, b.valid)
-            return mean_of((y[..., 0] - label).abs(), counts, counts)
-        return task_loss(y, b.label, b.valid)
+        return task_loss(y, b.label, b.valid, self.settings.score_loss)
 
     def loss(self, batch, stage):
         s, valid, full = self.settings, batch.valid, batch.complete or batch

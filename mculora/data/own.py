@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
-import importlib, math, os, re, warnings, zipfile
+import math, os, re, warnings, zipfile
 import numpy as np
 from ..basics.dialogues import DataError, Dialogues
 from ..basics.columns import FILES, KINDS, Columns, is_own
-from ..basics.files import brief, printable
+from ..basics.files import brief, need, printable
 from .pickles import read_pickle, unpickled
 from .sources import feature_folders, listed, load_dialogues, require
 from .sources import _cache_folder, _hash, _keep, _leads_out, _plain, _stamps, _view
@@ -241,9 +241,9 @@ def _group(g, h5py, seen, size):  # name -> array or nested dictionary
 
 def _hdf5(path):  # name -> array or nested dictionary
     try:
-        h5py = importlib.import_module('h5py')
+        h5py = need('h5py', 'hdf5')
     except ImportError as e:
-        raise DataError('HDF5 needs h5py: pip install "mculora[hdf5]"') from e
+        raise DataError(str(e)) from e
     with h5py.File(path, 'r') as f:
         return _group(f, h5py, set(), path.stat().st_size)
 

@@ -21,9 +21,8 @@ from pydantic import BaseModel, ConfigDict
 from ..basics.modalities import labels, members
 from ..basics.dialogues import DataError, Dialogues, Task, by_dialogue, folds
 from ..basics.dialogues import select, split
-from ..basics.files import write_atomically, write_text
+from ..basics.files import need, write_atomically, write_text
 from ..basics.columns import file_name, is_own
-from ..data.clips import need
 from ..data.sources import fit_scale, scale
 from ..data.tables import groups_of
 from ..data.own import open_data

@@ -38,10 +38,9 @@ from mculora.experiments.results import (
 )
 from .runs import said_missing
 from ..basics.dialogues import DataError
-from ..basics.files import write_atomically
+from ..basics.files import need, write_atomically
 from ..basics.method import Stage, create, methods, settings_of
 from .studies import Sweep, Variant, find, newest_files, validation_scores
-from ..data.clips import need
 from ..data.sources import LAYOUTS, described, title_of
 from ..data.twins import bayes_limit, repo_root
 
@@ -681,9 +680,9 @@ def over_rates(
     top = highest_rate(len(json.loads(found.views.iloc[0])))
     called = {r: r if float(r) < top else f'{top:.3g}' for r in dict.fromkeys(found.condition)}
     shares = {c: min(float(r), top) for r, c in called.items()}
-    once = found.assign(condition=found.condition.map(called)).drop_duplicates(
-        ['file', 'variant', 'selection', 'metric', 'condition']
-    )
+    of_score = ['file', 'variant', 'selection', 'metric', 'condition']
+    once = found.assign(condition=found.condition.map(called))
+    once = once.drop_duplicates([c for c in of_score if c in once])
     of_run = [c for c in once if c not in ('condition', 'value')]
     mean = once.groupby(of_run, sort=False, dropna=False).value.mean().reset_index()
     return pd.concat([once, mean.assign(condition='mean')]), shares

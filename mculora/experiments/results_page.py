@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import json
 import torch
 from ..basics.dialogues import DataError, Task
-from ..basics.masking import PROTOCOLS, highest_rate
+from ..basics.masking import PROTOCOLS
 from ..basics.method import create, methods, settings_of
-from ..data.clips import need
+from ..basics.files import need
 from ..data.sources import described
-from .reports import _caption, _rows_of, _said, shown
+from .reports import _caption, _rows_of, _said, over_rates, shown
 from mculora.experiments.results import (
     ALIKE,
     STORE,
@@ -35,25 +35,12 @@ from mculora.experiments.results import (
 from .runs import command_of
 from .statistics import read_plan, tallies, value_of
 from .studies import newest_files, studies, why_not
-from ..training.evaluation import AVERAGES
 
 if TYPE_CHECKING:  # annotations alone need it here
     import pandas as pd
 
 # %% ../../nbs/experiments/11_results_page.ipynb #e0x00006
 _COLUMN = ['protocol', 'selection', 'metric', 'condition']
-
-
-def _by_rate(t, n):  # another protocol's scores of n modalities, by the columns of Table 3
-    import pandas as pd
-
-    of = ['file', 'selection', 'metric']
-    top = highest_rate(n)
-    names = {r: r if float(r) < top else f'{top:.3g}' for r in t.condition.unique()}
-    t = t.assign(condition=t.condition.map(names)).drop_duplicates([*of, 'condition'])
-    mean = t.groupby(of, sort=False).value.mean().reset_index()
-    runs = t.drop(columns=['condition', 'value']).drop_duplicates(of)
-    return pd.concat([t, runs.merge(mean, on=of).assign(condition='mean')])
 
 
 def alike(
@@ -70,9 +57,8 @@ def alike(
     for _, here in found.groupby(ALIKE, sort=False):
         here = here[here.file.isin(newest_files(here).values()) & here.metric.isin(shown(here))]
         fixed = here[here.protocol == 'fixed']
-        n = len(set(fixed.condition) - set(AVERAGES)).bit_length()  # of 2^M - 1 conditions
         others = here[here.protocol != 'fixed'].groupby('protocol', sort=False)
-        yield pd.concat([fixed, *(_by_rate(t, n) for _, t in others)])
+        yield pd.concat([fixed, *(over_rates(t)[0] for _, t in others)])
 
 # %% ../../nbs/experiments/11_results_page.ipynb #e0x00008
 _ROW = ['method', 'options']

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 import json
 from pydantic import Field, field_validator
 import mculora
-from ..data.clips import need
 from ..training.evaluation import AVERAGES, evaluate, metric_names
 from ..basics.method import create, method_of, settings_of
 from ..training.options import OfStudy, Shared
 from .results import at_default, config_hash
 from .runs import load_method, locked, output_folder, prepare, run_all
-from ..basics.files import write_text
+from ..basics.files import need, write_text
 from .studies import Sweep, Variant
 from ..data.twins import repo_root
 

@@ -6,6 +6,7 @@
 __all__ = ['targets', 'task_loss', 'total_loss']
 
 # %% ../../nbs/model/04_losses.ipynb #bc759082
+from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 from ..basics.dialogues import has_label
@@ -24,11 +25,13 @@ def task_loss(
     output: Tensor,  # [B, L, C] logits, or [B, L, 1] scores: y_last
     label: Tensor,  # [B, L] long: classes, or float: scores; -1 or NaN: none
     valid: Tensor,  # [B, L] bool: what is not padding
+    score_loss: Literal['mse', 'mae'] = 'mse',  # 'mae': some baselines as published
 ) -> Tensor:  # scalar
     "L_task: mean cross-entropy (eq. 5) or squared error (eq. 6) over the utterances."
     y, counts = targets(label, valid)
     if y.is_floating_point():
-        each = (output[..., 0] - y).square()  # eq. 6
+        off = output[..., 0] - y
+        each = off.square() if score_loss == 'mse' else off.abs()  # eq. 6
     else:
         each = F.cross_entropy(output.movedim(-1, 1), y, reduction='none')  # eq. 5
     return (each * counts).sum() / counts.sum().clamp(min=1)
