@@ -462,12 +462,12 @@ def one_claim(*words):
 
 
 def test_claims_of_the_audit():
-    """Gradients conflict, for a minority of the pairs. Training is smoother than MoMKE's in the
-    last stage, and without adapters not measurably less so. A model trained on complete data loses
+    """Gradients conflict, for a minority of the pairs. Whether training is smoother than MoMKE's in
+    as many epochs of the last stage is not decided. A model trained on complete data loses
     on incomplete input. Every row of the slips is one, and no other is."""
     verdict, mean, half = one_claim('training gradients from different')
     assert verdict == 'holds in part' and 0 < mean - half and mean + half < 50
-    assert one_claim('smoother upward progression')[0] == 'holds in part'
+    assert one_claim('smoother upward progression')[0] == 'not decided'
     verdict, mean, half = one_claim('trained on complete data')
     assert verdict == 'holds in part' and mean - half > 0
     verdict, mean, half = one_claim('the reason:', 'decouples')
