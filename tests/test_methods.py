@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from small import known
 
 from mculora.basics.dialogues import DataError, batch, keep, random_dialogues, select, split
-from mculora.training.check import findings
+from mculora.training.check import findings, training_batch
 from mculora.training.evaluation import evaluate, evaluate_random, metrics, predictions
 from mculora.training.evaluation import predictions_of
 from mculora.basics.masking import drop, random_mask, sample
@@ -311,6 +311,20 @@ def shaken(method, name, seed=0):
     with torch.no_grad():
         [p.add_(torch.randn_like(p) * 0.1) for p in m.parameters()]
     return m.train(), split(d, seed=seed).train
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_every_trained_parameter_gets_a_gradient(method):
+    "In each stage, from a batch with every combination: nothing that is trained lies idle."
+    m, train = shaken(method, 'three modalities')
+    m.prepare(train)
+    for stage in m.stages():
+        m.begin(stage.name)
+        trained = thaw(m, stage)
+        loss, _ = m.loss(training_batch(m, stage, train), stage.name)
+        loss.backward()
+        assert trained and not [n for n, p in trained.items() if p.grad is None]
+        m.zero_grad()
 
 
 def step(team, b, stage, keys):
