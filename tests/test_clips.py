@@ -693,6 +693,8 @@ KINDS = ('wav', 'aiff', 'flac', 'ogg', 'mp3', 'avi', 'mkv', 'jpg', 'png', 'bmp')
 @settings(max_examples=6, deadline=None)
 @given(share=st.floats(0, 0.85))
 def test_a_cut_copy_is_refused_wherever_it_is_cut(tmp_path_factory, sound_copies, kind, share):
+    # a tenth of the samples of a short mp3 is in the last fifth of its bytes
+    share *= 0.9 if kind == 'mp3' else 1
     whole = next(sound_copies.rglob(f'x.{kind}'))
     cut = tmp_path_factory.getbasetemp() / 'cut' / f'cut.{kind}'
     cut.parent.mkdir(exist_ok=True)
