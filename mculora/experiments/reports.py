@@ -657,14 +657,11 @@ def how(
     )
     if not marked:
         return said
-    alike = (
-        ' Methods without randomness do not vary over seeds: between two of them no test is made.'
-    )
+    if len(n('fold')) == 1:
+        said += ' Methods without randomness do not vary over seeds: no test is made between two.'
     return (
         f'{said} Bold: better than each other row with numbers; italic (underlined in print): '
         'second to it, and better than each such row below (paired t-tests, Holm, p < 0.05).'
-        + alike
-        * (len(n('fold')) == 1)
     )
 
 # %% ../../nbs/experiments/03_reports.ipynb #4b33b84b
