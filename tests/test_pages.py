@@ -536,20 +536,28 @@ def sizes(data):
     return cells_of(data, 'table2_ablation', 'Table 2, how small the effects are')
 
 
+WITHOUT_SIGNAL = {'mmin', 'if-mmin', 'if-mmin, october 2022', 'mran-reading'}
+
+
 def test_claims_of_their_own_recipes():
-    """On CMU-MOSI, one run each: GCNet gains more than four points by its own recipe, MoMKE as
-    seven models more than three, DiCMoR loses as much, five lose more than five, the others change
-    by less than two; IMDer is missing. On fold 1 of IEMOCAP three have run, and lose more than
-    five."""
+    """On CMU-MOSI four start almost without signal by their own recipe: they lose most, and this
+    survives the correction; EUAR loses about three points, the others on several seeds less. On one
+    seed GCNet gains more than four, MoMKE as seven models more than three, DiCMoR loses as much,
+    the others change by less than two. IMDer is missing. On fold 1 of IEMOCAP the same four lose
+    more than five, the others that ran change by less than three."""
     gain, missing = by_their_own_recipes('mosi')
     assert missing == {'imder'}
-    worse = {'euar', 'mmin', 'if-mmin', 'if-mmin, october 2022', 'mran-reading'}
-    assert {m for m, x in gain.items() if x < -5} == worse
+    assert {m for m, x in gain.items() if x < -5} == WITHOUT_SIGNAL
     assert gain['gcnet'] > 4 and gain['momke-per-condition'] > 3 and -5 < gain['dicmor'] < -3
-    others = gain.keys() - worse - {'gcnet', 'momke-per-condition', 'dicmor'}
-    assert all(abs(gain[m]) < 2 for m in others)
-    gain, _ = by_their_own_recipes('iemocap')
-    assert gain.keys() == {'mmin', 'if-mmin', 'mran-reading'} and max(gain.values()) < -5
+    tested = cells_of('mosi', 'table5_recipes', 'Table 5, fair minus as published')
+    assert {m for m, row in tested.items() if float(row['p, incomplete']) < 0.05} == WITHOUT_SIGNAL
+    assert 2.5 < -gain['euar'] < 3.5 and {'mctn', 'momke', 'euar'} < tested.keys()
+    for m in gain.keys() - WITHOUT_SIGNAL - {'euar', 'gcnet', 'momke-per-condition', 'dicmor'}:
+        assert abs(gain[m]) < (3 if m in tested else 2)
+    gain, missing = by_their_own_recipes('iemocap')
+    assert {'gcnet', 'dicmor', 'imder', 'momke-per-condition'} <= missing
+    assert {m for m, x in gain.items() if x < -5} == WITHOUT_SIGNAL
+    assert all(abs(gain[m]) < 3 for m in gain.keys() - WITHOUT_SIGNAL)
 
 
 def by_their_own_recipes(data):
@@ -563,7 +571,7 @@ def by_their_own_recipes(data):
     for method in dict.fromkeys(m for m, _ in means):
         fair, own = (means[method, f'incomplete, {c}'] for c in ('fair', 'as published'))
         if own[0]:
-            assert (fair[1], own[1]) == ('1', '1')
+            assert fair[1] == own[1]
             gain[method] = float(own[0]) - float(fair[0])
         else:
             missing.add(method)
