@@ -666,7 +666,7 @@ def hears(method):  # its ways to read who speaks
     of = methods()[method].Settings.model_fields
     if method in ('gcnet', 'mculora-plus'):  # by default
         return [{}]
-    hearing = {k: len(e.kinds) for k, e in ENCODERS.items() if e.hears_speakers and 'encoder' in of}
+    hearing = {k: len(e.kinds) for k, e in ENCODERS.items() if e.hears and 'encoder' in of}
     encoders = [{'encoder': k, 'depth': kinds} for k, kinds in hearing.items()]
     return encoders + [{'speakers': True}] * ('speakers' in of)
 

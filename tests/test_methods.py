@@ -508,7 +508,7 @@ def test_heads_by_speaker_keep_what_every_method_keeps(method, monkeypatch):
 
 
 # one of each kind of block; the others alone
-ENCODERS_TRIED = [{'a': 'lstm-graph', 't': 'relative'}, *list(ENCODERS)[1:]]
+ENCODERS_TRIED = [{'a': 'lstm-graph', 't': 'relative', 'v': 'lstm-speakers'}, *list(ENCODERS)[1:]]
 
 
 @pytest.mark.parametrize('place', ['linear', pytest.param('output', marks=pytest.mark.slow)])

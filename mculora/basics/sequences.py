@@ -15,12 +15,15 @@ def recur(
     # [K, B, L, 4H] what comes from the input: gates i, f, o, and the candidate g
     p: Tensor,
     U: Tensor,  # [K, H, 4H]
+    begins: Tensor | None = None,  # [K, B, L] bool: steps that remember nothing
 ) -> Tensor:  # [K, B, L, H] states h
     "K LSTMs side by side, from step 0 to the last."
     H = U.shape[1]
     h = c = p.new_zeros(*p.shape[:2], H)
     out = []
-    for x in p.unbind(2):
+    for l, x in enumerate(p.unbind(2)):
+        if begins is not None:
+            h, c = (z.masked_fill(begins[:, :, l, None], 0) for z in (h, c))
         x = torch.baddbmm(x, h, U)
         i, f, o = x[..., : 3 * H].sigmoid().chunk(3, -1)
         c = f * c + i * x[..., 3 * H :].tanh()  # c_l
@@ -52,12 +55,13 @@ def both_ways(
     # from its input, `turned`: [2, B, L, 4H]
     *what: tuple[Any, Tensor],
     memory: bool = True,  # False: h_{l-1} and c_{l-1} are zero in every step
+    begins: Tensor | None = None,  # [K, B, L] as `recur`, of all directions
 ) -> list[Tensor]:  # of each, [B, L, 2H]
     "Several bidirectional LSTMs in one loop; the directions are concatenated."
     p, U = torch.cat([p for _, p in what]), torch.cat([f.U for f, _ in what])
     # without memory each step is a dialogue of its own
     steps = p if memory else p.flatten(1, 2)[:, :, None]
-    h = recur(steps, U).view(*p.shape[:-1], -1).split(2)
+    h = recur(steps, U, begins).view(*p.shape[:-1], -1).split(2)
     return [torch.cat([x[0], reverse(x[1], valid)], -1) for x in h]
 
 # %% ../../nbs/basics/06_sequences.ipynb #5eq00012

@@ -6,7 +6,7 @@
 __all__ = ['NAMES', 'FOCUS', 'PAPER', 'SIDECAR', 'PRINTED', 'HELD', 'CONTRADICTED', 'UNCLEAR', 'FLOOR', 'CHOOSE', 'FORMATS',
            'Report', 'features_of', 'describe_data', 'Cell', 'sources_of', 'with_sources', 'cell', 'cell_of', 'band',
            'marks', 'Table', 'Made', 'made_of', 'sources_as_text', 'csv_of', 'keep_tables', 'keep_nothing',
-           'keep_figure', 'shown', 'complete_of', 'with_unit', 'in_points', 'say_missing', 'table_of', 'how',
+           'keep_figure', 'shown', 'complete_of', 'with_unit', 'unit_of', 'in_points', 'say_missing', 'table_of', 'how',
            'over_rates', 'of_paper', 'odd_cells', 'printed', 'paired', 'judged', 'say_runs', 'verdict',
            'table_of_gains', 'Origin', 'why', 'Way', 'where', 'updates_by_stage', 'updates_of', 'inputs_of',
            'updates_cells', 'add_updates', 'read_runs', 'tables_of_runs', 'metrics_of_runs', 'draw_curves',
@@ -578,9 +578,14 @@ def with_unit(metric: str) -> str:
     return f'{metric} (%)' if in_percent(metric) else f'{metric} (hundredths)'
 
 
+def unit_of(metric: str) -> str:
+    "What its differences are in."
+    return 'points' if in_percent(metric) else 'hundredths'
+
+
 def in_points(metric: str) -> str:
-    "What its differences are in: points WA, hundredths of r."
-    return f'points {metric}' if in_percent(metric) else f'hundredths of {metric}'
+    "A metric and the unit of its differences, in a sentence: points WA, hundredths of r."
+    return f'{unit_of(metric)} {metric}' if in_percent(metric) else f'{unit_of(metric)} of {metric}'
 
 
 def say_missing(

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Adapt', 'Attend', 'ENCODERS', 'Chosen', 'attention_mask', 'plain', 'attend', 'Block', 'Blocks', 'UnimodalEncoder',
            'linear_maps', 'own_turns', 'heads_by_speaker', 'among_of', 'Rows', 'packed', 'unimodal_heads', 'Mixing',
-           'MixingEncoder', 'moved', 'Recurrence', 'Messages', 'Relative', 'LSTMEncoder', 'GraphEncoder',
-           'LSTMGraphEncoder', 'RelativeTransformer', 'known_encoders', 'encoder_names']
+           'MixingEncoder', 'moved', 'Recurrence', 'Direction', 'OwnTurns', 'Messages', 'Relative', 'LSTMEncoder',
+           'OwnTurnsEncoder', 'GraphEncoder', 'LSTMGraphEncoder', 'RelativeTransformer', 'known_encoders',
+           'encoder_names']
 
 # %% ../../nbs/model/00_encoders.ipynb #94b12b7a
 from collections.abc import Callable
@@ -17,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..basics.randomness import Dropout
-from ..basics.sequences import SPEAKER, TEMPORAL, both_ways, shares, spoken, temporal
-from ..basics.sequences import turned, window
+from ..basics.sequences import SPEAKER, TEMPORAL, both_ways, reverse, shares, spoken
+from ..basics.sequences import temporal, turned, window
 
 # %% ../../nbs/model/00_encoders.ipynb #e9669ee3
 def attention_mask(
@@ -122,7 +123,7 @@ class Blocks(nn.Module):
 class UnimodalEncoder(Blocks):
     "E_m: the dialogue's features of one modality -> R^m."
 
-    hears_speakers: bool = False  # it reads `speaker`
+    hears: str = ''  # 'speakers': who shares one; 'numbered speakers': their numbers, too
     no_program: str = ''  # why it cannot be part of an exported program
 
     def forward(
@@ -313,6 +314,47 @@ class Recurrence(Mixing):
         (h,) = both_ways(there, (self, turned(p, there)))
         return moved(h, back)
 
+# %% ../../nbs/model/00_encoders.ipynb #fa33173e
+@dataclass(frozen=True)
+class Direction:
+    "Two directions of a recurrence."
+
+    U: Tensor  # [2, H, 4H]
+
+
+class OwnTurns(Recurrence):
+    "A block with two LSTMs in each direction: of the dialogue, and of each speaker's own turns."
+
+    def __init__(self, width, heads, dropout):
+        if width % 4:
+            raise ValueError(f'width: found {width}, expected a multiple of 4: it is quartered')
+        super().__init__(width, heads, dropout)
+        H = width // 4
+        self.U = nn.Parameter(torch.empty(4, H, 4 * H).uniform_(-(H**-0.5), H**-0.5))
+
+    @classmethod
+    def around(cls, present, speaker):
+        if speaker is None:
+            raise ValueError('speaker: found none, expected who speaks: own turns need it')
+        who = torch.where(present, speaker, speaker.max() + 1)
+        together = who.argsort(dim=1, stable=True)
+        front, back, there = super().around(present, speaker)
+        who = who.gather(1, together)[..., None]
+        ways = torch.cat([who, reverse(who, there)], -1).movedim(-1, 0)  # [2, B, L]
+        begins = F.pad(ways[..., 1:] != ways[..., :-1], (1, 0))
+        begins = torch.cat([torch.zeros_like(begins), begins])
+        return (front, together), (back, together.argsort(1)), there, begins
+
+    def mix(self, given, around):
+        orders, back, there, begins = around
+        halves = zip(self.U.split(2), given.chunk(2, -1), orders)
+        ways = [
+            (Direction(U), turned(torch.stack(moved(p, order).chunk(2, -1)), there))
+            for U, p, order in halves
+        ]
+        states = both_ways(there, *ways, begins=begins)
+        return torch.cat([moved(h, order) for h, order in zip(states, back)], -1)
+
 # %% ../../nbs/model/00_encoders.ipynb #0theren7
 class Messages(Mixing):
     "A block with messages between neighbours, by order and by speakers."
@@ -368,11 +410,18 @@ class LSTMEncoder(MixingEncoder):
     no_program = 'it takes a step for each utterance, and a program has a fixed number'
 
 
+class OwnTurnsEncoder(LSTMEncoder):
+    "Recurrences of the dialogue and of each speaker's own turns."
+
+    kinds = (OwnTurns,)
+    hears = 'speakers'
+
+
 class GraphEncoder(MixingEncoder):
     "Graphs over a window, with speakers."
 
     kinds: tuple[type[Mixing], ...] = (Messages,)
-    hears_speakers = True
+    hears = 'numbered speakers'
     no_program = 'it needs the speakers, which a program is not given'
 
 
@@ -394,6 +443,7 @@ ENCODERS: dict[str, type[UnimodalEncoder]] = {
     'lstm': LSTMEncoder,
     'graph': GraphEncoder,
     'lstm-graph': LSTMGraphEncoder,
+    'lstm-speakers': OwnTurnsEncoder,
 }
 
 # %% ../../nbs/model/00_encoders.ipynb #0therenc

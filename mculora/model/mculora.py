@@ -187,8 +187,10 @@ class Encodes(Built):
         return b if R is None else self._laid(b, R)
 
     def reads(self):
-        numbered = any(ENCODERS[name].hears_speakers for name in self.chosen.values())
-        return 'dialogue, numbered speakers' if numbered else super().reads()
+        heard = {ENCODERS[name].hears for name in self.chosen.values()} - {''}
+        if len(heard) > 1:
+            heard = {'numbered speakers'}  # which say more
+        return ', '.join(['dialogue', *heard]) if heard else super().reads()
 
 # %% ../../nbs/model/06_mculora.ipynb #de40c8a2
 class Represents(Encodes):
