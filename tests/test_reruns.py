@@ -64,7 +64,7 @@ def test_a_study_leaves_out_what_its_data_have_no_room_for(monkeypatch, capsys):
     "A tiny model has one block, and an encoder of two kinds needs two; the other encoders run."
     asked = typed('mculora study mosei-simulated-tiny --study bases', monkeypatch)
     said = capsys.readouterr().err
-    assert len(asked) == 8 and all(c.options.get('encoder') != 'lstm-graph' for c in asked)
+    assert len(asked) == 10 and all(c.options.get('encoder') != 'lstm-graph' for c in asked)
     assert said.count('left out: LSTM and graph') == 2
     assert 'depth: found 1, expected 2 or more' in said
 

@@ -146,6 +146,7 @@ BASES = {
         'LSTM': 'lstm',
         'graph': 'graph',
         'LSTM and graph': 'lstm-graph',
+        'LSTM by speaker': 'lstm-speakers',
     }.items()
 }
 
