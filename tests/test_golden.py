@@ -57,6 +57,8 @@ RUNS = {
             bounds=(0.05, 0.95),
         ),
     ),
+    'on LSTMs': ('mculora', dict(encoder='lstm', depth=1)),
+    'on LSTMs by speaker': ('mculora', dict(encoder='lstm-speakers', depth=1)),
     'momke-per-condition': ('momke-per-condition', dict(depth=1, epochs=1)),
     'dicmor': ('dicmor', dict(depth=1, epochs=1)),
     'imder': ('imder', dict(depth=1, epochs=1)),

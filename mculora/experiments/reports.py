@@ -8,9 +8,9 @@ __all__ = ['NAMES', 'FOCUS', 'PAPER', 'SIDECAR', 'PRINTED', 'HELD', 'CONTRADICTE
            'marks', 'Table', 'Made', 'made_of', 'sources_as_text', 'csv_of', 'keep_tables', 'keep_nothing',
            'keep_figure', 'shown', 'complete_of', 'with_unit', 'unit_of', 'in_points', 'say_missing', 'table_of', 'how',
            'over_rates', 'of_paper', 'odd_cells', 'printed', 'paired', 'judged', 'say_runs', 'verdict',
-           'table_of_gains', 'Origin', 'why', 'Way', 'where', 'updates_by_stage', 'updates_of', 'inputs_of',
-           'updates_cells', 'add_updates', 'read_runs', 'tables_of_runs', 'metrics_of_runs', 'draw_curves',
-           'draw_conditions', 'pictures']
+           'table_of_gains', 'Origin', 'why', 'Way', 'where', 'updates_by_stage', 'inputs_of', 'updates_cells',
+           'add_updates', 'read_runs', 'tables_of_runs', 'metrics_of_runs', 'draw_curves', 'draw_conditions',
+           'pictures']
 
 # %% ../../nbs/experiments/03_reports.ipynb #7f09ef5c
 from collections.abc import Iterable, Sequence
@@ -970,14 +970,6 @@ def updates_by_stage(
         s['name']: (s['kept'] * each[s['name']], s['epochs'] * each[s['name']]) for s in r.stages
     }
 
-
-def updates_of(
-    r: Result,  # of a run
-    stages: Sequence[Stage],  # of its method
-) -> int:
-    "Number of weight updates over all stages, including borrowed ones."
-    return sum(made for _, made in updates_by_stage(r, stages).values())
-
 # %% ../../nbs/experiments/03_reports.ipynb #5peak042
 def inputs_of(
     title: str,
@@ -995,8 +987,9 @@ def inputs_of(
         with torch.device('meta'):  # shapes, and no values
             net = create(v.method, sweep.task, runs[0].data['widths'], sweep.given(v))
         n = sum(x.numel() for x in (list(net.parameters()) or net.state_dict().values()))
-        each = [updates_of(r, net.stages()) for r in runs]
-        updates = f'{sum(each) / len(each):,.0f}' if any(each) else '–'
+        each = [updates_by_stage(r, net.stages()) for r in runs]
+        made = {s.name: [of[s.name][1] for of in each if s.name in of] for s in net.stages()}
+        updates = ' + '.join(f'{sum(x) / len(x):,.0f}' for x in made.values() if x) or '–'
         said = dict(reads=net.reads(), parameters=f'{n:,}', updates=updates)
         row = {c: Cell(words=x) for c, x in said.items()}
         t.rows[v.name] = with_sources(row, sources_of(found[found.variant == v.name]))
@@ -1005,7 +998,7 @@ def inputs_of(
         'there; with numbered speakers, also their numbers (of IEMOCAP 0 is a woman, 1 a man). '
         'Who speaks is taken as known under every condition, also where only text or only faces '
         'are there. parameters: what training can change; of models that are fitted outside '
-        'PyTorch, all numbers that they hold. updates: mean over the runs.'
+        'PyTorch, all numbers that they hold. updates: of each stage, mean over the runs.'
     )
     return t
 

@@ -1042,12 +1042,12 @@ def _train(jobs, progress, on_epoch, how):  # number -> job: its result, or why 
 # %% ../../nbs/experiments/01_runs.ipynb #3311e8a6
 def _first_stage(j):  # runs that agree in it share its end; None: nothing is trained
     names = [s.name for s in j.method.stages()]
-    return j.shares(names[0])[0] if len(names) > 1 else j.folder if names else None
+    return j.shares(names[0])[0] if names else None
 
 
 # results so far, groups to train, what is there twice, and where each run's first stage is kept
 def _plan(configs, opened, progress):
-    out, groups, twice, firsts, told = [], {}, {}, [], set()
+    out, groups, twice, firsts, told, depth = [], {}, {}, [], set(), []
     for n, c in enumerate(configs):
         j = ready(c, opened)
         if progress and (said := parts_in_words(c, j.about)) and said not in told:
@@ -1055,13 +1055,17 @@ def _plan(configs, opened, progress):
             told.add(said)
         out.append((j.done, j.folder))
         firsts.append(_first_stage(j))
+        depth.append(len(j.method.stages()))
         if (first := [f for _, f in out].index(j.folder)) < n:
             twice[n] = first
         elif j.done:
             _look_up(j, progress)
         else:
             groups.setdefault(_alike(j), []).append(n)
-    return out, list(groups.values()), twice, firsts
+    lent = {firsts[n] for at in groups.values() for n in at if depth[n] > 1}
+    # who ends after a stage from which others go on comes last, and borrows it
+    last = {n for n in range(len(configs)) if depth[n] == 1 and firsts[n] in lent}
+    return out, sorted(groups.values(), key=lambda at: at[0] in last), twice, firsts
 
 # %% ../../nbs/experiments/01_runs.ipynb #1cc92c07
 def _side_by_side(alike, folders, size, train):  # a group, `size` at a time
@@ -1270,7 +1274,7 @@ def run_all(
     if processes is None and all(on_cpu) and (together or 1) == 1:
         processes = n_processes(firsts)
     if (processes or 1) > 1 and len(set(folders)) > 1:
-        left, groups = sorted(n for alike in groups for n in alike), []
+        left, groups = [n for alike in groups for n in alike], []
         opened = _opening(False)  # the data are not needed here
         todo = {n: (configs[n], folders[n], firsts[n] or folders[n]) for n in left}
         for n, result in _by_processes(todo, processes or 1, progress, on_epoch, how).items():
