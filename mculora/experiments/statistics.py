@@ -6,7 +6,8 @@
 __all__ = ['PLAN', 'OF_PAPER', 'SPREAD', 'SURE', 'SEEN', 'Runs', 'Comparison', 'Plan', 'read_plan', 'printed_gain',
            'printed_step', 'gains', 'sample_of', 'Chances', 'posterior', 'chances', 'chance_to_see', 'least_seen',
            'Effect', 'words_of', 'seen_of', 'together', 'fixed_rows', 'fixed_effects', 'say_seen', 'table_of_effects',
-           'add_seen', 'pooled', 'tallies', 'value_of', 'Resampled', 'bootstrap', 'outcomes_of_runs', 'resampled_cell']
+           'add_seen', 'pooled', 'tallies', 'value_of', 'Resampled', 'bootstrap', 'outcomes_of_runs', 'resampled_cell',
+           'add_resampled']
 
 # %% ../../nbs/experiments/08_statistics.ipynb #st080002
 from collections.abc import Collection, Sequence
@@ -550,3 +551,26 @@ def resampled_cell(
         return Cell(words=f'{there} of {every} runs')
     found = bootstrap(a, b, metric, condition, by)
     return Cell(found.mean, found.half, every, digits=2, sources=sources_of(rows))
+
+# %% ../../nbs/experiments/08_statistics.ipynb #5180bca5
+def add_resampled(
+    t: Table,  # of `table_of_gains`
+    rows: 'pd.DataFrame',  # of `find`
+    pairs: dict[str, tuple[str, str]],  # row -> the variants whose difference it is
+    metric: str,
+    by: str = 'dialogue',  # or 'speaker'
+):
+    "Add the interval of each row over dialogues or speakers, if the runs of any left outcomes."
+    cells = {}
+    for name in t.rows:
+        own = rows[rows.variant.isin(pairs[name])]
+        cells[name] = resampled_cell(own, *pairs[name], metric, by=by)
+    if all(c.words for c in cells.values()):
+        return
+    t.columns.append(f'over {by}s')
+    for name, cell in cells.items():
+        t.rows[name][f'over {by}s'] = cell
+    t.notes.append(
+        f'Over {by}s: the interval of the first column if the test part is drawn again in {by}s; '
+        '"n of n runs": how many have the counts that this needs (runs since 29 November 2026).'
+    )
