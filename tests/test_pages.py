@@ -536,6 +536,17 @@ def sizes(data):
     return cells_of(data, 'table2_ablation', 'Table 2, how small the effects are')
 
 
+def test_claims_of_the_random_protocol_on_hazumi_online():
+    "MCULoRA has the highest mean, level with MCTN, and is ahead of GCNet by more and more."
+    rows = cells_of('hazumi_online', 'table3_random', 'Table 3, minus MCULoRA')
+    mean = {n: tuple(map(float, row['mean'].split(' ± '))) for n, row in rows.items()}
+    assert all(m < 0 for m, _ in mean.values())
+    assert abs(mean['mctn'][0]) < mean['mctn'][1]
+    gcnet = rows['gcnet']
+    assert float(gcnet['p, mean']) < 0.05
+    assert float(gcnet['0.5'].split()[0]) < float(gcnet['0.1'].split()[0])
+
+
 WITHOUT_SIGNAL = {'mmin', 'if-mmin', 'if-mmin, october 2022', 'mran-reading'}
 
 
