@@ -587,7 +587,7 @@ def in_points(metric: str) -> str:
     "A metric and the unit of its differences, in a sentence: points WA, hundredths of r."
     return f'{unit_of(metric)} {metric}' if in_percent(metric) else f'{unit_of(metric)} of {metric}'
 
-
+# %% ../../nbs/experiments/03_reports.ipynb #ae4cf041
 def say_missing(
     missing: dict[str, list[str]],  # of `find`
     most: int = 6,  # how many are named
