@@ -550,7 +550,8 @@ def resampled_cell(
     if there < every or not every:
         return Cell(words=f'{there} of {every} runs')
     found = bootstrap(a, b, metric, condition, by)
-    return Cell(found.mean, found.half, every, digits=2, sources=sources_of(rows))
+    # a run that both rows have counts once
+    return Cell(found.mean, found.half, rows.file.nunique(), digits=2, sources=sources_of(rows))
 
 # %% ../../nbs/experiments/08_statistics.ipynb #5180bca5
 def add_resampled(
