@@ -191,10 +191,10 @@ class GCNetReads(GCNetBuild):
         "H^0 = BiLSTM(X)"
         ends = self._ends(b)
         memory = self.settings.memory
-        (h,) = both_ways(ends, (self.read[0], turned(self._first(b), ends)), memory=memory)
+        (h,) = both_ways(ends, (self.read[0].U, turned(self._first(b), ends)), memory=memory)
         for f in self.read[1:]:
             h = self.dropout(h, b.place)
-            (h,) = both_ways(ends, (f, f.products(h, ends)), memory=memory)
+            (h,) = both_ways(ends, (f.U, f.products(h, ends)), memory=memory)
         return h
 
 # %% ../../nbs/baselines/09_gcnet.ipynb #50ecdf0e
@@ -227,7 +227,7 @@ class GCNetGraphs(GCNetReads):
             if k:
                 x = [self.dropout(v, b.place) for v in x]
             layers = [g.read[k] for g in graphs]
-            read = [(f, f.products(v, ends)) for f, v in zip(layers, x)]
+            read = [(f.U, f.products(v, ends)) for f, v in zip(layers, x)]
             x = both_ways(ends, *read, memory=self.settings.memory)
         return self.head_dropout(sum(g.end(v, b.valid) for g, v in zip(graphs, x)), b.place)
 

@@ -6,7 +6,6 @@
 __all__ = ['TEMPORAL', 'SPEAKER', 'recur', 'reverse', 'turned', 'both_ways', 'window', 'temporal', 'spoken', 'shares']
 
 # %% ../../nbs/basics/06_sequences.ipynb #5eq00003
-from typing import Any
 import torch
 from torch import Tensor
 
@@ -51,14 +50,14 @@ def turned(
 
 def both_ways(
     valid: Tensor,  # [B, L] bool
-    # LSTMs of two directions and the same H, each with its `U` [2, H, 4H], and what each takes
-    # from its input, `turned`: [2, B, L, 4H]
-    *what: tuple[Any, Tensor],
+    # LSTMs of two directions and the same H: U [2, H, 4H] of each, and what it takes from its
+    # input, `turned`: [2, B, L, 4H]
+    *what: tuple[Tensor, Tensor],
     memory: bool = True,  # False: h_{l-1} and c_{l-1} are zero in every step
     begins: Tensor | None = None,  # [K, B, L] as `recur`, of all directions
 ) -> list[Tensor]:  # of each, [B, L, 2H]
     "Several bidirectional LSTMs in one loop; the directions are concatenated."
-    p, U = torch.cat([p for _, p in what]), torch.cat([f.U for f, _ in what])
+    p, U = torch.cat([p for _, p in what]), torch.cat([U for U, _ in what])
     # without memory each step is a dialogue of its own
     steps = p if memory else p.flatten(1, 2)[:, :, None]
     h = recur(steps, U, begins).view(*p.shape[:-1], -1).split(2)

@@ -90,6 +90,10 @@ class _Finds(Sweep):  # its runs
         )
         return seeds, found[found.variant.isin(whole)] if len(found) else found, whole
 
+    def never(self, missing: dict[str, list[str]]) -> list[str]:
+        "Of `missing`, the variants of which no run at all is there."
+        return [n for n, lost in missing.items() if len(lost) == len(self.folds) * len(self.seeds)]
+
 # %% ../../nbs/experiments/03_reports.ipynb #94768b8a
 def _limit(dataset, size):  # metric -> condition -> cell
     exact = bayes_limit(dataset, size)

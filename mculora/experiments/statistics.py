@@ -7,7 +7,7 @@ __all__ = ['PLAN', 'OF_PAPER', 'SPREAD', 'SURE', 'SEEN', 'Runs', 'Comparison', '
            'printed_step', 'gains', 'sample_of', 'Chances', 'posterior', 'chances', 'chance_to_see', 'least_seen',
            'Effect', 'words_of', 'seen_of', 'together', 'fixed_rows', 'fixed_effects', 'say_seen', 'table_of_effects',
            'add_seen', 'pooled', 'tallies', 'value_of', 'Resampled', 'bootstrap', 'outcomes_of_runs', 'resampled_cell',
-           'add_resampled']
+           'clusters_of', 'add_resampled']
 
 # %% ../../nbs/experiments/08_statistics.ipynb #st080002
 from collections.abc import Collection, Sequence
@@ -34,6 +34,7 @@ from mculora.experiments.reports import (
     sources_of,
     with_sources,
 )
+from ..data.sources import LAYOUTS
 from ..data.twins import repo_root
 
 if TYPE_CHECKING:  # annotations alone need it here
@@ -554,6 +555,14 @@ def resampled_cell(
     return Cell(found.mean, found.half, rows.file.nunique(), digits=2, sources=sources_of(rows))
 
 # %% ../../nbs/experiments/08_statistics.ipynb #5180bca5
+def clusters_of(
+    dataset: str,  # as results name it, without its size
+) -> list[str]:
+    "What may be drawn again: dialogues, and speakers where a fold knows who recurs."
+    recur = dataset in LAYOUTS and LAYOUTS[dataset].speakers
+    return ['dialogue', 'speaker'] if recur else ['dialogue']
+
+
 def add_resampled(
     t: Table,  # of `table_of_gains`
     rows: 'pd.DataFrame',  # of `find`

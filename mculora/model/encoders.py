@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['Adapt', 'Attend', 'ENCODERS', 'Chosen', 'attention_mask', 'plain', 'attend', 'Block', 'Blocks', 'UnimodalEncoder',
            'linear_maps', 'own_turns', 'heads_by_speaker', 'among_of', 'Rows', 'packed', 'unimodal_heads', 'Mixing',
-           'MixingEncoder', 'moved', 'Recurrence', 'Direction', 'OwnTurns', 'Messages', 'Relative', 'LSTMEncoder',
-           'OwnTurnsEncoder', 'GraphEncoder', 'LSTMGraphEncoder', 'RelativeTransformer', 'known_encoders',
-           'encoder_names']
+           'MixingEncoder', 'moved', 'Recurrence', 'OwnTurns', 'Messages', 'Relative', 'LSTMEncoder', 'OwnTurnsEncoder',
+           'GraphEncoder', 'LSTMGraphEncoder', 'RelativeTransformer', 'known_encoders', 'encoder_names']
 
 # %% ../../nbs/model/00_encoders.ipynb #94b12b7a
 from collections.abc import Callable
@@ -311,17 +310,10 @@ class Recurrence(Mixing):
     def mix(self, given, around):
         front, back, there = around
         p = torch.stack(moved(given, front).chunk(2, -1))  # [2, B, L, 2d]
-        (h,) = both_ways(there, (self, turned(p, there)))
+        (h,) = both_ways(there, (self.U, turned(p, there)))
         return moved(h, back)
 
 # %% ../../nbs/model/00_encoders.ipynb #fa33173e
-@dataclass(frozen=True)
-class Direction:
-    "Two directions of a recurrence."
-
-    U: Tensor  # [2, H, 4H]
-
-
 class OwnTurns(Recurrence):
     "A block with two LSTMs in each direction: of the dialogue, and of each speaker's own turns."
 
@@ -349,8 +341,7 @@ class OwnTurns(Recurrence):
         orders, back, there, begins = around
         halves = zip(self.U.split(2), given.chunk(2, -1), orders)
         ways = [
-            (Direction(U), turned(torch.stack(moved(p, order).chunk(2, -1)), there))
-            for U, p, order in halves
+            (U, turned(torch.stack(moved(p, order).chunk(2, -1)), there)) for U, p, order in halves
         ]
         states = both_ways(there, *ways, begins=begins)
         return torch.cat([moved(h, order) for h, order in zip(states, back)], -1)
