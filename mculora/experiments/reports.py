@@ -90,10 +90,6 @@ class _Finds(Sweep):  # its runs
         )
         return seeds, found[found.variant.isin(whole)] if len(found) else found, whole
 
-    def never(self, missing: dict[str, list[str]]) -> list[str]:
-        "Of `missing`, the variants of which no run at all is there."
-        return [n for n, lost in missing.items() if len(lost) == len(self.folds) * len(self.seeds)]
-
 # %% ../../nbs/experiments/03_reports.ipynb #94768b8a
 def _limit(dataset, size):  # metric -> condition -> cell
     exact = bayes_limit(dataset, size)
@@ -128,6 +124,10 @@ class Report(_Finds):
                     f'{name} of {r.variant}, fold {r.fold}, seed {r.seed}'
                 )
         return found, missing, {v: at for v, at in files.items() if v not in missing}
+
+    def never(self, missing: dict[str, list[str]]) -> list[str]:
+        "Of `missing`, the variants of which no run at all is there."
+        return [n for n, lost in missing.items() if len(lost) == len(self.folds) * len(self.seeds)]
 
     def limit(self) -> 'dict[str, dict[str, Cell]]':
         """What no method can pass on a twin: metric -> condition -> cell, with the 95 % error of
