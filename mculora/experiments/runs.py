@@ -51,6 +51,7 @@ from ..training.evaluation import predictions_under, scores_of, scores_under, wi
 from ..training.calibration import calibrate, calibration_report
 from ..training.trainer import earlier, fit_all, precisely, resolve_schedule
 from ..training.recording import observe, save_observed, watching
+from ..training.swap import swaps
 from ..training.check import refuse
 from ..training.options import Missing, RunConfig
 
@@ -900,15 +901,19 @@ def finish(
     import pandas as pd  # here: training needs no pandas
 
     task, folder = job.splits.train.task, job.folder
-    test, files = job.splits.test, ['curves.parquet', 'outcomes.parquet', 'model.safetensors']
+    test, files = job.splits.test, ['model.safetensors']
     masks = _masks(job)
     with precisely(job.config.precision, job.device):
         scores, counted = _measured(job, masks)
+        tables = {'curves': pd.DataFrame(history), 'outcomes': counted}
         if job.config.observe:
             save_observed(observe(job.method, test), folder / 'observed.safetensors')
             files.append('observed.safetensors')
-    for name, table in (('curves', pd.DataFrame(history)), ('outcomes', counted)):
+            if (swapped := swaps(job.method, test)) is not None:
+                tables['swap'] = swapped
+    for name, table in tables.items():
         write_atomically(folder / f'{name}.parquet', lambda tmp, t=table: t.to_parquet(tmp))
+        files.append(f'{name}.parquet')
     save_method(job.method, job.stats, folder / 'model.safetensors')
     _set_aside(folder, job.code)
     _note_place(job)
