@@ -864,7 +864,7 @@ def table_of_gains(
         out.rows[name] = with_sources(row, sources_of(found[found.variant.isin(rows[name])]))
     out.notes.append(
         'Paired by fold and seed, seeds of a fold averaged first; 95 % intervals; p of the t-test '
-        f'after Holm over {len(out.rows)} rows.'
+        f'after Holm over {len(out.rows)} row{"s" * (len(out.rows) > 1)}.'
     )
     return out
 
