@@ -26,17 +26,8 @@ from torch.nn.modules.module import (
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from ..basics.modalities import labels
-from mculora.basics.dialogues import (
-    DataError,
-    Dialogues,
-    Splits,
-    Task,
-    fingerprint,
-    resolve_device,
-    select,
-    split,
-    to,
-)
+from ..basics.dialogues import DataError, Dialogues, Splits, Task, fingerprint
+from ..basics.dialogues import resolve_device, select, split, to
 from ..basics.columns import Columns, file_name, is_own
 from ..basics.files import OutputError, brief, write_atomically, write_text
 from ..data.sources import described, fit_scale, scale
@@ -886,6 +877,12 @@ def _measured(job, masks):  # on the test part: scores, and outcomes
     return scores, _outcomes(test, outputs, masks)
 
 # %% ../../nbs/experiments/01_runs.ipynb #c0de0016
+def _write_tables(folder, tables):  # name -> table; the names of their files
+    for name, table in tables.items():
+        write_atomically(folder / f'{name}.parquet', lambda tmp, t=table: t.to_parquet(tmp))
+    return [f'{name}.parquet' for name in tables]
+
+
 def _set_aside(folder, code):  # a result that other code made, to compare with
     with suppress(DataError):
         if (old := read_result(folder)).code not in (None, code):
@@ -909,11 +906,8 @@ def finish(
         if job.config.observe:
             save_observed(observe(job.method, test), folder / 'observed.safetensors')
             files.append('observed.safetensors')
-            if (swapped := swaps(job.method, test)) is not None:
-                tables['swap'] = swapped
-    for name, table in tables.items():
-        write_atomically(folder / f'{name}.parquet', lambda tmp, t=table: t.to_parquet(tmp))
-        files.append(f'{name}.parquet')
+            tables |= swaps(job.method, test)
+    files += _write_tables(folder, tables)
     save_method(job.method, job.stats, folder / 'model.safetensors')
     _set_aside(folder, job.code)
     _note_place(job)

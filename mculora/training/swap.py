@@ -81,9 +81,9 @@ def swap_matrix(
 def swaps(
     method: Method,  # trained
     d: Dialogues,  # the test part
-) -> 'pd.DataFrame | None':  # part, combination, read_with, value; None: nothing is private
+) -> 'dict[str, pd.DataFrame]':  # 'swap': part, combination, read_with, value; of most methods {}
     "The swap matrices of all private parts, in the first metric of the task."
     import pandas as pd
 
     long = {p: swap_matrix(method, d, p).stack().rename('value') for p in private_parts(method)}
-    return pd.concat(long, names=['part']).reset_index() if long else None
+    return {'swap': pd.concat(long, names=['part']).reset_index()} if long else {}
