@@ -198,6 +198,9 @@ def effects():
     return {k: r | {'corrected': p[k]} for k, r in out.items()}
 
 
+SMALL, PRINTED_SMALLER = 'smaller than 0.5', 'smaller than printed'
+
+
 def effect_of(claim):
     "In words: on which data it is told from zero, after the correction, and how small it is."
     own = {d: r for (c, d), r in effects().items() if c == claim}
@@ -210,8 +213,12 @@ def effect_of(claim):
     said = [f'on {where("above zero")}'] * bool(where('above zero'))
     said += [f'below zero on {where("below zero")}'] * bool(where('below zero'))
     said = said or ['not measurable']
-    for word in ('smaller than 0.5 points', 'smaller than printed'):
-        said += [f'{word} on {where(word)}'] * bool(where(word))
+    in_words = {
+        SMALL: 'smaller than 0.5 points (of r, hundredths)',
+        PRINTED_SMALLER: PRINTED_SMALLER,
+    }
+    for word, said_so in in_words.items():
+        said += [f'{said_so} on {where(word)}'] * bool(where(word))
     return '; '.join(said)
 
 
@@ -476,7 +483,7 @@ def test_claims_of_the_verdict():
     small = [
         data
         for data in LEAD
-        if SMALL in effect_of('private') and NAME[data] in effect_of('private')
+        if 'smaller than 0.5' in effect_of('private') and NAME[data] in effect_of('private')
     ]
     assert small == list(LEAD)
     gains = printed_gains()
@@ -629,9 +636,6 @@ def test_claims_of_the_map():
     most = sum(map(float, real['private adapters, frozen'].split(' ± ')))
     read_outs = read_found(ROOT / 'results/headroom/hazumi_online.json').scores['r']['incomplete']
     assert 0 < most < 100 * read_outs['low'] / 3
-
-
-SMALL, PRINTED_SMALLER = 'smaller than 0.5 points', 'smaller than printed'
 
 
 def test_claims_of_what_is_small():

@@ -276,6 +276,34 @@ def test_no_row_is_two_points_below_the_best_of_its_own_grid(name):
     assert tried and max(tried.values()) - in_use <= 0.02, tried
 
 
+def tried_on_hazumi(name):
+    "Learning rate -> validation score of fold 1, seed 66; and the rate of the tables."
+    said = yaml.safe_load((ROOT / 'workflow' / 'config.yaml').read_text())['committed']
+    own, scores = said['hazumi_online']['parameters']['table1_fixed'], {}
+    for lr in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2):
+        options = own['options'] | {'lr': lr}
+        sweep = Sweep(data='hazumi_online', folds=[1], seeds=[66], options=options)
+        found, missing = find(
+            collected_of('hazumi_online'), sweep, [Variant(name=name, method=name)]
+        )
+        if not missing:
+            (scores[lr],) = validation_of(found).values()
+    return scores, (own['options'] | own['by_method'].get(name, {}))['lr']
+
+
+@pytest.mark.parametrize(
+    'name',
+    [name for name in ROWS if (ROOT / f'results/hazumi_online/{name}{STORE}').is_file()],
+)
+def test_the_learning_rates_on_hazumi_are_the_best_tried(name):
+    "MCULoRA's, too; and none lies at the edge of what was tried."
+    if 'lr' not in methods()[name].Settings.model_fields:
+        pytest.skip('fitted without a learning rate')
+    scores, in_use = tried_on_hazumi(name)
+    assert len(scores) >= 3 and max(scores, key=scores.get) == in_use, scores
+    assert min(scores) < in_use < max(scores), scores
+
+
 def test_under_quick_mculora_chooses_from_the_rates_of_the_baselines():
     "Its rate is multiplied there, and theirs are not: what is trained with is the same."
     task = described('iemocap')

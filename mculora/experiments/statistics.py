@@ -267,7 +267,7 @@ def words_of(
     known = 'above zero' if mean > 0 else 'below zero'
     said = [known if corrected < 0.05 else UNCLEAR]
     if chances(effect.gains, effect.region).within >= SURE:
-        said.append(f'smaller than {effect.region:g} points')
+        said.append(f'smaller than {effect.region:g}')
     if mean + half < effect.printed:
         said.append('smaller than printed')
     return ', '.join(said)
@@ -279,7 +279,7 @@ def seen_of(
     "What would have been seen, had there been an effect."
     if not effect.sample.std(ddof=1) > SPREAD:
         return 'not to be said: this mean is the same in every run'
-    said = f'{least_seen(effect.sample, effect.tests):.2f} points or more, 4 times in 5'
+    said = f'{least_seen(effect.sample, effect.tests):.2f} or more, 4 times in 5'
     if math.isnan(effect.printed):
         return said
     chance = chance_to_see(effect.printed, effect.sample, effect.tests)
@@ -523,7 +523,7 @@ def bootstrap(
 # %% ../../nbs/experiments/08_statistics.ipynb #st08001c
 def outcomes_of_runs(
     rows: 'pd.DataFrame',  # of `find`: one variant
-) -> tuple[Runs, int, int]:  # the outcomes, of how many runs, of all
+) -> Runs:
     "The outcomes that the runs of a row left, each checked against its result."
     import pandas as pd
 
@@ -533,7 +533,7 @@ def outcomes_of_runs(
         path = Path(r.file).with_name('outcomes.parquet')
         if file_of(path).is_file():
             runs.setdefault(r.fold, []).append(pd.read_parquet(beside(path)))
-    return runs, sum(map(len, runs.values())), len(files)
+    return runs
 
 
 def resampled_cell(
@@ -544,15 +544,21 @@ def resampled_cell(
     condition: str = 'incomplete',
     by: str = 'dialogue',  # or 'speaker'
 ) -> Cell:
-    "The interval over dialogues or speakers; if not all runs left outcomes, how many did."
-    a, there, every = outcomes_of_runs(rows[rows.variant == one])
-    b, more, rest = outcomes_of_runs(rows[rows.variant == other])
-    there, every = there + more, every + rest
-    if there < every or not every:
-        return Cell(words=f'{there} of {every} runs')
-    found = bootstrap(a, b, metric, condition, by)
+    """The interval over dialogues or speakers: of all seeds; or of those of which every run left
+    its outcomes, which are then named; or, without any, how many runs did."""
+    pair = rows[rows.variant.isin([one, other])]
+    left = {f: file_of(Path(f).with_name('outcomes.parquet')).is_file() for f in set(pair.file)}
+    whole = pair.file.map(left).groupby(pair.seed).all()
+    seeds = whole.index[whole].tolist()
     # a run that both rows have counts once
-    return Cell(found.mean, found.half, rows.file.nunique(), digits=2, sources=sources_of(rows))
+    rows = pair[pair.seed.isin(seeds)]
+    if not seeds:
+        return Cell(words=f'{sum(left.values())} of {len(left)} runs')
+    a, b = (outcomes_of_runs(rows[rows.variant == v]) for v in (one, other))
+    found = bootstrap(a, b, metric, condition, by)
+    cell = Cell(found.mean, found.half, rows.file.nunique(), digits=2, sources=sources_of(rows))
+    some = f' (seed{"s" * (len(seeds) > 1)} {", ".join(map(str, seeds))})'
+    return cell if whole.all() else cell._replace(words=cell.say() + some)
 
 # %% ../../nbs/experiments/08_statistics.ipynb #5180bca5
 def clusters_of(
@@ -575,12 +581,13 @@ def add_resampled(
     for name in t.rows:
         own = rows[rows.variant.isin(pairs[name])]
         cells[name] = resampled_cell(own, *pairs[name], metric, by=by)
-    if all(c.words for c in cells.values()):
+    if not any(c.runs for c in cells.values()):
         return
     t.columns.append(f'over {by}s')
     for name, cell in cells.items():
         t.rows[name][f'over {by}s'] = cell
     t.notes.append(
         f'Over {by}s: the interval of the first column if the test part is drawn again in {by}s; '
-        '"n of n runs": how many have the counts that this needs (runs since 29 November 2026).'
+        'seeds are named where only they have the counts that this needs (runs since 29 November '
+        '2026); "n of n runs": how many have them.'
     )
