@@ -281,13 +281,14 @@ def tried_on_hazumi(name):
     said = yaml.safe_load((ROOT / 'workflow' / 'config.yaml').read_text())['committed']
     own, scores = said['hazumi_online']['parameters']['table1_fixed'], {}
     for lr in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2):
-        options = own['options'] | {'lr': lr}
-        sweep = Sweep(data='hazumi_online', folds=[1], seeds=[66], options=options)
-        found, missing = find(
-            collected_of('hazumi_online'), sweep, [Variant(name=name, method=name)]
-        )
-        if not missing:
-            (scores[lr],) = validation_of(found).values()
+        rate, options = {name: {'lr': lr}}, own['options']
+        sweep = Sweep(data='hazumi_online', folds=[1], seeds=[66], options=options, by_method=rate)
+        both = [
+            Variant(name=n, method=n) for n in {name: 0, 'mculora': 0}
+        ]  # which has all settings
+        found, missing = find(collected_of('hazumi_online'), sweep, both)
+        if name not in missing:
+            scores[lr] = validation_of(found[found.variant == name])[name]
     return scores, (own['options'] | own['by_method'].get(name, {}))['lr']
 
 
