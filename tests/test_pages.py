@@ -214,7 +214,7 @@ def effect_of(claim):
     said += [f'below zero on {where("below zero")}'] * bool(where('below zero'))
     said = said or ['not measurable']
     in_words = {
-        SMALL: 'smaller than 0.5 points (of r, hundredths)',
+        SMALL: 'smaller than 0.5 points',
         PRINTED_SMALLER: PRINTED_SMALLER,
     }
     for word, said_so in in_words.items():
