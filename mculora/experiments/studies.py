@@ -256,6 +256,8 @@ MORE_READINGS = [
         'literal, sum in eq. 3': dict(adapter_form='literal', reduction='sum'),
         'DPFT per modality, wide': WIDE | dict(dpft='modality'),
         'B at 16 times the rate': dict(lr_B=16.0),
+        'beta 0.01': dict(beta=0.01),
+        'beta 0.1': dict(beta=0.1),
     }.items()
 ]
 
