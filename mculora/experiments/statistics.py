@@ -587,7 +587,7 @@ def add_resampled(
     for name, cell in cells.items():
         t.rows[name][f'over {by}s'] = cell
     t.notes.append(
-        f'Over {by}s: the interval of the first column if the test part is drawn again in {by}s; '
-        'seeds are named where only they have the counts that this needs (runs since 29 November '
-        '2026); "n of n runs": how many have them.'
+        f'Over {by}s: the same difference if the test part is drawn again in {by}s. Where seeds '
+        'are named, it is of these alone, so its mean is another one; the others lack the counts '
+        'that this needs (runs since 29 November 2026). "n of n runs": how many have them.'
     )
