@@ -548,7 +548,8 @@ def resampled_cell(
     its outcomes, which are then named; or, without any, how many runs did."""
     pair = rows[rows.variant.isin([one, other])]
     left = {f: file_of(Path(f).with_name('outcomes.parquet')).is_file() for f in set(pair.file)}
-    whole = pair.file.map(left).groupby(pair.seed).all()
+    shared = pair.groupby('seed').variant.nunique() == 2
+    whole = pair.file.map(left).groupby(pair.seed).all()[shared]
     seeds = whole.index[whole].tolist()
     # a run that both rows have counts once
     rows = pair[pair.seed.isin(seeds)]
